@@ -1,0 +1,361 @@
+"""ALBERT: factorised embeddings, one layer used at every depth, two pretraining heads.
+
+Shapes, here and in every docstring of the package:
+    B batch    L sequence length    P masked positions per sequence    V vocabulary
+    E embedding size    H hidden size    A heads    D = H/A    I feed-forward width    N layers
+
+Source of every formula: Lan et al. 2019 (arXiv 1909.11942) and the released program,
+google-research/albert. Where the two differ, the program decides.
+"""
+
+import dataclasses
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+ACTIVATIONS = {"gelu": lambda x: jax.nn.gelu(x, approximate=True), "relu": jax.nn.relu}
+# What the backward pass may keep of each layer instead of computing it again.
+REMAT_POLICIES = {
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # dense outputs are kept
+    "full": jax.checkpoint_policies.nothing_saveable,  # only the layer's input is kept
+}
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
+LAYER_NORM_EPSILON = 1e-12
+
+
+@dataclasses.dataclass(frozen=True)
+class AlbertConfig:
+    """Sizes and numerics of a model; the names are those of `albert_config.json`."""
+
+    vocab_size: int
+    embedding_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_hidden_groups: int  # sets of weights; layer l uses set l * groups // layers
+    inner_group_num: int  # layers in one set, applied one after the other at every step
+    num_attention_heads: int
+    intermediate_size: int
+    hidden_act: str  # a key of ACTIVATIONS
+    hidden_dropout_prob: float
+    attention_probs_dropout_prob: float
+    max_position_embeddings: int
+    type_vocab_size: int
+    initializer_range: float
+    dtype: str  # of activations and products; LayerNorm, softmax and losses are always float32
+    param_dtype: str  # of parameters, their gradients and the optimiser's moments
+    remat: str  # a key of REMAT_POLICIES
+
+    def problems(self) -> list[str]:
+        """What is wrong with the sizes, one sentence each; empty when the model can be built."""
+        found = []
+        for name in ("vocab_size", "embedding_size", "hidden_size", "num_hidden_layers",
+                     "num_hidden_groups", "inner_group_num", "num_attention_heads",
+                     "intermediate_size", "max_position_embeddings",
+                     "type_vocab_size"):  # fmt: skip
+            if getattr(self, name) < 1:
+                found.append(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+            if not 0 <= getattr(self, name) < 1:
+                found.append(f"{name} is {getattr(self, name)}; it must be in [0, 1)")
+        choices = {"hidden_act": ACTIVATIONS, "dtype": DTYPES, "param_dtype": DTYPES,
+                   "remat": REMAT_POLICIES}  # fmt: skip
+        for name, legal in choices.items():
+            if getattr(self, name) not in legal:
+                found.append(
+                    f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(legal)}"
+                )
+        if self.initializer_range <= 0:
+            found.append(f"initializer_range is {self.initializer_range}; it must be positive")
+        if found:
+            return found
+        if self.hidden_size % self.num_attention_heads:
+            found.append(
+                f"hidden_size {self.hidden_size} is not a multiple of "
+                f"num_attention_heads {self.num_attention_heads}"
+            )
+        if self.num_hidden_groups > self.num_hidden_layers:
+            found.append(
+                f"num_hidden_groups {self.num_hidden_groups} is more than "
+                f"num_hidden_layers {self.num_hidden_layers}: some weights would never be used"
+            )
+        return found
+
+    @property
+    def group_lengths(self) -> list[int]:
+        """How many consecutive steps each group of weights is applied for; sums to N.
+
+        The released program computes int(l / N * G) in floating point; integers give the
+        same groups wherever that has no rounding error.
+        """
+        groups = [
+            layer * self.num_hidden_groups // self.num_hidden_layers
+            for layer in range(self.num_hidden_layers)
+        ]
+        return [groups.count(group) for group in range(self.num_hidden_groups)]
+
+
+@flax.struct.dataclass
+class AlbertOutput:
+    """What the model returns; a field that was not asked for is None."""
+
+    last_hidden_state: jax.Array  # [B, L, H]
+    pooled_output: jax.Array  # [B, H]
+    hidden_states: jax.Array | None  # [N + 1, B, L, H]: the encoder's input, then every step
+    mlm_logits: jax.Array  # float32 [B, P, V], or [B, L, V] when no positions were given
+    sop_logits: jax.Array  # float32 [B, 2]: in order, swapped
+
+
+def _initializer(config, *axes):
+    """Truncated normal cut at two sigma, carrying its logical axis names."""
+    init = nn.initializers.truncated_normal(config.initializer_range)
+    return nn.with_logical_partitioning(init, axes)
+
+
+def _zeros(*axes):
+    return nn.with_logical_partitioning(nn.initializers.zeros_init(), axes)
+
+
+def _dense(config, features, kernel_axes, name, axis=-1, dtype=None):
+    """A dense layer with bias over `axis`, its parameters cast where they are used.
+
+    The cast happens inside the scanned layer, so the gradient of a shared kernel is summed
+    over depth in param_dtype, not in the compute dtype.
+    """
+    contracted = 1 if isinstance(axis, int) else len(axis)
+    return nn.DenseGeneral(
+        features,
+        axis=axis,
+        dtype=dtype or DTYPES[config.dtype],
+        param_dtype=DTYPES[config.param_dtype],
+        kernel_init=_initializer(config, *kernel_axes),
+        bias_init=_zeros(*kernel_axes[contracted:]),
+        name=name,
+    )
+
+
+def _layer_norm(config, axis, name):
+    return nn.LayerNorm(
+        epsilon=LAYER_NORM_EPSILON,
+        dtype=jnp.float32,
+        param_dtype=DTYPES[config.param_dtype],
+        use_fast_variance=False,  # E[x^2] - E[x]^2 loses digits the released program keeps
+        scale_init=nn.with_logical_partitioning(nn.initializers.ones_init(), (axis,)),
+        bias_init=_zeros(axis),
+        name=name,
+    )
+
+
+class Embeddings(nn.Module):
+    """Word + token type + position, LayerNorm, dropout: all of width E."""
+
+    config: AlbertConfig
+
+    def setup(self):
+        c = self.config
+        dtype = DTYPES[c.param_dtype]
+        self.word_embeddings = self.param(
+            "word_embeddings", _initializer(c, "vocab", "embed"),
+            (c.vocab_size, c.embedding_size), dtype,
+        )  # fmt: skip
+        self.token_type_embeddings = self.param(
+            "token_type_embeddings", _initializer(c, "token_type", "embed"),
+            (c.type_vocab_size, c.embedding_size), dtype,
+        )  # fmt: skip
+        self.position_embeddings = self.param(
+            "position_embeddings", _initializer(c, "position", "embed"),
+            (c.max_position_embeddings, c.embedding_size), dtype,
+        )  # fmt: skip
+        self.layer_norm = _layer_norm(c, "embed", "layer_norm")
+        self.dropout = nn.Dropout(c.hidden_dropout_prob)
+
+    def __call__(self, input_ids, token_type_ids, deterministic):
+        """int [B, L], int [B, L] -> [B, L, E]. Ids are checked where data enters, not here."""
+        length = input_ids.shape[1]
+        if length > self.config.max_position_embeddings:
+            raise ValueError(
+                f"a sequence of length {length} is longer than the position table, "
+                f"max_position_embeddings {self.config.max_position_embeddings}"
+            )
+        x = self.word_embeddings[input_ids] + self.token_type_embeddings[token_type_ids]
+        x = self.layer_norm(x + self.position_embeddings[:length])
+        return self.dropout(x.astype(DTYPES[self.config.dtype]), deterministic=deterministic)
+
+
+class SelfAttention(nn.Module):
+    """softmax(q k^T / sqrt(D) + bias) v, with dropout on the probabilities."""
+
+    config: AlbertConfig
+    deterministic: bool
+
+    @nn.compact
+    def __call__(self, x, bias):
+        """[B, L, H], float32 [B, 1, 1, L] -> [B, L, H]."""
+        c = self.config
+        heads = (c.num_attention_heads, c.hidden_size // c.num_attention_heads)
+        axes = ("hidden", "heads", "head_dim")
+        q, k, v = (_dense(c, heads, axes, name)(x) for name in ("query", "key", "value"))
+        q, k, v = (
+            nn.with_logical_constraint(t, ("batch", "length", "heads", "head_dim"))
+            for t in (q, k, v)
+        )
+        scores = jnp.einsum("BLAD,BMAD->BALM", q, k, preferred_element_type=jnp.float32)
+        probabilities = jax.nn.softmax(scores / jnp.sqrt(heads[1]).astype(jnp.float32) + bias)
+        probabilities = nn.Dropout(
+            c.attention_probs_dropout_prob, deterministic=self.deterministic
+        )(probabilities.astype(q.dtype))
+        context = jnp.einsum("BALM,BMAD->BLAD", probabilities, v)
+        return _dense(
+            c, c.hidden_size, ("heads", "head_dim", "hidden"), "output", axis=(-2, -1)
+        )(context)  # fmt: skip
+
+
+class Layer(nn.Module):
+    """Post-LayerNorm transformer layer: a = LN(x + drop(att(x))), y = LN(a + drop(ffn(a)))."""
+
+    config: AlbertConfig
+    deterministic: bool
+
+    @nn.compact
+    def __call__(self, x, bias):
+        """[B, L, H], float32 [B, 1, 1, L] -> [B, L, H]."""
+        c = self.config
+        dropout = nn.Dropout(c.hidden_dropout_prob, deterministic=self.deterministic)
+        attended = SelfAttention(c, self.deterministic, name="attention")(x, bias)
+        a = _layer_norm(c, "hidden", "attention_layer_norm")(x + dropout(attended))
+        a = a.astype(x.dtype)
+        h = _dense(c, c.intermediate_size, ("hidden", "mlp"), "intermediate")(a)
+        h = nn.with_logical_constraint(h, ("batch", "length", "mlp"))
+        h = ACTIVATIONS[c.hidden_act](h)
+        h = _dense(c, c.hidden_size, ("mlp", "hidden"), "output")(h)
+        y = _layer_norm(c, "hidden", "output_layer_norm")(a + dropout(h)).astype(x.dtype)
+        return nn.with_logical_constraint(y, ("batch", "length", "hidden"))
+
+
+class LayerGroup(nn.Module):
+    """One step of the encoder: `inner_group_num` layers, as a body for `nn.scan`."""
+
+    config: AlbertConfig
+    deterministic: bool
+    keep_hidden: bool
+
+    @nn.compact
+    def __call__(self, x, bias):
+        for i in range(self.config.inner_group_num):
+            x = Layer(self.config, self.deterministic, name=f"layer_{i}")(x, bias)
+        return x, (x if self.keep_hidden else None)
+
+
+class Encoder(nn.Module):
+    """E -> H if they differ, then N steps, each group of weights scanned over its steps."""
+
+    config: AlbertConfig
+
+    @nn.compact
+    def __call__(self, x, bias, deterministic, keep_hidden):
+        """[B, L, E], float32 [B, 1, 1, L] -> [B, L, H] and [N + 1, B, L, H] or None."""
+        c = self.config
+        if c.embedding_size != c.hidden_size:
+            x = _dense(c, c.hidden_size, ("embed", "hidden"), "embedding_hidden_mapping_in")(x)
+        x = nn.with_logical_constraint(x, ("batch", "length", "hidden"))
+        hidden = [x[None]]
+        body = LayerGroup
+        if c.remat != "none":
+            body = nn.remat(LayerGroup, prevent_cse=False, policy=REMAT_POLICIES[c.remat])
+        for group, length in enumerate(c.group_lengths):
+            scanned = nn.scan(
+                body,
+                variable_broadcast="params",
+                # Without this, values sown inside the layer vanish silently.
+                variable_axes={"intermediates": 0},
+                # A mask of its own for every depth; the parameters are drawn once.
+                split_rngs={"params": False, "dropout": True},
+                in_axes=nn.broadcast,
+                length=length,
+            )
+            x, steps = scanned(c, deterministic, keep_hidden, name=f"group_{group}")(x, bias)
+            hidden.append(steps)
+        return x, (jnp.concatenate(hidden) if keep_hidden else None)
+
+
+class MaskedLMHead(nn.Module):
+    """Dense H -> E, activation, LayerNorm, times the word embeddings, plus a bias."""
+
+    config: AlbertConfig
+
+    @nn.compact
+    def __call__(self, hidden, word_embeddings):
+        """[B, P, H], [V, E] -> float32 [B, P, V]."""
+        c = self.config
+        x = _dense(c, c.embedding_size, ("hidden", "embed"), "transform")(hidden)
+        x = _layer_norm(c, "embed", "layer_norm")(ACTIVATIONS[c.hidden_act](x))
+        dtype = DTYPES[c.dtype]
+        logits = jnp.einsum(
+            "BPE,VE->BPV", x.astype(dtype), word_embeddings.astype(dtype),
+            preferred_element_type=jnp.float32,
+        )  # fmt: skip
+        bias = self.param(
+            "output_bias", _zeros("vocab"), (c.vocab_size,), DTYPES[c.param_dtype]
+        )  # fmt: skip
+        return logits + bias.astype(jnp.float32)
+
+
+class Albert(nn.Module):
+    """The encoder with its pooler and both pretraining heads."""
+
+    config: AlbertConfig
+
+    def setup(self):
+        c = self.config
+        self.embeddings = Embeddings(c)
+        self.encoder = Encoder(c)
+        self.pooler = _dense(c, c.hidden_size, ("hidden", "pooled"), "pooler")
+        self.mlm_head = MaskedLMHead(c)
+        self.sop_head = _dense(c, 2, ("pooled", "label"), "sop_head", dtype=jnp.float32)
+
+    def __call__(
+        self,
+        input_ids,
+        attention_mask,
+        token_type_ids,
+        mlm_positions=None,
+        *,
+        deterministic=True,
+        output_hidden_states=False,
+    ) -> AlbertOutput:
+        """Runs the encoder and both heads.
+
+        Args:
+          input_ids: int [B, L], each in [0, V).
+          attention_mask: [B, L], 1 for a token and 0 for padding.
+          token_type_ids: int [B, L], 0 for the first segment and 1 for the second.
+          mlm_positions: int [B, P], where to predict; None predicts everywhere.
+          deterministic: False turns dropout on, which needs a "dropout" random stream.
+          output_hidden_states: also return the encoder's input and every step's output.
+
+        Raises:
+          ValueError: L is over `max_position_embeddings`.
+        """
+        x = self.embeddings(input_ids, token_type_ids, deterministic)
+        # Finite even for a row of padding only: its softmax is uniform, never 0/0.
+        bias = (1.0 - attention_mask[:, None, None, :].astype(jnp.float32)) * -10000.0
+        hidden, hidden_states = self.encoder(x, bias, deterministic, output_hidden_states)
+        pooled = jnp.tanh(self.pooler(hidden[:, 0]))
+        predicted = hidden
+        if mlm_positions is not None:
+            predicted = jnp.take_along_axis(hidden, mlm_positions[:, :, None], axis=1)
+        return AlbertOutput(
+            last_hidden_state=hidden,
+            pooled_output=pooled,
+            hidden_states=hidden_states,
+            mlm_logits=self.mlm_head(predicted, self.embeddings.word_embeddings),
+            sop_logits=self.sop_head(pooled),
+        )
+
+
+def init_params(model: Albert, key: jax.Array):
+    """A new parameter tree, each leaf boxed with its logical axis names."""
+    ids = jnp.zeros((1, 1), jnp.int32)
+    return model.init({"params": key}, ids, ids, ids)["params"]

@@ -1,0 +1,161 @@
+"""Equality with numbers printed by the released TensorFlow 1.15 program (float32, CPU)."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import original
+import pytest
+from flax.traverse_util import flatten_dict
+
+from albert.losses import masked_lm_terms, pretraining_loss
+from albert.model import Albert
+from albert.optimiser import OptimizerConfig, make_optimizer
+
+
+def load_batch(arrays):
+    return {
+        "input_ids": arrays["input_ids"],
+        "attention_mask": arrays["input_mask"],
+        "token_type_ids": arrays["segment_ids"],
+        "mlm_positions": arrays["masked_lm_positions"],
+        "mlm_labels": arrays["masked_lm_ids"],
+        "mlm_weights": arrays["masked_lm_weights"],
+        "sop_labels": arrays["sentence_order_labels"][:, 0],
+    }
+
+
+@pytest.fixture(params=original.RUNS)
+def run(request):
+    return request.param
+
+
+@pytest.fixture
+def model_and_params(run):
+    config = original.load_config(run)
+    return Albert(config), original.our_tree(original.load_arrays(run, "initial.npz"), config)
+
+
+def loss_of(model, params, batch, **kwargs):
+    output = model.apply(
+        {"params": params},
+        batch["input_ids"],
+        batch["attention_mask"],
+        batch["token_type_ids"],
+        batch["mlm_positions"],
+        **kwargs,
+    )
+    loss, metrics = pretraining_loss(
+        output, batch, batch["mlm_weights"].sum(), np.float32(len(batch["sop_labels"]))
+    )
+    return loss, (output, metrics)
+
+
+def test_forward(run, model_and_params):
+    model, params = model_and_params
+    golden = original.load_arrays(run, "forward.npz")
+    batch = load_batch(golden)
+    loss, (output, metrics) = loss_of(model, params, batch, output_hidden_states=True)
+    nll, _ = masked_lm_terms(
+        output.mlm_logits, batch["mlm_labels"], np.ones_like(batch["mlm_weights"])
+    )
+    word = params["embeddings"]["word_embeddings"][batch["input_ids"]]
+    embedded = model.bind({"params": params}).embeddings(
+        batch["input_ids"], batch["token_type_ids"], True
+    )
+    pairs = {
+        "word_embedding_output": word,
+        "embedding_output": embedded,
+        "sequence_output": output.last_hidden_state,
+        "pooled_output": output.pooled_output,
+        "masked_lm_log_probs": jax.nn.log_softmax(output.mlm_logits).reshape(
+            golden["masked_lm_log_probs"].shape
+        ),
+        "masked_lm_example_loss": nll.reshape(-1),
+        "sentence_order_log_probs": jax.nn.log_softmax(output.sop_logits),
+        "masked_lm_loss": metrics["mlm_loss"],
+        "sentence_order_loss": metrics["sop_loss"],
+        "total_loss": loss,
+    }
+    # The released program records every inner layer; a step here holds inner_group_num of them.
+    inner = model.config.inner_group_num
+    for step in range(model.config.num_hidden_layers):
+        pairs[f"layer_{(step + 1) * inner - 1}"] = output.hidden_states[step + 1]
+    for name, ours in pairs.items():
+        np.testing.assert_allclose(ours, golden[name], atol=2e-5, rtol=0, err_msg=name)
+
+
+def test_gradients(run, model_and_params):
+    model, params = model_and_params
+    batch = load_batch(original.load_arrays(run, "forward.npz"))
+    ours = jax.grad(lambda p: loss_of(model, p, batch)[0])(params)
+    golden = original.our_tree(original.load_arrays(run, "gradients.npz"), model.config)
+    ours, golden = flatten_dict(ours, sep="/"), flatten_dict(golden, sep="/")
+    assert ours.keys() == golden.keys()
+    for path, gradient in golden.items():
+        difference = np.linalg.norm(ours[path] - gradient)
+        # A key bias has a gradient of exactly 0 in theory: compare with float32 noise there.
+        assert difference <= 1e-4 * np.linalg.norm(gradient) + 1e-7, path
+
+
+def sparse_gradient_norm(model, params, batch, grads):
+    """The global norm that the released program's clip computes on CPU and GPU.
+
+    There the gradient of the token-type table is a list of slices, one per token, whose squares
+    are added without summing the tokens of a type first. On TPU, where the released models were
+    trained, the lookup is a one-hot product and its gradient dense, as it is here.
+    """
+    # A table with one row per token has the slices as its gradient.
+    types = batch["token_type_ids"]
+    per_token = jax.tree.map(jnp.asarray, params)
+    per_token["embeddings"]["token_type_embeddings"] = params["embeddings"][
+        "token_type_embeddings"
+    ][types.reshape(-1)]
+    model = Albert(dataclasses.replace(model.config, type_vocab_size=types.size))
+    rows = {**batch, "token_type_ids": np.arange(types.size).reshape(types.shape)}
+    slices = jax.grad(lambda p: loss_of(model, p, rows)[0])(per_token)
+    squares = optax.tree.norm(grads, squared=True)
+    squares -= jnp.sum(grads["embeddings"]["token_type_embeddings"] ** 2)
+    return jnp.sqrt(squares + jnp.sum(slices["embeddings"]["token_type_embeddings"] ** 2))
+
+
+def test_optimiser_steps(run, model_and_params):
+    model, params = model_and_params
+    facts = original.load_run(run)
+    batch = load_batch(original.load_arrays(run, "forward.npz"))
+    optimizer, _ = make_optimizer(
+        OptimizerConfig(
+            name=facts["optimizer"],
+            learning_rate=facts["learning_rate"],
+            warmup_steps=facts["num_warmup_steps"],
+            b1=0.9,
+            b2=0.999,
+            eps=1e-6,
+            weight_decay=0.01,
+            clip_norm=0.0,  # clipped below, by the norm that program took on CPU
+        ),
+        facts["num_train_steps"],
+    )
+
+    @jax.jit
+    def step(params, opt_state):
+        loss, grads = jax.value_and_grad(lambda p: loss_of(model, p, batch)[0])(params)
+        norm = sparse_gradient_norm(model, params, batch, grads)
+        grads = jax.tree.map(lambda g: g / jnp.maximum(norm, 1.0), grads)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state, loss
+
+    params = jax.tree.map(jnp.asarray, params)
+    opt_state = optimizer.init(params)
+    for k, golden_loss in enumerate(facts["loss_before_step"], 1):
+        params, opt_state, loss = step(params, opt_state)
+        np.testing.assert_allclose(loss, golden_loss, atol=1e-4, rtol=0)
+        if k in (1, 2, 3, 8):
+            golden = original.our_tree(
+                original.load_arrays(run, f"params_after_{k}.npz"), model.config
+            )
+            for path, value in flatten_dict(golden, sep="/").items():
+                ours = flatten_dict(params, sep="/")[path]
+                np.testing.assert_allclose(ours, value, atol=2e-5, rtol=0, err_msg=f"{k} {path}")
