@@ -53,9 +53,7 @@ def pretraining_loss(output, batch, mlm_weight, sop_weight):
     Returns:
       (loss, metrics): a scalar and a dict of scalars, additive over the parts of a batch.
     """
-    mlm_nll, mlm_hit = masked_lm_terms(
-        output.mlm_logits, batch["mlm_labels"], batch["mlm_weights"]
-    )
+    mlm_nll, mlm_hit = masked_lm_terms(output.mlm_logits, batch["mlm_labels"], batch["mlm_weights"])
     sop_nll, sop_hit, _ = sentence_order_terms(output.sop_logits, batch["sop_labels"])
     mlm_scale = 1.0 / (mlm_weight + MLM_EPSILON)
     sop_scale = 1.0 / jnp.maximum(sop_weight, 1.0)  # a batch without labels gives 0, not 0/0

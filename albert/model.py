@@ -9,6 +9,7 @@ google-research/albert. Where the two differ, the program decides.
 """
 
 import dataclasses
+import math
 
 import flax
 import flax.linen as nn
@@ -118,22 +119,34 @@ def _zeros(*axes):
     return nn.with_logical_partitioning(nn.initializers.zeros_init(), axes)
 
 
-def _dense(config, features, kernel_axes, name, axis=-1, dtype=None):
-    """A dense layer with bias over `axis`, its parameters cast where they are used.
+class Dense(nn.Module):
+    """x @ kernel + bias over the last axes of x, the parameters cast where they are used.
 
-    The cast happens inside the scanned layer, so the gradient of a shared kernel is summed
-    over depth in param_dtype, not in the compute dtype.
+    The cast happens inside the scanned layer, so the gradient of a shared kernel is summed over
+    depth in param_dtype, not in the compute dtype.
     """
-    contracted = 1 if isinstance(axis, int) else len(axis)
-    return nn.DenseGeneral(
-        features,
-        axis=axis,
-        dtype=dtype or DTYPES[config.dtype],
-        param_dtype=DTYPES[config.param_dtype],
-        kernel_init=_initializer(config, *kernel_axes),
-        bias_init=_zeros(*kernel_axes[contracted:]),
-        name=name,
-    )
+
+    shape: tuple[int, ...]  # of the kernel: contracted axes of x, then the axes of the result
+    axes: tuple[str, ...]  # their logical names
+    config: AlbertConfig
+    contracted: int = 1
+    dtype: jnp.dtype | None = None  # None: the config's
+
+    @nn.compact
+    def __call__(self, x):
+        dtype = self.dtype or DTYPES[self.config.dtype]
+        param_dtype = DTYPES[self.config.param_dtype]
+        kernel = self.param(
+            "kernel", _initializer(self.config, *self.axes), self.shape, param_dtype
+        )
+        bias = self.param(
+            "bias",
+            _zeros(*self.axes[self.contracted :]),
+            self.shape[self.contracted :],
+            param_dtype,
+        )
+        product = jnp.tensordot(x.astype(dtype), kernel.astype(dtype), axes=self.contracted)
+        return product + bias.astype(dtype)
 
 
 def _layer_norm(config, axis, name):
@@ -194,22 +207,21 @@ class SelfAttention(nn.Module):
     def __call__(self, x, bias):
         """[B, L, H], float32 [B, 1, 1, L] -> [B, L, H]."""
         c = self.config
-        heads = (c.num_attention_heads, c.hidden_size // c.num_attention_heads)
+        h, a, d = c.hidden_size, c.num_attention_heads, c.hidden_size // c.num_attention_heads
         axes = ("hidden", "heads", "head_dim")
-        q, k, v = (_dense(c, heads, axes, name)(x) for name in ("query", "key", "value"))
+        q, k, v = (Dense((h, a, d), axes, c, name=n)(x) for n in ("query", "key", "value"))
         q, k, v = (
             nn.with_logical_constraint(t, ("batch", "length", "heads", "head_dim"))
             for t in (q, k, v)
         )
         scores = jnp.einsum("BLAD,BMAD->BALM", q, k, preferred_element_type=jnp.float32)
-        probabilities = jax.nn.softmax(scores / jnp.sqrt(heads[1]).astype(jnp.float32) + bias)
+        probabilities = jax.nn.softmax(scores / math.sqrt(d) + bias)
         probabilities = nn.Dropout(
             c.attention_probs_dropout_prob, deterministic=self.deterministic
         )(probabilities.astype(q.dtype))
         context = jnp.einsum("BALM,BMAD->BLAD", probabilities, v)
-        return _dense(
-            c, c.hidden_size, ("heads", "head_dim", "hidden"), "output", axis=(-2, -1)
-        )(context)  # fmt: skip
+        axes = ("heads", "head_dim", "hidden")
+        return Dense((a, d, h), axes, c, contracted=2, name="output")(context)
 
 
 class Layer(nn.Module):
@@ -226,10 +238,11 @@ class Layer(nn.Module):
         attended = SelfAttention(c, self.deterministic, name="attention")(x, bias)
         a = _layer_norm(c, "hidden", "attention_layer_norm")(x + dropout(attended))
         a = a.astype(x.dtype)
-        h = _dense(c, c.intermediate_size, ("hidden", "mlp"), "intermediate")(a)
+        sizes = c.hidden_size, c.intermediate_size
+        h = Dense(sizes, ("hidden", "mlp"), c, name="intermediate")(a)
         h = nn.with_logical_constraint(h, ("batch", "length", "mlp"))
         h = ACTIVATIONS[c.hidden_act](h)
-        h = _dense(c, c.hidden_size, ("mlp", "hidden"), "output")(h)
+        h = Dense(sizes[::-1], ("mlp", "hidden"), c, name="output")(h)
         y = _layer_norm(c, "hidden", "output_layer_norm")(a + dropout(h)).astype(x.dtype)
         return nn.with_logical_constraint(y, ("batch", "length", "hidden"))
 
@@ -258,7 +271,8 @@ class Encoder(nn.Module):
         """[B, L, E], float32 [B, 1, 1, L] -> [B, L, H] and [N + 1, B, L, H] or None."""
         c = self.config
         if c.embedding_size != c.hidden_size:
-            x = _dense(c, c.hidden_size, ("embed", "hidden"), "embedding_hidden_mapping_in")(x)
+            sizes = c.embedding_size, c.hidden_size
+            x = Dense(sizes, ("embed", "hidden"), c, name="embedding_hidden_mapping_in")(x)
         x = nn.with_logical_constraint(x, ("batch", "length", "hidden"))
         hidden = [x[None]]
         body = LayerGroup
@@ -289,7 +303,8 @@ class MaskedLMHead(nn.Module):
     def __call__(self, hidden, word_embeddings):
         """[B, P, H], [V, E] -> float32 [B, P, V]."""
         c = self.config
-        x = _dense(c, c.embedding_size, ("hidden", "embed"), "transform")(hidden)
+        sizes = c.hidden_size, c.embedding_size
+        x = Dense(sizes, ("hidden", "embed"), c, name="transform")(hidden)
         x = _layer_norm(c, "embed", "layer_norm")(ACTIVATIONS[c.hidden_act](x))
         dtype = DTYPES[c.dtype]
         logits = jnp.einsum(
@@ -311,9 +326,9 @@ class Albert(nn.Module):
         c = self.config
         self.embeddings = Embeddings(c)
         self.encoder = Encoder(c)
-        self.pooler = _dense(c, c.hidden_size, ("hidden", "pooled"), "pooler")
+        self.pooler = Dense((c.hidden_size, c.hidden_size), ("hidden", "pooled"), c)
         self.mlm_head = MaskedLMHead(c)
-        self.sop_head = _dense(c, 2, ("pooled", "label"), "sop_head", dtype=jnp.float32)
+        self.sop_head = Dense((c.hidden_size, 2), ("pooled", "label"), c, dtype=jnp.float32)
 
     def __call__(
         self,
@@ -359,3 +374,9 @@ def init_params(model: Albert, key: jax.Array):
     """A new parameter tree, each leaf boxed with its logical axis names."""
     ids = jnp.zeros((1, 1), jnp.int32)
     return model.init({"params": key}, ids, ids, ids)["params"]
+
+
+def abstract_params(model: Albert):
+    """Shapes, dtypes and logical axis names of every parameter, without making any."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return jax.eval_shape(lambda k: init_params(model, k), key)

@@ -1,0 +1,98 @@
+"""Orbax checkpoints of a run: the parameters, the rest of the training state, and what it is.
+
+Knows neither model nor data: trees in, trees out.
+"""
+
+from pathlib import Path
+
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
+
+_LOSS = "loss"  # the held-out figure that decides which checkpoint is best
+
+
+class CheckpointError(RuntimeError):
+    """There is no such checkpoint, or it cannot be read."""
+
+
+class Checkpoints:
+    """The checkpoints below one folder, written in the background.
+
+    Keeps the newest `keep_last`, and the `keep_best` with the lowest held-out loss among those
+    saved with one.
+    """
+
+    def __init__(self, folder: Path, keep_last: int = 1, keep_best: int = 0, create: bool = False):
+        self.folder = folder
+        if not create and not folder.is_dir():
+            raise CheckpointError(f"{folder} holds no checkpoints: there is no such folder.")
+        keep: list = [policies.LatestN(keep_last)]
+        if keep_best:
+            keep.append(
+                policies.BestN(
+                    get_metric_fn=lambda metrics: metrics[_LOSS],
+                    reverse=True,  # sorted downwards, the last ones are kept
+                    n=keep_best,
+                    keep_checkpoints_without_metrics=False,
+                )
+            )
+        self._manager = ocp.CheckpointManager(
+            folder.absolute(),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=policies.AnyPreservationPolicy(keep),
+                # The caller decides when to save.
+                save_decision_policy=policies.FixedIntervalPolicy(1),
+                cleanup_tmp_directories=create,
+                create=create,
+            ),
+            item_names=("params", "training", "info"),
+        )
+
+    def save(self, step: int, params, training, info: dict, loss: float | None) -> None:
+        """Starts writing a checkpoint; `loss` is the held-out loss at this very step, if known."""
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardSave(params),
+                training=ocp.args.StandardSave(training),
+                info=ocp.args.JsonSave(info),
+            ),
+            metrics=None if loss is None else {_LOSS: loss},
+            force=True,
+        )
+
+    def steps(self) -> list[int]:
+        """Steps that have a finished checkpoint, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def info(self, step: int) -> dict:
+        """The description saved with a checkpoint."""
+        return self._restore(step, info=ocp.args.JsonRestore())["info"]
+
+    def restore_params(self, step: int, like):
+        """The parameters only, placed as the abstract arrays of `like`; None: as they were."""
+        return self._restore(step, params=ocp.args.StandardRestore(like))["params"]
+
+    def restore(self, step: int, params_like, training_like):
+        """Parameters and the rest of the training state, placed as the abstract arrays say."""
+        restored = self._restore(
+            step,
+            params=ocp.args.StandardRestore(params_like),
+            training=ocp.args.StandardRestore(training_like),
+        )
+        return restored["params"], restored["training"]
+
+    def _restore(self, step: int, **arguments):
+        if step not in self.steps():
+            raise CheckpointError(
+                f"{self.folder} has no checkpoint of step {step}; "
+                f"it has {', '.join(map(str, self.steps())) or 'none'}."
+            )
+        return self._manager.restore(step, args=ocp.args.Composite(**arguments))
+
+    def wait(self) -> None:
+        """Returns when everything is on disk; raises what went wrong in the background."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        self._manager.close()

@@ -1,0 +1,78 @@
+"""What the command-line programs share: the config flag, and errors as sentences.
+
+Importing this costs little, so that `--help` is quick; jax is imported when a program starts.
+"""
+
+import os
+import sys
+import warnings
+from collections.abc import Callable
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+_bad_overrides: list[str] = []
+
+
+def define_config(default: str = "configs/quickstart.py"):
+    """The flag --config, and with it --config.SECTION.FIELD for every field."""
+    # ml_collections reads the overrides from sys.argv, here, and stops at the first mistake.
+    if any(argument.lstrip("-").startswith("config.") for argument in sys.argv):
+        from albert.config import split_overrides
+
+        sys.argv, problems = split_overrides(sys.argv)
+        _bad_overrides.extend(problems)
+    return config_flags.DEFINE_config_file(
+        "config",
+        default,
+        "Config file, with an optional argument behind a colon, such as configs/base.py:v1 or "
+        "configs/base.py:tiny. Set any field with --config.SECTION.FIELD=VALUE; "
+        "configs/default.py says what each one means.",
+    )
+
+
+def checked(holder):
+    """The typed config behind the flag; raises ConfigError with everything that is wrong."""
+    from albert.config import ConfigError, check
+
+    try:
+        config = check(holder.value)
+    except OSError as error:  # ml_collections keeps a failure to load until the first access
+        raise ConfigError([*_bad_overrides, str(error)]) from error
+    except ConfigError as error:
+        raise ConfigError([*_bad_overrides, *error.problems]) from error
+    if _bad_overrides:
+        raise ConfigError(_bad_overrides)
+    return config
+
+
+def config_name(holder_name: str = "config") -> str:
+    """The config's name for a folder: "base-tiny" for configs/base.py:tiny."""
+    path, _, argument = config_flags.get_config_filename(flags.FLAGS[holder_name]).partition(":")
+    name = os.path.splitext(os.path.basename(path))[0]
+    return "-".join([name, *argument.split(",")]) if argument else name
+
+
+def run(main: Callable[[], None]) -> None:
+    """Runs a program: 0 when done, 2 and a sentence when what it was given is wrong."""
+    app.run(lambda argv: _main(main, argv))
+
+
+def _main(main: Callable[[], None], argv: list[str]) -> int:
+    from albert.checkpoint import CheckpointError
+    from albert.config import ConfigError
+    from albert.data.sources import SourceError
+    from albert.data.tokenizer import VocabularyError
+    from albert.loop import RunError
+
+    if len(argv) > 1:
+        print(f"Not understood: {' '.join(argv[1:])}. See --help.", file=sys.stderr)
+        return 2
+    logging.set_verbosity(logging.WARNING)  # libraries tell of their own doings
+    warnings.showwarning = lambda message, *_, **__: print(f"Warning: {message}", file=sys.stderr)
+    try:
+        main()
+    except (CheckpointError, ConfigError, RunError, SourceError, VocabularyError) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+    return 0

@@ -1,0 +1,215 @@
+"""The schema of a config file, and a check that finds every mistake at once.
+
+A config file builds an `ml_collections.ConfigDict`; `check` turns it into the frozen dataclasses
+below, which are what the package reads. Values and comments stand in `configs/default.py`.
+"""
+
+import ast
+import dataclasses
+import difflib
+import typing
+from collections.abc import Mapping, Sequence
+
+from albert.data.prepare import DataConfig
+from albert.model import AlbertConfig
+from albert.optimiser import OptimizerConfig
+from albert.sharding import MESH_AXES, ShardingConfig, partition_problems
+
+
+class ConfigError(ValueError):
+    """A config is wrong; the message lists every problem."""
+
+    def __init__(self, problems: Sequence[str]):
+        self.problems = list(problems)
+        noun = "problem" if len(self.problems) == 1 else "problems"
+        super().__init__(
+            "\n".join([f"{len(self.problems)} {noun} in the config:"]
+                      + [f"  - {problem}" for problem in self.problems])
+        )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    num_steps: int
+    batch_size: int  # rows of one step, over all devices and parts
+    accumulation: int  # parts a batch is cut into, one after the other, to save memory
+    log_every: int  # steps
+    eval_every: int  # steps; the last step is always evaluated
+    eval_rows: int  # held-out rows of one evaluation, at most
+    eval_batch_size: int
+    checkpoint_every: int  # steps; the last step is always saved
+    checkpoint_minutes: float  # also save when this long has passed; 0: by steps only
+    keep_last: int
+    keep_best: int  # by held-out loss
+    max_bad_steps: int  # stop after so many non-finite updates in a row
+
+    def problems(self) -> list[str]:
+        """What is wrong with the fields, one sentence each."""
+        found = []
+        for name in ("num_steps", "batch_size", "accumulation", "log_every", "eval_every",
+                     "eval_rows", "eval_batch_size", "checkpoint_every", "keep_last",
+                     "max_bad_steps"):  # fmt: skip
+            if getattr(self, name) < 1:
+                found.append(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("checkpoint_minutes", "keep_best"):
+            if getattr(self, name) < 0:
+                found.append(f"{name} is {getattr(self, name)}; it must not be negative")
+        if not found and self.batch_size % self.accumulation:
+            found.append(
+                f"batch_size {self.batch_size} is not a multiple of accumulation "
+                f"{self.accumulation}"
+            )
+        return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    seed: int
+    model: AlbertConfig
+    data: DataConfig
+    optimizer: OptimizerConfig
+    train: TrainConfig
+    sharding: ShardingConfig
+
+
+def check(values: Mapping) -> Config:
+    """The typed config of a ConfigDict or dict; raises ConfigError with all that is wrong."""
+    problems: list[str] = []
+    config = _build(Config, values, "", problems)
+    if config is None:
+        raise ConfigError(problems)
+    for section in ("model", "data", "optimizer", "train", "sharding"):
+        problems += [f"{section}.{text}" for text in getattr(config, section).problems()]
+    if config.seed < 0:
+        problems.append(f"seed is {config.seed}; it must not be negative")
+    if config.data.seq_length > config.model.max_position_embeddings:
+        problems.append(
+            f"data.seq_length {config.data.seq_length} is longer than the position table, "
+            f"model.max_position_embeddings {config.model.max_position_embeddings}"
+        )
+    if config.optimizer.warmup_steps > config.train.num_steps:
+        problems.append(
+            f"optimizer.warmup_steps {config.optimizer.warmup_steps} is more than "
+            f"train.num_steps {config.train.num_steps}"
+        )
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def from_json(values: dict) -> Config:
+    """The config that `dataclasses.asdict` and JSON made plain; raises ConfigError."""
+
+    def tuples(value):
+        if isinstance(value, dict):
+            return {name: tuples(inner) for name, inner in value.items()}
+        return tuple(map(tuples, value)) if isinstance(value, (list, tuple)) else value
+
+    return check(tuples(values))
+
+
+def check_devices(config: Config, boxed_params, num_devices: int) -> None:
+    """Raises ConfigError when the devices cannot share the batch or the parameters equally."""
+    try:
+        shape = config.sharding.mesh_shape(num_devices)
+    except ValueError as error:
+        raise ConfigError([str(error)]) from error
+    problems = partition_problems(boxed_params, shape, config.sharding)
+    axes = config.sharding.spec("batch")[0] or ()
+    shards = 1
+    for axis in (axes,) if isinstance(axes, str) else axes:
+        shards *= shape[MESH_AXES.index(axis)]
+    for name, rows in (
+        ("train.batch_size / train.accumulation",
+         config.train.batch_size // config.train.accumulation),
+        ("train.eval_batch_size", config.train.eval_batch_size),
+    ):  # fmt: skip
+        if rows % shards:
+            problems.append(f"{name} = {rows} rows cannot be shared by {shards} devices equally")
+    if problems:
+        raise ConfigError(problems)
+
+
+def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Command-line arguments without the impossible --config.FIELD=VALUE ones, and why not.
+
+    ml_collections stops at the first; this finds them all.
+    """
+    kept, problems = [], []
+    for argument in arguments:
+        name, equals, value = argument.lstrip("-").partition("=")
+        if argument.startswith("-") and name.startswith("config.") and equals:
+            problem = _override_problem(name.removeprefix("config."), value)
+            if problem:
+                problems.append(problem)
+                continue
+        kept.append(argument)
+    return kept, problems
+
+
+def _override_problem(path: str, value: str) -> str | None:
+    kind: typing.Any = Config
+    walked = ""
+    for name in path.split("."):
+        hints = typing.get_type_hints(kind) if dataclasses.is_dataclass(kind) else {}
+        if name not in hints:
+            return _unknown(f"{walked}{name}", name, hints)
+        kind = hints[name]
+        walked += f"{name}."
+    if dataclasses.is_dataclass(kind):
+        return f"{path} is a section; set one of its fields, such as {path}." + next(
+            iter(typing.get_type_hints(kind))
+        )
+    if kind is str or typing.get_origin(kind) is tuple:
+        return None
+    try:
+        parsed = ast.literal_eval(value.capitalize() if kind is bool else value)
+    except (ValueError, SyntaxError):
+        parsed = value
+    return None if _matches(parsed, kind) else _wrong_type(path, parsed, kind)
+
+
+def _build(cls, values: Mapping, prefix: str, problems: list[str]):
+    """An instance of the dataclass, or None when something was wrong."""
+    hints = typing.get_type_hints(cls)
+    before = len(problems)
+    problems += [_unknown(prefix + name, name, hints) for name in values if name not in hints]
+    built = {}
+    for name, kind in hints.items():
+        if name not in values:
+            problems.append(f"{prefix}{name} is missing; see configs/default.py for what it says")
+        elif dataclasses.is_dataclass(kind):
+            if isinstance(values[name], Mapping) or hasattr(values[name], "items"):
+                built[name] = _build(kind, values[name], f"{prefix}{name}.", problems)
+            else:
+                problems.append(f"{prefix}{name} is {values[name]!r}; it must be a section")
+        elif _matches(values[name], kind):
+            built[name] = float(values[name]) if kind is float else values[name]
+        else:
+            problems.append(_wrong_type(prefix + name, values[name], kind))
+    return cls(**built) if len(problems) == before else None
+
+
+def _unknown(path: str, name: str, hints) -> str:
+    close = difflib.get_close_matches(name, hints, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"there is {', '.join(hints)}"
+    return f"{path} is not a field; {hint}"
+
+
+def _matches(value, kind) -> bool:
+    if typing.get_origin(kind) is tuple:
+        inner = typing.get_args(kind)
+        if not isinstance(value, tuple):
+            return False
+        if len(inner) == 2 and inner[1] is Ellipsis:
+            return all(_matches(x, inner[0]) for x in value)
+        return len(value) == len(inner) and all(map(_matches, value, inner))
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return type(value) is kind
+
+
+def _wrong_type(path: str, value, kind) -> str:
+    expected = kind.__name__ if isinstance(kind, type) and kind.__module__ == "builtins" else kind
+    text = str(expected) if typing.get_origin(kind) is not tuple else str(kind)
+    return f"{path} is {value!r}, a {type(value).__name__}; it must be of type {text}"

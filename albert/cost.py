@@ -1,0 +1,131 @@
+"""What a config costs, in closed form: parameters, operations, memory. Touches no device."""
+
+import dataclasses
+import json
+import math
+
+import flax.linen as nn
+import jax
+
+from albert.config import Config
+from albert.model import DTYPES, Albert, AlbertConfig, abstract_params
+from albert.optimiser import make_optimizer
+
+
+def parameters_by_part(config: AlbertConfig) -> dict[str, int]:
+    """Number of parameters of each part of the model."""
+    params = nn.meta.unbox(abstract_params(Albert(config)))
+
+    def count(tree):
+        return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+    encoder = params["encoder"]
+    groups = {name: tree for name, tree in encoder.items() if name.startswith("group_")}
+    parts = {"embeddings": count(params["embeddings"])}
+    if "embedding_hidden_mapping_in" in encoder:
+        parts["embedding_hidden_mapping_in"] = count(encoder["embedding_hidden_mapping_in"])
+    parts["layers"] = count(groups)
+    parts["pooler"] = count(params["pooler"])
+    parts["mlm_head"] = count(params["mlm_head"])
+    parts["sop_head"] = count(params["sop_head"])
+    return parts
+
+
+def flops_per_token(config: AlbertConfig, seq_length: int, max_predictions: int) -> float:
+    """Model FLOPs of one training step for each of the B * L positions.
+
+    6 * (parameters used per token, every pass through a layer counted, the head only at masked
+    positions) + 12 * N * L * H for the attention products: the forward pass and twice as much
+    for the backward pass. Nothing is added for what remat computes again.
+    """
+    h, e, i = config.hidden_size, config.embedding_size, config.intermediate_size
+    layers = config.num_hidden_layers * config.inner_group_num
+    used: float = layers * (4 * h * h + 2 * h * i)
+    used += e * h if e != h else 0
+    used += (h * e + e * config.vocab_size) * max_predictions / seq_length
+    used += (h * h + 2 * h) / seq_length
+    return 6 * used + 12 * layers * seq_length * h
+
+
+def state_bytes(config: Config) -> dict[str, int]:
+    """Bytes of parameters, their gradients and the optimiser's slots, over all devices."""
+    params = nn.meta.unbox(abstract_params(Albert(config.model)))
+    optimizer, _ = make_optimizer(config.optimizer, config.train.num_steps)
+    slots = jax.eval_shape(optimizer.init, params)
+
+    def size(tree):
+        return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+    return {"parameters": size(params), "gradients": size(params), "optimizer": size(slots)}
+
+
+def activation_bytes(config: Config) -> int:
+    """Estimate of what the backward pass needs at its peak, for one part of one batch.
+
+    Counts the arrays that each layer keeps: its input and what the remat policy leaves, the
+    attention scores with their softmax included, and the float32 logits of the MLM head three
+    times (logits, softmax, gradient). With full remat one layer is recomputed at a time.
+    """
+    model = config.model
+    rows = config.train.batch_size // config.train.accumulation
+    length, predictions = config.data.seq_length, config.data.max_predictions
+    h, i, heads = model.hidden_size, model.intermediate_size, model.num_attention_heads
+    item = DTYPES[model.dtype](0).dtype.itemsize
+    depth = model.num_hidden_layers * model.inner_group_num
+    tokens = rows * length
+    dense = item * tokens * (5 * h + i)  # q, k, v, attention output, FFN output; FFN input
+    scores = rows * heads * length * length * (4 + item)  # float32 softmax and its cast
+    # Inputs of both LayerNorms in float32 and both their results, the context, the activation.
+    others = tokens * (4 * 2 * h + item * (2 * h + h + i))
+    if model.hidden_dropout_prob:
+        others += 2 * tokens * h  # masks, one byte each
+    if model.attention_probs_dropout_prob:
+        scores += rows * heads * length * length * (1 + item)
+    layer = dense + scores + others
+    kept = {"none": layer, "dots": item * tokens * h + dense, "full": item * tokens * h}
+    total = depth * kept[model.remat] + (0 if model.remat == "none" else layer)
+    return total + 3 * 4 * rows * predictions * model.vocab_size
+
+
+def describe(config: Config) -> dict:
+    """Every figure that `--describe` prints, JSON-serialisable."""
+    parts = parameters_by_part(config.model)
+    tokens = config.train.batch_size * config.data.seq_length
+    per_token = flops_per_token(config.model, config.data.seq_length, config.data.max_predictions)
+    return {
+        "parameters": sum(parts.values()),
+        "parameters_by_part": parts,
+        "flops_per_token": per_token,
+        "tokens_per_step": tokens,
+        "steps": config.train.num_steps,
+        "flops_of_run": config.train.num_steps * tokens * per_token,
+        "state_bytes": state_bytes(config),
+        "activation_bytes_estimated": activation_bytes(config),
+    }
+
+
+def print_description(config: Config) -> None:
+    """Prints the config and its costs for a person; the last line is one JSON object."""
+    facts = describe(config)
+    for section in dataclasses.fields(config):
+        value = getattr(config, section.name)
+        if not dataclasses.is_dataclass(value):
+            print(f"{section.name}: {value!r}")
+            continue
+        print(f"{section.name}:")
+        for field in dataclasses.fields(value):
+            print(f"  {field.name}: {getattr(value, field.name)!r}")
+    print("\nParameters")
+    for name, count in facts["parameters_by_part"].items():
+        print(f"  {name:<28}{count:>13,}")
+    print(f"  {'total':<28}{facts['parameters']:>13,}")
+    print("\nCost")
+    print(f"  {'FLOPs per token':<28}{facts['flops_per_token']:>13.4g}")
+    print(f"  {'tokens per step':<28}{facts['tokens_per_step']:>13,}")
+    print(f"  {'steps':<28}{facts['steps']:>13,}")
+    print(f"  {'FLOPs of the run':<28}{facts['flops_of_run']:>13.4g}")
+    print("\nMemory over all devices, GB")
+    for name, size in facts["state_bytes"].items():
+        print(f"  {name:<28}{size / 1e9:>13.3f}")
+    print(f"  {'activations (estimate)':<28}{facts['activation_bytes_estimated'] / 1e9:>13.3f}\n")
+    print(json.dumps(facts))

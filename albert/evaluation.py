@@ -1,0 +1,243 @@
+"""Held-out figures: losses and accuracies, by span and by what was shown, and filled-in masks."""
+
+import dataclasses
+import json
+import math
+import re
+from functools import cached_property, reduce
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from albert.checkpoint import CheckpointError, Checkpoints
+from albert.config import from_json
+from albert.data.examples import Examples
+from albert.data.pipeline import Batch, heldout_batch
+from albert.data.prepare import open_tokenizer, prepare_valid
+from albert.data.tokenizer import Tokenizer
+from albert.metrics import write_scalars
+from albert.model import Albert, abstract_params
+from albert.sharding import (
+    ShardingConfig,
+    batch_sharding,
+    local_rows,
+    make_mesh,
+    placed,
+    put_batch,
+    replicated,
+)
+from albert.train_step import MAX_SPAN, SHOWN, make_eval_step, make_guess_step
+
+
+class Evaluator:
+    """Evaluates parameters on the same held-out rows every time."""
+
+    def __init__(
+        self,
+        model: Albert,
+        mesh: Mesh,
+        sharding: ShardingConfig,
+        examples: Examples,
+        max_rows: int,
+        batch_size: int,
+    ):
+        self._examples = examples
+        self._rows = min(max_rows, examples.rows_per_epoch)
+        self._batch_size = batch_size
+        self._sharding = batch_sharding(mesh, sharding)
+        self._eval_step = jax.jit(make_eval_step(model), out_shardings=replicated(mesh))
+        self._guess_step = jax.jit(make_guess_step(model), out_shardings=replicated(mesh))
+
+    @cached_property
+    def _batches(self) -> list[Batch]:
+        rows = local_rows(self._sharding, self._batch_size)
+        count = math.ceil(self._rows / self._batch_size)
+        return [
+            heldout_batch(self._examples, self._batch_size, rows, index, self._rows)
+            for index in range(count)
+        ]
+
+    def figures(self, params) -> dict[str, float]:
+        """Figures over all held-out rows; see `figures`."""
+        sums = [self._eval_step(params, put_batch(b, self._sharding)) for b in self._batches]
+        total = reduce(lambda a, b: jax.tree.map(jnp.add, a, b), sums)
+        return figures({name: np.asarray(value, np.float64) for name, value in total.items()})
+
+    def filled_masks(self, params, count: int) -> list[str]:
+        """Masked places of the first rows in words; see `filled_masks`."""
+        whole = heldout_batch(
+            self._examples, self._batch_size, range(self._batch_size), 0, self._rows
+        )
+        first = put_batch(self._batches[0], self._sharding)
+        guesses = np.asarray(self._guess_step(params, first))
+        return filled_masks(
+            self._examples.tokenizer, whole, guesses, min(count, self._rows, self._batch_size)
+        )
+
+
+def evaluate_run(
+    workdir: Path, step: str, text: str | None, rows: int | None, num_examples: int
+) -> None:
+    """Evaluates checkpoints of a run, prints the figures and writes them into its workdir.
+
+    Args:
+      workdir: folder of the run.
+      step: a number, "latest" or "all".
+      text: a source to evaluate on instead of the run's own held-out text.
+      rows: at most so many held-out rows instead of the run's own number.
+      num_examples: filled-in masks to show.
+
+    Raises:
+      CheckpointError: there is no such run or checkpoint.
+      ConfigError, SourceError, VocabularyError: its text or vocabulary cannot be used any more.
+    """
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    steps = _chosen_steps(checkpoints, step)
+    config = from_json(checkpoints.info(steps[-1])["config"])
+    # The run's own copy of its vocabulary, wherever the original has gone.
+    data = dataclasses.replace(config.data, tokenizer=str(workdir / "tokenizer.model"))
+    if text is not None:
+        data = dataclasses.replace(data, valid_sources=(text,))
+    tokenizer = open_tokenizer(Path(data.tokenizer), data, config.model.vocab_size)
+    examples = prepare_valid(data, tokenizer)
+
+    model = Albert(config.model)
+    # Evaluation needs no more than the devices that are here, whatever trained the run.
+    sharding = dataclasses.replace(config.sharding, data=-1, fsdp=1, tensor=1)
+    mesh = make_mesh(sharding)
+    batch_size = -(-config.train.eval_batch_size // jax.device_count()) * jax.device_count()
+    like = placed(abstract_params(model), mesh, sharding)
+    suffix = "_" + re.sub("[^0-9A-Za-z]+", "-", text).strip("-") if text else ""
+    with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.rules):
+        evaluator = Evaluator(
+            model, mesh, sharding, examples, rows or config.train.eval_rows, batch_size
+        )
+        for number in steps:
+            params = checkpoints.restore_params(number, like)
+            result = evaluator.figures(params)
+            lines = evaluator.filled_masks(params, num_examples)
+            name = f"eval_{number}{suffix}"
+            write_report(workdir / f"{name}.json", number, result, lines)
+            write_scalars(workdir / "tensorboard" / "eval", number, name.split("_")[0], result)
+            print(format_table(number, result))
+            if lines:
+                print("Masks filled in, [right] or [guess, was: truth]:")
+                print("\n".join(f"  {line}" for line in lines))
+            print(f"Written to {workdir / name}.json\n", flush=True)
+    checkpoints.close()
+
+
+def _chosen_steps(checkpoints: Checkpoints, step: str) -> list[int]:
+    found = checkpoints.steps()
+    if not found:
+        raise CheckpointError(f"{checkpoints.folder} holds no finished checkpoint yet.")
+    if step == "latest":
+        return found[-1:]
+    if step == "all":
+        return found
+    if not step.isdecimal() or int(step) not in found:
+        raise CheckpointError(
+            f"{checkpoints.folder} has no checkpoint of step {step}; it has "
+            f"{', '.join(map(str, found))}. Give one of them, latest or all."
+        )
+    return [int(step)]
+
+
+def figures(sums: dict[str, np.ndarray]) -> dict[str, float]:
+    """Means from the sums of `make_eval_step`; a group without a target is left out.
+
+    `unigram_entropy`, in nats, is that of the held-out text's own pieces: the lowest MLM loss
+    that is possible without looking at the context. All pieces are counted, not just the masked
+    ones, since the entropy of few samples comes out too low.
+    """
+    result = {}
+    for task in ("mlm", "sop"):
+        nll, hit, count = sums[task]
+        result[f"{task}_loss"] = nll / max(count, 1)
+        result[f"{task}_accuracy"] = hit / max(count, 1)
+        result[f"{task}_targets"] = count
+    result["loss"] = result["mlm_loss"] + result["sop_loss"]
+    result["mlm_perplexity"] = math.exp(min(result["mlm_loss"], 700.0))
+    share = sums["words"][sums["words"] > 0] / max(sums["words"].sum(), 1)
+    result["unigram_entropy"] = -(share * np.log(share)).sum()
+    groups = [f"span_{n}" for n in range(1, MAX_SPAN + 1)] + [f"shown_{name}" for name in SHOWN]
+    for group in groups:
+        nll, hit, count = sums[f"mlm_{group}"]
+        if count:
+            result[f"mlm_loss_{group}"] = nll / count
+            result[f"mlm_accuracy_{group}"] = hit / count
+    return {name: float(value) for name, value in result.items()}
+
+
+def format_table(step: int, result: dict[str, float]) -> str:
+    """The figures as a table that also says what chance would give."""
+    noise = 0.5 / math.sqrt(max(result["sop_targets"], 1))
+    gap = result["unigram_entropy"] - result["mlm_loss"]
+    rows = [
+        ("MLM loss (nats)", f"{result['mlm_loss']:.3f}",
+         f"unigram entropy {result['unigram_entropy']:.3f}: "
+         + (f"{gap:.3f} learned from context" if gap > 0 else "nothing learned from context yet")),
+        ("MLM perplexity", f"{result['mlm_perplexity']:.1f}", ""),
+        ("MLM accuracy", f"{100 * result['mlm_accuracy']:.1f} %",
+         f"{result['mlm_targets']:.0f} masked tokens"),
+        ("SOP loss (nats)", f"{result['sop_loss']:.3f}", f"chance {math.log(2):.3f}"),
+        ("SOP accuracy", f"{100 * result['sop_accuracy']:.1f} %",
+         f"chance 50.0 +- {100 * noise:.1f} over {result['sop_targets']:.0f} rows"),
+    ]  # fmt: skip
+    names = {f"span_{n}": f"runs of {n} masked pieces" for n in range(1, MAX_SPAN)}
+    names[f"span_{MAX_SPAN}"] = f"runs of {MAX_SPAN} or more"
+    names |= {"shown_mask": "shown [MASK]", "shown_unchanged": "shown unchanged",
+              "shown_random": "shown another piece"}  # fmt: skip
+    rows += [
+        (f"  {text}", f"{result[f'mlm_loss_{key}']:.3f}",
+         f"accuracy {100 * result[f'mlm_accuracy_{key}']:.1f} %")
+        for key, text in names.items()
+        if f"mlm_loss_{key}" in result
+    ]  # fmt: skip
+    lines = [f"Held-out text at step {step}"]
+    lines += [f"  {name:<26} {value:>9}   {note}".rstrip() for name, value, note in rows]
+    return "\n".join(lines)
+
+
+def filled_masks(
+    tokenizer: Tokenizer, batch: dict[str, np.ndarray], guesses: np.ndarray, count: int
+) -> list[str]:
+    """A masked place of each of the first rows in words, with what the model puts there.
+
+    [word] is a right guess, [guess, was: word] a wrong one. guesses: int [B, P].
+    """
+    lines = []
+    for row in range(min(count, len(guesses))):
+        at = {
+            int(position): (int(guess), int(label))
+            for position, guess, label, weight in zip(
+                batch["mlm_positions"][row], guesses[row], batch["mlm_labels"][row],
+                batch["mlm_weights"][row], strict=True,
+            )
+            if weight
+        }  # fmt: skip
+        middle = sorted(at)[len(at) // 2]
+        length = int(batch["attention_mask"][row].sum())
+        words = []
+        for position in range(max(1, middle - 14), min(length - 1, middle + 15)):
+            if position not in at:
+                words.append(tokenizer.pieces([batch["input_ids"][row][position]])[0])
+                continue
+            guess, label = (tokenizer.decode([i]) or "_" for i in at[position])
+            right = at[position][0] == at[position][1]
+            words.append(f"\u2581[{guess}]" if right else f"\u2581[{guess}, was: {label}]")
+        lines.append("... " + "".join(words).replace("\u2581", " ").strip() + " ...")
+    return lines
+
+
+def write_report(path: Path, step: int, result: dict[str, float], examples: list[str]) -> None:
+    """The figures and examples of one evaluation as a JSON file."""
+    path.write_text(
+        json.dumps({"step": step, **result, "examples": examples}, indent=1, ensure_ascii=False)
+        + "\n",
+        encoding="utf-8",
+    )

@@ -1,0 +1,185 @@
+"""The training state, and the pure functions of one training and one evaluation step."""
+
+from collections.abc import Callable
+
+import flax
+import jax
+import jax.numpy as jnp
+import optax
+
+from albert.data.tokenizer import CLS, MASK, SEP
+from albert.losses import masked_lm_terms, pretraining_loss, sentence_order_terms
+from albert.model import Albert, init_params
+
+MAX_SPAN = 4  # masked runs of this length and longer are counted together
+# What the model was shown at a masked position.
+SHOWN = ("mask", "unchanged", "random")
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """Everything that a run continues from."""
+
+    step: jax.Array  # int32: batches consumed
+    params: dict
+    opt_state: optax.OptState
+    bad_steps: jax.Array  # int32: steps whose update was skipped because it was not finite
+    bad_steps_in_row: jax.Array  # int32
+
+
+def new_state(model: Albert, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
+    """A fresh state, its parameters and moments boxed with their logical axis names."""
+    params = init_params(model, jax.random.key(seed))
+    zero = jnp.zeros([], jnp.int32)
+    return TrainState(zero, params, optimizer.init(params), zero, zero)
+
+
+def apply_model(model: Albert, params, rows, **kwargs):
+    return model.apply(
+        {"params": params},
+        rows["input_ids"],
+        rows["attention_mask"],
+        rows["token_type_ids"],
+        rows["mlm_positions"],
+        **kwargs,
+    )
+
+
+def make_train_step(
+    model: Albert,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    accumulation: int,
+    seed: int,
+    constrain_rows: Callable = lambda rows: rows,
+) -> Callable:
+    """The function (state, batch) -> (state, metrics).
+
+    With accumulation the gradient is that of the whole batch, not a mean of means: every part
+    is scaled by the batch's own denominators.
+
+    Args:
+      constrain_rows: applied to [accumulation, B / accumulation, ...] arrays, to keep their
+        second axis on the devices that the batch came to.
+    """
+
+    def loss_fn(params, rows, key, mlm_weight, sop_weight):
+        output = apply_model(model, params, rows, deterministic=False, rngs={"dropout": key})
+        return pretraining_loss(output, rows, mlm_weight, sop_weight)
+
+    gradient = jax.value_and_grad(loss_fn, has_aux=True)
+
+    def accumulated_gradient(params, batch, key, *weights):
+        # Rows r with r % accumulation == k form part k, so no row changes its device.
+        parts = constrain_rows(
+            jax.tree.map(lambda x: x.reshape(-1, accumulation, *x.shape[1:]).swapaxes(0, 1), batch)
+        )
+
+        def add(total, part):
+            number, rows = part
+            result = gradient(params, rows, jax.random.fold_in(key, number), *weights)
+            return jax.tree.map(jnp.add, total, result), None
+
+        rows = jax.tree.map(lambda x: x[0], parts)
+        shapes = jax.eval_shape(gradient, params, rows, key, *weights)
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        return jax.lax.scan(add, zeros, (jnp.arange(accumulation), parts))[0]
+
+    def train_step(state: TrainState, batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        weights = (
+            batch["mlm_weights"].sum(),
+            (batch["sop_labels"] >= 0).sum().astype(jnp.float32),
+        )
+        compute = gradient if accumulation == 1 else accumulated_gradient
+        (loss, metrics), grads = compute(state.params, batch, key, *weights)
+        grad_norm = optax.tree.norm(grads)
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+
+        def keep_if_finite(new, old):
+            return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+
+        bad = 1 - finite.astype(jnp.int32)
+        applied = state.step - state.bad_steps
+        state = TrainState(
+            step=state.step + 1,
+            params=keep_if_finite(params, state.params),
+            opt_state=keep_if_finite(opt_state, state.opt_state),
+            bad_steps=state.bad_steps + bad,
+            bad_steps_in_row=(state.bad_steps_in_row + bad) * bad,
+        )
+        metrics |= {
+            "loss": loss,
+            "learning_rate": schedule(applied),
+            "grad_norm": grad_norm,
+            "param_norm": optax.tree.norm(state.params),
+            "update_norm": jnp.where(finite, optax.tree.norm(updates), 0.0),
+            "real_tokens": batch["attention_mask"].sum(),
+            "bad_steps": state.bad_steps,
+            "bad_steps_in_row": state.bad_steps_in_row,
+        }
+        return state, metrics
+
+    return train_step
+
+
+def span_lengths(positions: jax.Array, weights: jax.Array) -> jax.Array:
+    """Length of the run of adjacent masked positions that each one is part of.
+
+    int [B, P] sorted along P where the weight is 1, float32 [B, P] -> int [B, P]; 0 for filling.
+    """
+    real = weights > 0
+    begins = jnp.diff(positions, axis=1, prepend=-2) != 1
+    run = jnp.cumsum(begins, axis=1)
+    same = (run[:, :, None] == run[:, None, :]) & real[:, :, None] & real[:, None, :]
+    return same.sum(-1)
+
+
+def make_eval_step(model: Albert) -> Callable:
+    """The function (params, batch) -> sums over the batch, to be added up over batches."""
+
+    def eval_step(params, batch) -> dict[str, jax.Array]:
+        output = apply_model(model, params, batch)
+        labels, weights = batch["mlm_labels"], batch["mlm_weights"]
+        nll, hit = masked_lm_terms(output.mlm_logits, labels, weights)
+        sop_nll, sop_hit, sop_weights = sentence_order_terms(output.sop_logits, batch["sop_labels"])
+        # Every token of the text, masked or not, as a sample of what could be a target.
+        rows = jnp.arange(len(labels))[:, None]
+        masked = (
+            jnp.zeros_like(batch["input_ids"])
+            .at[rows, batch["mlm_positions"]]
+            .max(jnp.where(weights > 0, labels + 1, 0))
+        )
+        words = jnp.where(masked > 0, masked - 1, batch["input_ids"])
+        is_word = batch["attention_mask"] * ((masked > 0) | (words != CLS) & (words != SEP))
+        sums = {
+            "mlm": jnp.stack([nll.sum(), hit.sum(), weights.sum()]),
+            "sop": jnp.stack([sop_nll.sum(), sop_hit.sum(), sop_weights.sum()]),
+            "words": jnp.zeros(output.mlm_logits.shape[-1]).at[words].add(is_word),
+        }
+
+        def split(name, group):
+            chosen = weights * group
+            sums[name] = jnp.stack([(nll * group).sum(), (hit * group).sum(), chosen.sum()])
+
+        lengths = jnp.minimum(span_lengths(batch["mlm_positions"], weights), MAX_SPAN)
+        for length in range(1, MAX_SPAN + 1):
+            split(f"mlm_span_{length}", lengths == length)
+        shown = jnp.take_along_axis(batch["input_ids"], batch["mlm_positions"], axis=1)
+        is_mask, is_label = shown == MASK, shown == labels
+        groups = (is_mask, is_label & ~is_mask, ~is_mask & ~is_label)
+        for name, group in zip(SHOWN, groups, strict=True):
+            split(f"mlm_shown_{name}", group)
+        return sums
+
+    return eval_step
+
+
+def make_guess_step(model: Albert) -> Callable:
+    """The function (params, batch) -> int [B, P], the likeliest piece at every masked position."""
+
+    def guess_step(params, batch) -> jax.Array:
+        return jnp.argmax(apply_model(model, params, batch).mlm_logits, axis=-1)
+
+    return guess_step

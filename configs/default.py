@@ -1,0 +1,146 @@
+"""Every field of a config, with its meaning. Other configs start from this one."""
+
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """ALBERT-base as released (v2), without a corpus. `arg`: see `apply_argument`."""
+    config = ConfigDict()
+    config.seed = 0  # of parameters, dropout, chunks and masks
+
+    # Model: the names are those of albert_config.json.
+    config.model = model = ConfigDict()
+    model.vocab_size = 30000
+    model.embedding_size = 128  # E; equal to hidden_size for BERT's embedding
+    model.hidden_size = 768  # H
+    model.num_hidden_layers = 12  # N
+    model.num_hidden_groups = 1  # sets of weights, each for consecutive layers
+    model.inner_group_num = 1  # layers in a set; the depth is N * inner_group_num
+    model.num_attention_heads = 12
+    model.intermediate_size = 3072
+    model.hidden_act = "gelu"  # gelu (tanh approximation) or relu
+    model.hidden_dropout_prob = 0.0
+    model.attention_probs_dropout_prob = 0.0
+    model.max_position_embeddings = 512
+    model.type_vocab_size = 2
+    model.initializer_range = 0.02
+    model.dtype = "bfloat16"  # of activations; float32 is faster on CPU
+    model.param_dtype = "float32"
+    model.remat = "none"  # none, dots (keep products) or full: less memory, more operations
+
+    # Data. A source is PATH, lines:PATH, text:PATH, jsonl:PATH, tfds:NAME or python-docs;
+    # PATH is a file, folder or glob, plain or .gz, .xz, .zst (albert/data/sources.py).
+    config.data = data = ConfigDict()
+    data.train_sources = ()
+    data.train_weights = ()  # share of the rows of each source; empty: by size
+    data.valid_sources = ()  # held-out text; empty: valid_fraction of the training documents
+    data.valid_fraction = 0.005
+    data.text_field = "text"  # of JSON lines and TFDS records
+    data.language = "en"  # for splitting paragraphs into sentences
+    data.max_documents = 0  # of each source; 0 for all
+    data.tokenizer = ""  # SentencePiece .model; empty: train one with model.vocab_size pieces
+    data.lower_case = True
+    data.strip_accents = True
+    data.folder = "prepared"  # prepared corpora and vocabularies are kept and found here
+    data.seq_length = 512
+    data.max_predictions = 77  # masked positions of a row at most; about 0.15 * seq_length
+    data.masking_rate = 0.15
+    data.max_ngram = 3  # longest run of words that is masked as one
+    data.short_seq_prob = 0.1  # share of documents cut into shorter chunks
+    data.single_segment = "split"  # chunks of one sentence: split, drop, or random as released
+    data.workers = 4  # processes that make batches; 0: a thread
+
+    # Optimiser: lamb and adamw as released, or optax.NAME for optax's own.
+    config.optimizer = optimizer = ConfigDict()
+    optimizer.name = "lamb"
+    optimizer.learning_rate = 0.00176
+    optimizer.warmup_steps = 3125
+    optimizer.b1 = 0.9
+    optimizer.b2 = 0.999
+    optimizer.eps = 1e-6
+    optimizer.weight_decay = 0.01
+    optimizer.clip_norm = 1.0  # global norm; 0: no clipping
+
+    # Training.
+    config.train = train = ConfigDict()
+    train.num_steps = 125_000
+    train.batch_size = 4096
+    train.accumulation = 1  # parts of a batch, one after the other, when it does not fit
+    train.log_every = 100
+    train.eval_every = 5000
+    train.eval_rows = 4096  # held-out rows of an evaluation, at most
+    train.eval_batch_size = 256
+    train.checkpoint_every = 5000
+    train.checkpoint_minutes = 30.0  # also save after so long; 0: by steps only
+    train.keep_last = 3
+    train.keep_best = 1  # by held-out loss
+    train.max_bad_steps = 10  # stop after so many non-finite updates in a row
+
+    # Sharding: devices along each axis of the mesh, -1 for all that are left, and the mesh axes
+    # that each logical axis of the model is cut along.
+    config.sharding = sharding = ConfigDict()
+    sharding.data = -1
+    sharding.fsdp = 1
+    sharding.tensor = 1
+    sharding.rules = (
+        ("batch", ("data", "fsdp")),
+        ("vocab", ("tensor",)),
+        ("heads", ("tensor",)),
+        ("mlp", ("tensor",)),
+        ("hidden", ("fsdp",)),
+        ("embed", ("fsdp",)),
+    )
+    apply_argument(config, arg)
+    return config
+
+
+def apply_argument(config: ConfigDict, arg: str) -> None:
+    """Changes a finished config by the words behind the colon, separated by commas.
+
+    v1, v2: dropout as released with that version (see `released_dropout`); v2 is the default.
+    tiny: the same shape of run in under a minute on a CPU.
+    """
+    words = [word for word in (arg or "").split(",") if word]
+    for word in words:
+        if word not in ("v1", "v2", "tiny"):
+            raise ValueError(f"unknown config argument {word!r}; there is v1, v2 and tiny")
+    if "v1" in words:
+        # The released v1 models were trained with dropout, all but xxlarge.
+        dropout = 0.0 if config.model.hidden_size >= 4096 else 0.1
+        config.model.hidden_dropout_prob = dropout
+        config.model.attention_probs_dropout_prob = dropout
+    if "tiny" in words:
+        shrink(config)
+
+
+def shrink(config: ConfigDict) -> None:
+    """Cuts sizes and steps; what the config is about (optimiser, dropout, depth > 1) stays."""
+    model, data, train = config.model, config.data, config.train
+    model.vocab_size = 1000
+    model.embedding_size = 16
+    model.hidden_size = 32
+    model.num_hidden_layers = 3
+    model.num_attention_heads = 4
+    model.intermediate_size = 64
+    model.max_position_embeddings = 64
+    model.dtype = "float32"
+    model.remat = "none"
+    data.train_sources = ("python-docs",)
+    data.train_weights = ()
+    data.valid_sources = ()
+    data.valid_fraction = 0.05
+    data.max_documents = 2000
+    data.tokenizer = ""
+    data.seq_length = 64
+    data.max_predictions = 10
+    data.workers = 0
+    config.optimizer.warmup_steps = 10
+    train.num_steps = 60
+    train.batch_size = 16
+    train.accumulation = 1
+    train.log_every = 10
+    train.eval_every = 30
+    train.eval_rows = 128
+    train.eval_batch_size = 32
+    train.checkpoint_every = 30
+    train.checkpoint_minutes = 0.0

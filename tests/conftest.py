@@ -1,0 +1,87 @@
+"""Eight simulated devices, a small text with its vocabulary, and tiny configs."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from albert.data.tokenizer import Tokenizer, train_vocabulary
+from configs import base
+
+SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
+VOCABULARY = 96
+_WORDS = """
+    the a river mountain city scientist garden letter winter teacher music engine question answer
+    small bright ancient quiet moves writes finds carries watches builds under over beside towards
+    slowly often never gladly and but because while stone water light paper history village bridge
+    forest wheel number theory market captain island summer voice
+""".split()  # noqa: SIM905
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    if not SHARED.is_dir():
+        pytest.skip("needs the shared test data, which is not part of the project")
+    return SHARED
+
+
+def write_text(path: Path, documents: int, seed: int = 0) -> Path:
+    """Documents of made-up sentences, one per line, a blank line between documents."""
+    rng = np.random.default_rng(seed)
+    lines = []
+    for _ in range(documents):
+        for _ in range(rng.integers(1, 12)):
+            words = rng.choice(_WORDS, rng.integers(3, 14))
+            lines.append(" ".join(words).capitalize() + rng.choice([".", "?", ", 1920, 7."]))
+        lines.append("")
+    path.write_text("\n".join(lines))
+    return path
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory) -> Path:
+    return write_text(tmp_path_factory.mktemp("text") / "small.txt", 300)
+
+
+@pytest.fixture(scope="session")
+def vocabulary(text) -> Path:
+    path = text.with_name("small.model")
+    train_vocabulary(text.read_text().splitlines(), VOCABULARY, path, True, True)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tokenizer(vocabulary) -> Tokenizer:
+    return Tokenizer(vocabulary)
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("prepared")
+
+
+@pytest.fixture
+def tiny(text, vocabulary, prepared):
+    """A ConfigDict that trains on the small text; change it, then `check` it."""
+    config = base.get_config("v1,tiny")
+    config.model.vocab_size = VOCABULARY
+    config.data.train_sources = (str(text),)
+    config.data.max_documents = 0
+    config.data.tokenizer = str(vocabulary)
+    config.data.folder = str(prepared)
+    config.data.seq_length = 32
+    config.data.max_predictions = 6
+    config.optimizer.warmup_steps = 2
+    config.train.num_steps = 8
+    config.train.log_every = 2
+    config.train.eval_every = 4
+    config.train.eval_rows = 40
+    config.train.checkpoint_every = 4
+    return config

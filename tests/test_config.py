@@ -1,0 +1,213 @@
+"""Every config builds and traces, every field is read, every mistake is told at once."""
+
+import dataclasses
+import importlib
+import json
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import pytest
+
+from albert import config as config_module
+from albert.config import (
+    Config,
+    ConfigError,
+    check,
+    check_devices,
+    from_json,
+    split_overrides,
+)
+from albert.cost import describe
+from albert.model import Albert, abstract_params
+from albert.optimiser import make_optimizer
+from albert.train_step import make_train_step, new_state
+from configs import default
+
+CONFIGS = sorted(p.stem for p in (Path(__file__).parent.parent / "configs").glob("*.py"))
+CONFIGS = [name for name in CONFIGS if name not in ("default", "__init__")]
+
+
+def load(name, arg=""):
+    config = importlib.import_module(f"configs.{name}").get_config(arg)
+    if not config.data.train_sources:
+        config.data.train_sources = ("python-docs",)
+    return config
+
+
+def trace_step(config: Config):
+    model = Albert(config.model)
+    optimizer, schedule = make_optimizer(config.optimizer, config.train.num_steps)
+    state = nn.meta.unbox(jax.eval_shape(lambda: new_state(model, optimizer, config.seed)))
+    rows = config.train.batch_size
+    tokens = jax.ShapeDtypeStruct((rows, config.data.seq_length), jnp.int32)
+    targets = jax.ShapeDtypeStruct((rows, config.data.max_predictions), jnp.int32)
+    batch = {
+        "input_ids": tokens, "token_type_ids": tokens, "attention_mask": tokens,
+        "mlm_positions": targets, "mlm_labels": targets,
+        "mlm_weights": jax.ShapeDtypeStruct(targets.shape, jnp.float32),
+        "sop_labels": jax.ShapeDtypeStruct((rows,), jnp.int32),
+    }  # fmt: skip
+    step = make_train_step(model, optimizer, schedule, config.train.accumulation, config.seed)
+    return jax.eval_shape(step, state, batch)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("arg", ["", "tiny", "v1", "v1,tiny"])
+def test_every_config_builds_and_traces(name, arg):
+    config = check(load(name, arg))
+    _, metrics = trace_step(config)
+    assert metrics["loss"].shape == ()
+    check_devices(config, abstract_params(Albert(config.model)), 1)
+    assert json.dumps(describe(config))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_tiny_is_tiny_and_has_two_checkpoints(name):
+    config = check(load(name, "tiny"))
+    facts = describe(config)
+    assert facts["flops_of_run"] < 1e12
+    assert config.train.num_steps // config.train.checkpoint_every >= 2
+
+
+def test_an_unknown_config_argument_is_refused():
+    with pytest.raises(ValueError, match="unknown config argument 'v3'; there is v1, v2 and tiny"):
+        load("base", "v3")
+
+
+def test_v1_has_dropout_except_in_xxlarge():
+    assert load("base", "v1").model.hidden_dropout_prob == 0.1
+    assert load("xxlarge", "v1").model.hidden_dropout_prob == 0.0
+    assert load("base", "").model.hidden_dropout_prob == 0.0
+
+
+def test_every_field_is_read_by_something(tiny, tmp_path, monkeypatch):
+    """Runs the loop with sections that remember which of their fields were read."""
+    from albert.loop import train
+
+    read = set()
+    tiny.data.tokenizer = ""  # so that a vocabulary is trained as well
+    tiny.data.folder = str(tmp_path / "prepared")
+    tiny.train.num_steps = 2
+    config = check(tiny)
+    sections = [f.name for f in dataclasses.fields(Config) if f.name != "seed"]
+    for name in sections:
+        kind = type(getattr(config, name))
+        original = kind.__getattribute__
+
+        def remember(self, field, name=name, original=original):
+            read.add((name, field))
+            return original(self, field)
+
+        monkeypatch.setattr(kind, "__getattribute__", remember)
+    # What only copies fields does not count as a reader.
+    monkeypatch.setattr(dataclasses, "asdict", lambda _: {})
+    train(config, tmp_path / "run")
+    monkeypatch.undo()
+    for name in sections:
+        for field in dataclasses.fields(getattr(config, name)):
+            assert (name, field.name) in read, f"nothing reads {name}.{field.name}"
+
+
+def test_every_problem_is_told_at_once():
+    values = load("base", "tiny").to_dict()
+    values["model"]["hidden_sise"] = 4
+    values["data"]["seq_length"] = "512"
+    values["train"]["batch_size"] = 7.5
+    values["optimizer"] = 3
+    del values["sharding"]["fsdp"]
+    with pytest.raises(ConfigError) as error:
+        check(values)
+    text = str(error.value)
+    assert "5 problems" in text
+    assert "model.hidden_sise is not a field; did you mean hidden_size?" in text
+    assert "data.seq_length is '512', a str; it must be of type int" in text
+    assert "train.batch_size is 7.5, a float; it must be of type int" in text
+    assert "optimizer is 3; it must be a section" in text
+    assert "sharding.fsdp is missing" in text
+
+
+def test_impossible_values_are_told_at_once():
+    values = load("base", "tiny")
+    values.model.num_attention_heads = 5
+    values.data.seq_length = 128
+    values.data.masking_rate = 1.5
+    values.data.train_sources = ("nowhere.txt", "tfds:x")
+    values.data.train_weights = (1.0,)
+    values.train.accumulation = 3
+    values.train.log_every = 0
+    values.optimizer.name = "lam"
+    values.optimizer.warmup_steps = 61
+    values.sharding.rules = (("batch", ("date",)),)
+    values.seed = -1
+    with pytest.raises(ConfigError) as error:
+        check(values)
+    text = str(error.value)
+    for words in (
+        "model.hidden_size 32 is not a multiple of num_attention_heads 5",
+        "data.seq_length 128 is longer than the position table, model.max_position_embeddings 64",
+        "data.masking_rate is 1.5; it must be in [0, 1]",
+        "data.train_sources: There is no file nowhere.txt",
+        "data.train_weights is (1.0,)",
+        "train.log_every is 0; it must be at least 1",
+        "optimizer.name is 'lam'; it must be lamb or adamw",
+        "optimizer.warmup_steps 61 is more than train.num_steps 60",
+        "sharding.rules name the mesh axis 'date'; there is data, fsdp, tensor",
+        "seed is -1",
+    ):
+        assert words in text
+    assert len(error.value.problems) == 10
+
+
+def test_no_corpus_is_told_with_what_to_do():
+    from configs import base
+
+    with pytest.raises(ConfigError, match="train_sources is empty; name the text"):
+        check(base.get_config())
+
+
+def test_devices_that_cannot_share_are_told(tiny):
+    tiny.train.batch_size = 12
+    tiny.train.eval_batch_size = 12
+    tiny.sharding.tensor = 8
+    config = check(tiny)
+    params = abstract_params(Albert(config.model))
+    with pytest.raises(ConfigError, match="'heads' of size 4 cannot be cut into 8 equal parts"):
+        check_devices(config, params, 8)
+    tiny.sharding.tensor = 1
+    with pytest.raises(ConfigError, match="12 rows cannot be shared by 8 devices equally"):
+        check_devices(check(tiny), params, 8)
+    tiny.sharding.fsdp = 3
+    with pytest.raises(ConfigError, match="-1 x 3 x 1 cannot be laid over 8 devices"):
+        check_devices(check(tiny), params, 8)
+
+
+def test_a_config_survives_json(tiny):
+    config = check(tiny)
+    assert from_json(json.loads(json.dumps(dataclasses.asdict(config)))) == config
+
+
+def test_overrides_are_checked_before_anything_else():
+    arguments = [
+        "train.py", "--config=configs/base.py", "--config.model.hiden_size=3",
+        "--config.data.seq_length=abc", "--config.optimizer.learning_rate=1",
+        "--config.train=3", "--config.data.lower_case=false", "--workdir=x",
+        "--config.data.train_sources=a.txt",
+    ]  # fmt: skip
+    kept, problems = split_overrides(arguments)
+    assert len(problems) == 3
+    assert "model.hiden_size is not a field; did you mean hidden_size?" in problems
+    assert "data.seq_length is 'abc', a str; it must be of type int" in problems
+    assert "train is a section" in problems[2]
+    assert kept == [a for a in arguments if not any(x in a for x in ("hiden", "abc", "train=3"))]
+
+
+def test_default_explains_every_field():
+    values = default.get_config()
+    hints = {f.name for f in dataclasses.fields(Config)}
+    assert set(values) == hints
+    source = Path(default.__file__).read_text()
+    for section in hints - {"seed"}:
+        for field in dataclasses.fields(config_module.Config.__annotations__[section]):
+            assert f"{section}.{field.name} = " in source

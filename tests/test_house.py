@@ -1,0 +1,102 @@
+"""The rooms of the house and which way imports run; see docs/design.md."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+# What each room may import of the package. A later room may import every earlier one.
+ROOMS = [
+    ["albert"],
+    ["albert.data.tokenizer", "albert.data.python_docs"],
+    ["albert.data.sources", "albert.data.masking"],
+    ["albert.data.corpus"],
+    ["albert.data.examples"],
+    ["albert.data.pipeline", "albert.data.prepare"],
+    ["albert.model", "albert.optimiser", "albert.sharding", "albert.checkpoint", "albert.metrics"],
+    ["albert.losses"],
+    ["albert.train_step", "albert.config"],
+    ["albert.cost", "albert.evaluation"],
+    ["albert.loop"],
+    ["albert.cli"],
+]
+LEVEL = {name: level for level, names in enumerate(ROOMS) for name in names}
+# These know nothing of the rest of the package.
+ALONE = ["albert.model", "albert.losses", "albert.optimiser", "albert.sharding",
+         "albert.checkpoint", "albert.metrics"]  # fmt: skip
+
+
+def modules():
+    for path in sorted((ROOT / "albert").rglob("*.py")):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        yield name, ast.parse(path.read_text())
+
+
+def imports(tree, top_level_only=False):
+    nodes = tree.body if top_level_only else ast.walk(tree)
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module
+
+
+def test_imports_run_one_way():
+    for name, tree in modules():
+        if name == "albert.data":
+            continue
+        assert name in LEVEL, f"{name} has no room in tests/test_house.py"
+        ours = [i for i in imports(tree) if i.split(".")[0] == "albert" and i != "albert"]
+        for imported in ours:
+            lazily = name == "albert.data.sources" and imported == "albert.data.python_docs"
+            assert LEVEL[imported] < LEVEL[name] or lazily, f"{name} imports {imported}"
+            assert name not in ALONE, f"{name} imports {imported}"
+
+
+def test_the_package_knows_neither_configs_nor_tools_nor_tensorflow():
+    for name, tree in modules():
+        roots = {i.split(".")[0] for i in imports(tree)}
+        assert not roots & {"configs", "tools", "train", "eval", "tests", "tensorflow"}, name
+
+
+def test_data_never_imports_jax():
+    for name, tree in modules():
+        if name.startswith("albert.data"):
+            assert not {i.split(".")[0] for i in imports(tree)} & {"jax", "flax", "optax"}, name
+
+
+@pytest.mark.parametrize("module", ["albert.loop", "albert.evaluation", "albert.cli", "train"])
+def test_importing_starts_no_device_and_no_tensorflow(module):
+    code = (
+        f"import {module}, sys\n"
+        "assert 'tensorflow' not in sys.modules\n"
+        "if 'jax' in sys.modules:\n"
+        "    from jax._src import xla_bridge\n"
+        "    assert not xla_bridge._backends, 'a device was started'\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+@pytest.mark.parametrize("program", ["train.py", "eval.py", "tools/show_batch.py"])
+def test_help_teaches_without_loading_jax(program):
+    code = (
+        "import runpy, sys\n"
+        f"sys.argv = ['{program}', '--help']\n"
+        "try:\n"
+        f"    runpy.run_path('{program}', run_name='__main__')\n"
+        "except SystemExit:\n"
+        "    pass\n"
+        "assert 'jax' not in sys.modules\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    assert f"python {program}" in done.stdout
+
+
+def test_no_file_is_too_long():
+    for path in (ROOT / "albert").rglob("*.py"):
+        assert path.read_text().count("\n") <= 450, path

@@ -1,0 +1,336 @@
+"""Whole runs on the small text: outcome, resume, refusal."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from conftest import write_text
+
+from albert import loop
+from albert.checkpoint import CheckpointError, Checkpoints
+from albert.config import check
+from albert.data.sources import SourceError
+from albert.data.tokenizer import VocabularyError
+from albert.evaluation import evaluate_run
+from albert.loop import RunError, train
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def final_params(workdir, step):
+    """The parameters of a checkpoint as they lie on disk."""
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    params = checkpoints.restore_params(step, None)
+    checkpoints.close()
+    return jax.tree.map(np.asarray, params)
+
+
+def assert_bit_equal(ours, theirs):
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        assert a.dtype == b.dtype
+        assert a.tobytes() == b.tobytes()
+
+
+def records(workdir, group="train"):
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["group"] == group]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return tmp_path_factory.mktemp("run")
+
+
+@pytest.fixture
+def run(tiny, finished, capsys):
+    """A finished run; made once."""
+    if not (finished / "config.json").exists():
+        train(check(tiny), finished)
+        (finished / "printed.txt").write_text(capsys.readouterr().out)
+    return finished
+
+
+def test_a_run_leaves_checkpoints_logs_and_a_report(run):
+    assert Checkpoints(run / "checkpoints").steps() == [4, 8]
+    assert [r["step"] for r in records(run)] == [2, 4, 6, 8]
+    assert [r["step"] for r in records(run, "valid")] == [4, 8]
+    wanted = {
+        "loss", "mlm_loss", "mlm_accuracy", "sop_loss", "sop_accuracy", "learning_rate",
+        "grad_norm", "param_norm", "update_norm", "examples_per_second",
+        "real_tokens_per_second", "padded_tokens_per_second", "mfu", "step_seconds",
+        "data_wait_share", "epoch", "bad_steps",
+    }  # fmt: skip
+    assert wanted <= records(run)[-1].keys()
+    report = json.loads((run / "eval_8.json").read_text())
+    assert report["step"] == 8
+    assert len(report["examples"]) == 5
+    assert report["unigram_entropy"] > 1
+    printed = (run / "printed.txt").read_text()
+    assert "Held-out text at step 8" in printed
+    assert "tensorboard" in printed
+    assert "ETA" in printed
+
+
+def test_tensorboard_reads_every_figure(run):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(run / "tensorboard"))
+    board.Reload()
+    tags = set(board.Tags()["scalars"])
+    assert {f"train/{n}" for n in records(run)[-1] if n not in ("step", "group")} <= tags
+    assert {"valid/mlm_loss", "valid/unigram_entropy", "valid/sop_accuracy"} <= tags
+    assert [e.step for e in board.Scalars("train/loss")] == [2, 4, 6, 8]
+
+
+def test_a_finished_run_says_so(run, tiny, capsys):
+    before = sorted(os.listdir(run / "checkpoints"))
+    train(check(tiny), run)
+    assert "is finished: it has a checkpoint of step 8 of 8" in capsys.readouterr().out
+    assert sorted(os.listdir(run / "checkpoints")) == before
+
+
+def test_a_resumed_run_ends_bit_equal(run, tiny, tmp_path):
+    """Stopped at step 4 of 8 by way of the number of steps, in the same process."""
+
+    class Stop(Exception):
+        pass
+
+    def stop(self, step, *_):
+        if step == 6:
+            raise Stop
+        return original(self, step, *_)
+
+    original = loop._Log.step
+    loop._Log.step = stop
+    try:
+        with pytest.raises(Stop):
+            train(check(tiny), tmp_path)
+    finally:
+        loop._Log.step = original
+    train(check(tiny), tmp_path)
+    assert_bit_equal(final_params(tmp_path, 8), final_params(run, 8))
+    assert [r["step"] for r in records(tmp_path)] == [2, 4, 6, 8]
+    ours, theirs = records(tmp_path)[-1], records(run)[-1]
+    assert ours["loss"] == theirs["loss"]
+
+
+def command(tiny_config, workdir, *extra):
+    """The command line of the tiny config, for a process of its own."""
+    c = tiny_config
+    return [
+        sys.executable, "train.py", "--config=configs/base.py:v1,tiny", f"--workdir={workdir}",
+        f"--config.data.train_sources={c.data.train_sources[0]}",
+        f"--config.data.tokenizer={c.data.tokenizer}", f"--config.data.folder={c.data.folder}",
+        f"--config.model.vocab_size={c.model.vocab_size}", "--config.data.seq_length=32",
+        "--config.data.max_predictions=6", "--config.data.max_documents=0",
+        "--config.train.eval_rows=40", "--config.train.num_steps=40",
+        "--config.train.checkpoint_every=5", "--config.train.eval_every=15",
+        "--config.sharding.data=4", "--config.sharding.tensor=2", *extra,
+    ]  # fmt: skip
+
+
+def test_killed_at_a_random_step_it_ends_bit_equal(tiny, tmp_path):
+    """SIGKILL of a real process, with dropout and eight devices, three times over."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    subprocess.run(command(tiny, whole), cwd=ROOT, check=True, capture_output=True)
+    rng = np.random.default_rng()
+    kills = 0
+    for stop in sorted(rng.choice(np.arange(6, 38), 3, replace=False)):
+        process = subprocess.Popen(
+            command(tiny, broken, "--config.train.log_every=1"), cwd=ROOT,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        for line in process.stdout:
+            if line.startswith(f"step {stop}/"):
+                process.send_signal(signal.SIGKILL)
+                kills += 1
+        process.wait()
+    done = subprocess.run(
+        command(tiny, broken), cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    assert kills == 3
+    assert "Going on from the checkpoint of step" in done.stdout
+    assert_bit_equal(final_params(broken, 40), final_params(whole, 40))
+
+
+def test_the_data_of_a_run_may_not_change(run, tiny):
+    tiny.train.num_steps = 10
+    tiny.data.masking_rate = 0.3
+    with pytest.raises(RunError, match=r"masking_rate: 0.15 -> 0.3"):
+        train(check(tiny), run)
+    tiny.data.masking_rate = 0.15
+    tiny.seed = 1
+    with pytest.raises(RunError, match=r"seed: 0 -> 1"):
+        train(check(tiny), run)
+
+
+def test_too_little_text_is_told(tiny, tmp_path):
+    tiny.data.train_sources = (str(write_text(tmp_path / "few.txt", 6)),)
+    tiny.data.valid_fraction = 0.5
+    with pytest.raises(SourceError, match=r"fewer than one batch of 16|is too small"):
+        train(check(tiny), tmp_path / "run")
+
+
+def test_a_vocabulary_of_another_size_is_told(tiny, tmp_path):
+    tiny.model.vocab_size = 200
+    with pytest.raises(VocabularyError, match=r"set --config.model.vocab_size=96"):
+        train(check(tiny), tmp_path / "run")
+
+
+def test_held_out_text_that_is_training_text_is_warned_of(tiny, tmp_path):
+    tiny.data.valid_sources = tiny.data.train_sources
+    tiny.train.num_steps = 2
+    with pytest.warns(UserWarning, match="300 of the 300 held-out documents also stand"):
+        train(check(tiny), tmp_path / "run")
+
+
+def test_a_workdir_that_cannot_be_written_is_told(tiny, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="Cannot write to the workdir"):
+        train(check(tiny), tmp_path / "file" / "run")
+
+
+def test_divergence_stops_the_run_and_keeps_the_good_checkpoint(tiny, tmp_path, monkeypatch):
+    tiny.train.max_bad_steps = 3
+    tiny.train.num_steps = 20
+    original = loop.put_batch
+
+    def poison(batch, sharding):
+        poison.calls += 1
+        if poison.calls > 6:
+            batch = {**batch, "mlm_weights": batch["mlm_weights"] * np.float32(np.inf)}
+        return original(batch, sharding)
+
+    poison.calls = 0
+    monkeypatch.setattr(loop, "put_batch", poison)
+    with pytest.raises(RunError, match=r"3 steps in a row, the last of them step 9\. The last good "
+                                       r"checkpoint is step 4"):  # fmt: skip
+        train(check(tiny), tmp_path)
+    assert 4 in Checkpoints(tmp_path / "checkpoints").steps()
+
+
+def test_the_best_checkpoint_is_kept_beside_the_last(tiny, tmp_path):
+    tiny.train.num_steps = 12
+    tiny.train.eval_every = 2
+    tiny.train.checkpoint_every = 2
+    tiny.train.keep_last = 1
+    tiny.train.keep_best = 1
+    # So fast that it goes up again.
+    tiny.optimizer.name = "optax.sgd"
+    tiny.optimizer.clip_norm = 0.0
+    tiny.optimizer.learning_rate = 3.0
+    train(check(tiny), tmp_path)
+    valid = {r["step"]: r["loss"] for r in records(tmp_path, "valid")}
+    best = min(valid, key=valid.get)
+    assert Checkpoints(tmp_path / "checkpoints").steps() == sorted({best, 12})
+
+
+def test_saving_by_time(tiny, tmp_path):
+    tiny.train.checkpoint_every = 100
+    tiny.train.checkpoint_minutes = 1e-9
+    tiny.train.eval_every = 100
+    tiny.train.keep_last = 10
+    train(check(tiny), tmp_path)
+    assert Checkpoints(tmp_path / "checkpoints").steps() == [2, 4, 6, 8]
+
+
+def test_evaluation_of_a_run(run, capsys):
+    evaluate_run(run, "all", None, 30, 2)
+    printed = capsys.readouterr().out
+    assert "step 4" in printed
+    assert "step 8" in printed
+    report = json.loads((run / "eval_4.json").read_text())
+    assert report["sop_targets"] == 30
+    # The same rows and parameters as at the end of training give the same figures.
+    evaluate_run(run, "latest", None, None, 0)
+    ours = json.loads((run / "eval_8.json").read_text())
+    theirs = records(run, "valid")[-1]
+    np.testing.assert_allclose(ours["mlm_loss"], theirs["mlm_loss"], rtol=1e-5)
+
+
+def test_evaluation_on_other_text(run, tmp_path):
+    other = write_text(tmp_path / "other.txt", 40, seed=3)
+    evaluate_run(run, "8", str(other), None, 1)
+    name = next(p for p in run.glob("eval_8_*.json"))
+    assert json.loads(name.read_text())["mlm_targets"] > 0
+
+
+def test_missing_checkpoints_are_told(run, tmp_path):
+    with pytest.raises(CheckpointError, match="no checkpoint of step 5; it has 4, 8"):
+        evaluate_run(run, "5", None, None, 0)
+    with pytest.raises(CheckpointError, match="no such folder"):
+        evaluate_run(tmp_path, "latest", None, None, 0)
+
+
+def test_the_command_line_tells_mistakes_and_leaves_with_2(tmp_path):
+    def call(*arguments):
+        return subprocess.run(
+            [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+
+    done = call("train.py", "--config=configs/base.py:tiny", "--config.model.hiden_size=3",
+                "--config.train.num_steps=0", f"--workdir={tmp_path}")  # fmt: skip
+    assert done.returncode == 2
+    assert "2 problems in the config" in done.stderr
+    assert "did you mean hidden_size?" in done.stderr
+    assert "Traceback" not in done.stderr
+    done = call("train.py", "--config=configs/none.py")
+    assert done.returncode == 2
+    assert "none.py" in done.stderr
+    done = call("eval.py", f"--workdir={tmp_path}")
+    assert done.returncode == 2
+    assert "holds no checkpoints" in done.stderr
+
+
+def test_describe_ends_with_one_json_object(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "train.py", "--config=configs/base.py", "--describe",
+         "--config.data.train_sources=python-docs"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    facts = json.loads(done.stdout.splitlines()[-1])
+    assert facts["parameters"] == 11_813_810
+    assert facts["tokens_per_step"] == 4096 * 512
+    # 6 * (12 layer passes + mapping + head at 77 of 512 + pooler and SOP at 1) + 12 N L H
+    used = 12 * (4 * 768**2 + 2 * 768 * 3072) + 128 * 768
+    used += (768 * 128 + 128 * 30000) * 77 / 512 + (768**2 + 2 * 768) / 512
+    np.testing.assert_allclose(facts["flops_per_token"], 6 * used + 12 * 12 * 512 * 768)
+
+
+@pytest.mark.slow
+def test_two_processes_of_four_devices_equal_one_of_eight(tiny, tmp_path):
+    """Real processes over gloo: same losses, and each makes only its own rows."""
+    alone = tmp_path / "alone"
+    subprocess.run(
+        command(tiny, alone, "--config.train.log_every=1"), cwd=ROOT, check=True,
+        capture_output=True,
+    )  # fmt: skip
+    several = tmp_path / "several"
+    port = 20000 + os.getpid() % 20000
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+        "JAX_NUM_PROCESSES": "2",
+    }
+    processes = [
+        subprocess.Popen(
+            command(tiny, several, "--config.train.log_every=1"), cwd=ROOT,
+            env={**environment, "JAX_PROCESS_ID": str(number)},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for number in range(2)
+    ]  # fmt: skip
+    printed = [process.communicate(timeout=400)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(printed)
+    assert "Held-out text" in printed[0]
+    assert "step" not in printed[1]
+    ours, theirs = ([r["loss"] for r in records(d)] for d in (several, alone))
+    assert len(ours) == 40
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)

@@ -1,0 +1,229 @@
+import dataclasses
+import re
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from albert.cost import parameters_by_part
+from albert.model import (
+    REMAT_POLICIES,
+    Albert,
+    AlbertConfig,
+    Layer,
+    abstract_params,
+    init_params,
+)
+from albert.sharding import LOGICAL_AXES
+from configs import base, large, xlarge, xxlarge
+
+TINY = AlbertConfig(
+    vocab_size=50, embedding_size=8, hidden_size=16, num_hidden_layers=3, num_hidden_groups=1,
+    inner_group_num=1, num_attention_heads=2, intermediate_size=32, hidden_act="gelu",
+    hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1, max_position_embeddings=12,
+    type_vocab_size=2, initializer_range=0.02, dtype="float32", param_dtype="float32",
+    remat="none",
+)  # fmt: skip
+
+
+def make(**changes):
+    config = dataclasses.replace(TINY, **changes)
+    model = Albert(config)
+    return model, nn.meta.unbox(init_params(model, jax.random.key(0)))
+
+
+def random_rows(rows=3, length=10, vocab=50, seed=0):
+    rng = np.random.default_rng(seed)
+    mask = np.ones((rows, length), np.int32)
+    mask[0, length // 2 :] = 0
+    return (
+        rng.integers(0, vocab, (rows, length)).astype(np.int32),
+        mask,
+        rng.integers(0, 2, (rows, length)).astype(np.int32),
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "backbone", "total"),
+    [
+        (base, 11_683_584, 11_813_810),
+        (large, 17_683_968, 17_847_474),
+        (xlarge, 58_724_864, 59_021_490),
+        (xxlarge, 222_595_584, 223_158_450),
+    ],
+)
+def test_parameter_counts_of_the_released_sizes(config, backbone, total):
+    parts = parameters_by_part(AlbertConfig(**config.get_config().model))
+    assert sum(parts.values()) == total
+    assert total - parts["mlm_head"] - parts["sop_head"] == backbone
+
+
+def test_every_parameter_has_known_logical_axes():
+    leaves = jax.tree.leaves(
+        abstract_params(Albert(dataclasses.replace(TINY, num_hidden_groups=3))),
+        is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned),
+    )
+    for leaf in leaves:
+        assert isinstance(leaf, nn.LogicallyPartitioned)
+        assert len(leaf.names) == leaf.value.ndim
+        assert set(leaf.names) <= set(LOGICAL_AXES)
+
+
+def test_initialisation_is_a_normal_cut_at_two_sigma():
+    _, params = make(vocab_size=20000)
+    table = np.asarray(params["embeddings"]["word_embeddings"])
+    assert np.abs(table).max() <= 0.04
+    # The standard deviation of a normal cut at two sigma is 0.8796 sigma.
+    np.testing.assert_allclose(table.std(), 0.02 * 0.8796, rtol=0.01)
+    for path, leaf in flatten_dict(params, sep="/").items():
+        if path.endswith("bias"):
+            assert not leaf.any(), path
+        if path.endswith("scale"):
+            assert (leaf == 1).all(), path
+
+
+@pytest.mark.parametrize(("groups", "inner", "layers"), [(1, 1, 4), (2, 2, 4), (3, 1, 5)])
+def test_scan_equals_a_written_out_stack(groups, inner, layers):
+    model, params = make(num_hidden_groups=groups, inner_group_num=inner, num_hidden_layers=layers)
+    ids, mask, types = random_rows()
+    output = model.apply({"params": params}, ids, mask, types, output_hidden_states=True)
+    x = output.hidden_states[0]
+    bias = (1.0 - mask[:, None, None, :]) * -10000.0
+    for layer in range(layers):
+        group = params["encoder"][f"group_{int(layer * groups / layers)}"]
+        for i in range(inner):
+            x = Layer(model.config, True).apply({"params": group[f"layer_{i}"]}, x, bias)
+        np.testing.assert_allclose(output.hidden_states[layer + 1], x, atol=1e-6)
+    np.testing.assert_array_equal(output.last_hidden_state, output.hidden_states[-1])
+
+
+def step_text(layers):
+    model = Albert(dataclasses.replace(TINY, num_hidden_layers=layers, remat="full"))
+    params = nn.meta.unbox(abstract_params(model))
+
+    def loss(params, ids, key):
+        output = model.apply(
+            {"params": params}, ids, ids, ids, deterministic=False, rngs={"dropout": key}
+        )
+        return output.mlm_logits.sum()
+
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    ids = jax.ShapeDtypeStruct((2, 8), jnp.int32)
+    return jax.jit(jax.grad(loss)).lower(params, ids, key).as_text()
+
+
+def test_program_size_does_not_depend_on_depth():
+    shallow, deep = (step_text(n).count("\n") for n in (2, 24))
+    assert shallow == deep
+
+
+def test_shared_gradient_is_summed_in_float32():
+    model = Albert(dataclasses.replace(TINY, dtype="bfloat16", hidden_dropout_prob=0.0))
+    params = nn.meta.unbox(abstract_params(model))
+
+    def loss(params, ids):
+        return model.apply({"params": params}, ids, ids, ids).mlm_logits.sum()
+
+    ids = jax.ShapeDtypeStruct((2, 8), jnp.int32)
+    text = str(jax.make_jaxpr(jax.grad(loss))(params, ids))
+    # The backward scan carries the gradient of the feed-forward kernel [16, 32].
+    assert re.search(r"f32\[16,32\] = add_any", text)
+    assert not re.search(r"bf16\[16,32\] = add_any", text)
+
+
+@pytest.mark.parametrize("remat", sorted(REMAT_POLICIES))
+def test_remat_changes_no_gradient(remat):
+    ids, mask, types = random_rows()
+
+    def gradient(**changes):
+        model, params = make(**changes)
+
+        def loss(params):
+            output = model.apply(
+                {"params": params}, ids, mask, types, deterministic=False,
+                rngs={"dropout": jax.random.key(1)},
+            )  # fmt: skip
+            return jnp.sum(output.mlm_logits**2)
+
+        return jax.grad(loss)(params)
+
+    for ours, plain in zip(
+        jax.tree.leaves(gradient(remat=remat)), jax.tree.leaves(gradient()), strict=True
+    ):
+        np.testing.assert_allclose(ours, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_every_depth_draws_its_own_dropout():
+    """With weights that make a layer the identity plus dropout, equal masks would show."""
+    model, params = make(num_hidden_layers=2, attention_probs_dropout_prob=0.0)
+    ids, mask, types = random_rows()
+    output = model.apply(
+        {"params": params}, ids, mask, types, deterministic=False, output_hidden_states=True,
+        rngs={"dropout": jax.random.key(0)}, capture_intermediates=lambda m, _: isinstance(
+            m, nn.Dropout), mutable=["intermediates"],
+    )  # fmt: skip
+    kept = output[1]["intermediates"]["encoder"]["group_0"]["layer_0"]["Dropout_0"]["__call__"]
+    # Two calls in a layer (attention and feed-forward output), stacked over two depths.
+    assert [x.shape[0] for x in kept] == [2, 2]
+    for call in kept:
+        assert (np.asarray(call[0] == 0) != np.asarray(call[1] == 0)).any()
+        assert 0.02 < np.mean(np.asarray(call) == 0) < 0.25
+    assert (np.asarray(kept[0][0] == 0) != np.asarray(kept[1][0] == 0)).any()
+
+
+def test_padding_changes_nothing_and_a_row_of_padding_is_finite():
+    model, params = make()
+    ids, mask, types = random_rows()
+    output = model.apply({"params": params}, ids, mask, types)
+    other = np.where(mask == 1, ids, 7)
+    changed = model.apply({"params": params}, other, mask, types)
+    real = mask.astype(bool)
+    np.testing.assert_allclose(
+        output.last_hidden_state[real], changed.last_hidden_state[real], atol=1e-6
+    )
+    empty = model.apply({"params": params}, ids, np.zeros_like(mask), types)
+    assert np.isfinite(empty.mlm_logits).all()
+
+
+def test_gathered_positions_equal_all_positions():
+    model, params = make()
+    ids, mask, types = random_rows()
+    positions = np.array([[1, 4], [0, 9], [3, 3]], np.int32)
+    everywhere = model.apply({"params": params}, ids, mask, types).mlm_logits
+    gathered = model.apply({"params": params}, ids, mask, types, positions).mlm_logits
+    expected = np.take_along_axis(np.asarray(everywhere), positions[:, :, None], axis=1)
+    np.testing.assert_allclose(gathered, expected, atol=1e-6)
+
+
+def test_a_sequence_longer_than_the_position_table_is_refused():
+    model, params = make()
+    ids = np.zeros((1, 13), np.int32)
+    with pytest.raises(ValueError, match="length 13 is longer than the position table"):
+        model.apply({"params": params}, ids, ids, ids)
+
+
+def test_float32_where_it_matters():
+    model, params = make(dtype="bfloat16")
+    output = model.apply({"params": params}, *random_rows())
+    assert output.last_hidden_state.dtype == jnp.bfloat16
+    assert output.mlm_logits.dtype == output.sop_logits.dtype == jnp.float32
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"hidden_size": 15}, "not a multiple of num_attention_heads"),
+        ({"num_hidden_groups": 4}, "more than num_hidden_layers"),
+        ({"hidden_act": "swish"}, "one of gelu, relu"),
+        ({"vocab_size": 0}, "at least 1"),
+        ({"hidden_dropout_prob": 1.0}, "in \\[0, 1\\)"),
+        ({"remat": "some"}, "one of none, dots, full"),
+    ],
+)
+def test_impossible_sizes_are_named(changes, words):
+    assert re.search(words, " ".join(dataclasses.replace(TINY, **changes).problems()))
+    assert not TINY.problems()

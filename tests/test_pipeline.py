@@ -1,0 +1,53 @@
+import dataclasses
+
+import numpy as np
+import pytest
+from test_examples import corpus, make_examples  # noqa: F401
+
+from albert.data.pipeline import BatchSource, heldout_batch, iterate
+
+
+@pytest.fixture
+def examples(corpus, tokenizer):  # noqa: F811
+    return make_examples(corpus, tokenizer)
+
+
+def assert_same(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_batches_in_order_from_any_step(examples, workers):
+    source = BatchSource(examples, 8, tuple(range(8)), 12)
+    batches = list(iterate(source, 5, workers))
+    assert len(batches) == 7
+    for step, batch in enumerate(batches, 5):
+        assert_same(batch, source[step])
+
+
+def test_processes_share_a_batch_by_rows(examples):
+    whole = BatchSource(examples, 8, tuple(range(8)), 10)[3]
+    parts = [BatchSource(examples, 8, rows, 10)[3] for rows in ((0, 1, 2, 3), (4, 5, 6, 7))]
+    assert_same({name: np.concatenate([part[name] for part in parts]) for name in whole}, whole)
+
+
+def test_held_out_rows_past_the_end_count_for_nothing(examples):
+    batch = heldout_batch(examples, 8, range(8), 1, 13)
+    assert_same({n: v[4] for n, v in batch.items()}, examples[12])
+    assert (batch["sop_labels"][5:] == -1).all()
+    assert not batch["mlm_weights"][5:].any()
+    assert not batch["attention_mask"][5:].any()
+
+
+def test_a_broken_row_reaches_the_caller(examples):
+    @dataclasses.dataclass(frozen=True)
+    class Broken(BatchSource):
+        def __getitem__(self, step):
+            if step == 2:
+                raise ValueError("row 17 is broken")
+            return super().__getitem__(step)
+
+    with pytest.raises(ValueError, match="row 17 is broken"):
+        list(iterate(Broken(examples, 8, tuple(range(8)), 4), 0, 0))

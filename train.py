@@ -1,0 +1,53 @@
+"""Pretrains ALBERT.
+
+  python train.py                                      quickstart: no data needed, 2 CPU cores
+  python train.py --config=configs/base.py:tiny        any config, shrunk to under a minute
+  python train.py --config=configs/base.py --describe  what a run costs, without running it
+  python train.py --config=configs/base.py --workdir=runs/base \\
+      --config.data.train_sources="('wiki/*.txt.gz', 'books/')" \\
+      --config.data.tokenizer=30k-clean.model
+
+A run that was stopped goes on from its newest checkpoint when the same command is given again.
+configs/default.py lists every field of a config with its meaning.
+"""
+
+import os
+from pathlib import Path
+
+from absl import flags
+
+from albert import cli
+
+_CONFIG = cli.define_config()
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of checkpoints and logs. Default: runs/ and the config's name."
+)
+_DESCRIBE = flags.DEFINE_bool(
+    "describe", False, "Print the config, its parameters, FLOPs and memory, and stop."
+)
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed",
+    "JAX_COORDINATOR_ADDRESS" in os.environ,
+    "Run as one of several processes. Cloud TPUs and Slurm need nothing else; elsewhere set "
+    "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, which also turns this on.",
+)
+
+
+def main() -> None:
+    config = cli.checked(_CONFIG)
+    if _DESCRIBE.value:
+        from albert.cost import print_description
+
+        print_description(config)
+        return
+    if _DISTRIBUTED.value:
+        from albert.sharding import join_processes
+
+        join_processes()
+    from albert.loop import train
+
+    train(config, Path(_WORKDIR.value or f"runs/{cli.config_name()}"))
+
+
+if __name__ == "__main__":
+    cli.run(main)
