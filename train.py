@@ -34,7 +34,7 @@ _DISTRIBUTED = flags.DEFINE_bool(
 
 
 def main() -> None:
-    config = cli.checked(_CONFIG)
+    config = cli.checked(_CONFIG, needs_text=not _DESCRIBE.value)
     if _DESCRIBE.value:
         from albert.cost import print_description
 

@@ -31,12 +31,12 @@ def define_config(default: str = "configs/quickstart.py"):
     )
 
 
-def checked(holder):
+def checked(holder, needs_text: bool = True):
     """The typed config behind the flag; raises ConfigError with everything that is wrong."""
     from albert.config import ConfigError, check
 
     try:
-        config = check(holder.value)
+        config = check(holder.value, needs_text)
     except OSError as error:  # ml_collections keeps a failure to load until the first access
         raise ConfigError([*_bad_overrides, str(error)]) from error
     except ConfigError as error:

@@ -72,14 +72,19 @@ class Config:
     sharding: ShardingConfig
 
 
-def check(values: Mapping) -> Config:
-    """The typed config of a ConfigDict or dict; raises ConfigError with all that is wrong."""
+def check(values: Mapping, needs_text: bool = True) -> Config:
+    """The typed config of a ConfigDict or dict; raises ConfigError with all that is wrong.
+
+    What never reads text (`needs_text` False) needs no sources either.
+    """
     problems: list[str] = []
     config = _build(Config, values, "", problems)
     if config is None:
         raise ConfigError(problems)
     for section in ("model", "data", "optimizer", "train", "sharding"):
         problems += [f"{section}.{text}" for text in getattr(config, section).problems()]
+    if needs_text:
+        problems += [f"data.{text}" for text in config.data.text_problems()]
     if config.seed < 0:
         problems.append(f"seed is {config.seed}; it must not be negative")
     if config.data.seq_length > config.model.max_position_embeddings:
@@ -105,7 +110,7 @@ def from_json(values: dict) -> Config:
             return {name: tuples(inner) for name, inner in value.items()}
         return tuple(map(tuples, value)) if isinstance(value, (list, tuple)) else value
 
-    return check(tuples(values))
+    return check(tuples(values), needs_text=False)
 
 
 def check_devices(config: Config, boxed_params, num_devices: int) -> None:

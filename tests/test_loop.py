@@ -290,8 +290,7 @@ def test_the_command_line_tells_mistakes_and_leaves_with_2(tmp_path):
 
 def test_describe_ends_with_one_json_object(tmp_path):
     done = subprocess.run(
-        [sys.executable, "train.py", "--config=configs/base.py", "--describe",
-         "--config.data.train_sources=python-docs"],
+        [sys.executable, "train.py", "--config=configs/base.py", "--describe"],
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
     facts = json.loads(done.stdout.splitlines()[-1])

@@ -267,7 +267,9 @@ def _sentences(document: list[str], paragraphs: bool, language: str) -> list[str
     return [s for paragraph in document for s in sentencex.segment(language, paragraph)]
 
 
-def _encode(documents: list[list[str]], tokenizer: Tokenizer, paragraphs: bool, language: str):
+def encode_documents(
+    documents: list[list[str]], tokenizer: Tokenizer, paragraphs: bool, language: str
+):
     """Each document as its ids and the lengths of its sentences; what has no ids is left out."""
     split = [_sentences(document, paragraphs, language) for document in documents]
     encoded = iter(tokenizer.encode_batch([s for document in split for s in document]))
@@ -289,7 +291,7 @@ def _start_worker(*arguments):
 
 
 def _encode_in_worker(documents):
-    return _encode(documents, *_worker_arguments)
+    return encode_documents(documents, *_worker_arguments)
 
 
 def _batches(documents: Iterable[list[str]]) -> Iterator[list[list[str]]]:
@@ -319,7 +321,7 @@ def _encoded_documents(
     if len(head) < 2 or cores == 1:
         for batch in itertools.chain(head, batches):
             progress.update(sum(len(s) for document in batch for s in document))
-            yield from _encode(batch, tokenizer, source.paragraphs, language)
+            yield from encode_documents(batch, tokenizer, source.paragraphs, language)
         return
     with concurrent.futures.ProcessPoolExecutor(
         cores,

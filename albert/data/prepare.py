@@ -40,8 +40,8 @@ class DataConfig:
     single_segment: str
     workers: int  # processes that make batches; 0: a thread
 
-    def problems(self) -> list[str]:
-        """What is wrong with the fields, one sentence each; looks for the files, reads none."""
+    def text_problems(self) -> list[str]:
+        """Sources that are not there, one sentence each; looks for the files, reads none."""
         found = []
         if not self.train_sources:
             found.append(
@@ -55,6 +55,13 @@ class DataConfig:
                     parse_source(spec, self.text_field)
                 except SourceError as error:
                     found.append(f"{name}: {error}")
+        if self.tokenizer and not Path(self.tokenizer).expanduser().is_file():
+            found.append(f"tokenizer: there is no file {self.tokenizer}")
+        return found
+
+    def problems(self) -> list[str]:
+        """What is wrong with the other fields, one sentence each."""
+        found = []
         weights = self.train_weights
         if weights and (len(weights) != len(self.train_sources) or min(weights) <= 0):
             found.append(
@@ -66,8 +73,6 @@ class DataConfig:
                 f"valid_fraction is {self.valid_fraction}; without valid_sources it must be at "
                 f"least {1 / _HASH_BUCKETS} and below 1"
             )
-        if self.tokenizer and not Path(self.tokenizer).expanduser().is_file():
-            found.append(f"tokenizer: there is no file {self.tokenizer}")
         if self.seq_length < 8:
             found.append(f"seq_length is {self.seq_length}; it must be at least 8")
         for name, least in (("max_predictions", 1), ("max_ngram", 1), ("workers", 0),

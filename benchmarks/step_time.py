@@ -1,0 +1,188 @@
+"""Times the training step of a config on whatever devices are here.
+
+  python benchmarks/step_time.py --config=configs/base.py --config.train.batch_size=64
+  python benchmarks/step_time.py --config=configs/base.py --config.train.batch_size=8 \\
+      --config.data.seq_length=128 --config.data.max_predictions=20 \\
+      --config.model.dtype=float32 --peer                  # the row of two CPU cores
+
+Rows are random tokens without padding. Prints the median of --repeats steps and one JSON line.
+--peer times Hugging Face's AlbertForPreTraining in PyTorch on the same shapes, a step of ours and
+a step of theirs in turn (pip install torch transformers).
+"""
+
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+
+from absl import flags
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from albert import cli
+
+_CONFIG = cli.define_config("configs/base.py")
+_REPEATS = flags.DEFINE_integer("repeats", 7, "Timed steps.", lower_bound=5)
+_PEER = flags.DEFINE_bool("peer", False, "Time Hugging Face ALBERT in PyTorch as well.")
+
+
+def random_batch(config):
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    rows, length = config.train.batch_size, config.data.seq_length
+    predictions, vocab = config.data.max_predictions, config.model.vocab_size
+    positions = np.argsort(rng.random((rows, length - 2)), axis=1)[:, :predictions] + 1
+    positions = np.sort(positions, axis=1).astype(np.int32)
+    ids = rng.integers(5, vocab, (rows, length)).astype(np.int32)
+    return {
+        "input_ids": ids,
+        "token_type_ids": (np.arange(length) >= length // 2).astype(np.int32) * np.ones_like(ids),
+        "attention_mask": np.ones_like(ids),
+        "mlm_positions": positions,
+        "mlm_labels": np.take_along_axis(ids, positions, axis=1),
+        "mlm_weights": np.ones(positions.shape, np.float32),
+        "sop_labels": rng.integers(0, 2, rows).astype(np.int32),
+    }
+
+
+def our_step(config, batch):
+    """A function that runs one step and waits for it, and the seconds its first call took."""
+    import flax.linen as nn
+    import jax
+
+    from albert.model import Albert
+    from albert.optimiser import make_optimizer
+    from albert.sharding import batch_sharding, make_mesh, placed, put_batch
+    from albert.train_step import make_train_step, new_state
+
+    model = Albert(config.model)
+    optimizer, schedule = make_optimizer(config.optimizer, config.train.num_steps)
+    mesh = make_mesh(config.sharding)
+    boxed = jax.eval_shape(lambda: new_state(model, optimizer, 0))
+    shardings = jax.tree.map(lambda s: s.sharding, placed(boxed, mesh, config.sharding))
+    create = jax.jit(lambda: nn.meta.unbox(new_state(model, optimizer, 0)), out_shardings=shardings)
+    rows = put_batch(batch, batch_sharding(mesh, config.sharding))
+    state = create()
+    step_function = jax.jit(
+        make_train_step(model, optimizer, schedule, config.train.accumulation, 0), donate_argnums=0
+    )
+
+    def step():
+        nonlocal state
+        with jax.set_mesh(mesh), nn.logical_axis_rules(config.sharding.rules):
+            state, metrics = step_function(state, rows)
+        jax.block_until_ready((state, metrics))
+
+    start = time.perf_counter()
+    step()
+    return step, time.perf_counter() - start
+
+
+def peer_step(config, batch):
+    import torch
+    import transformers
+
+    model_config = config.model
+    peer = transformers.AlbertForPreTraining(
+        transformers.AlbertConfig(
+            vocab_size=model_config.vocab_size,
+            embedding_size=model_config.embedding_size,
+            hidden_size=model_config.hidden_size,
+            num_hidden_layers=model_config.num_hidden_layers,
+            num_hidden_groups=model_config.num_hidden_groups,
+            inner_group_num=model_config.inner_group_num,
+            num_attention_heads=model_config.num_attention_heads,
+            intermediate_size=model_config.intermediate_size,
+            hidden_dropout_prob=model_config.hidden_dropout_prob,
+            attention_probs_dropout_prob=model_config.attention_probs_dropout_prob,
+            max_position_embeddings=model_config.max_position_embeddings,
+        )
+    )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = getattr(torch, model_config.dtype)
+    peer = peer.to(device).train()
+    optimizer = torch.optim.AdamW(peer.parameters(), lr=1e-4)
+    labels = torch.full(batch["input_ids"].shape, -100)
+    labels.scatter_(
+        1,
+        torch.tensor(batch["mlm_positions"], dtype=torch.long),
+        torch.tensor(batch["mlm_labels"], dtype=torch.long),
+    )
+    inputs = {
+        "input_ids": torch.tensor(batch["input_ids"], dtype=torch.long),
+        "attention_mask": torch.tensor(batch["attention_mask"], dtype=torch.long),
+        "token_type_ids": torch.tensor(batch["token_type_ids"], dtype=torch.long),
+        "labels": labels,
+        "sentence_order_label": torch.tensor(batch["sop_labels"], dtype=torch.long),
+    }
+    inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
+    run = torch.compile(peer) if device == "cuda" else peer
+
+    def step():
+        with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+            loss = run(**inputs).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(peer.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    step()
+    return step
+
+
+def main() -> None:
+    import jax
+
+    from albert.cost import flops_per_token
+    from albert.metrics import peak_flops
+    from albert.model import DTYPES
+
+    config = cli.checked(_CONFIG, needs_text=False)
+    batch = random_batch(config)
+    ours, first_call = our_step(config, batch)
+    steps = {"albert": ours}
+    if _PEER.value:
+        steps["huggingface"] = peer_step(config, batch)
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(_REPEATS.value):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step()
+            times[name].append(time.perf_counter() - start)
+    tokens = config.train.batch_size * config.data.seq_length
+    peak, origin = peak_flops(DTYPES[config.model.dtype])
+    flops = tokens * flops_per_token(
+        config.model, config.data.seq_length, config.data.max_predictions
+    )
+    facts = {
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "first_call_seconds": first_call,
+        "peak": origin,
+    }
+    for name, seconds in times.items():
+        median = statistics.median(seconds)
+        facts[name] = {
+            "step_seconds": median,
+            "fastest": min(seconds),
+            "slowest": max(seconds),
+            "tokens_per_second": tokens / median,
+            "mfu": flops / median / (peak * jax.device_count()),
+        }
+        print(
+            f"{name:<12} {1000 * median:9.1f} ms a step ({1000 * min(seconds):.1f} to "
+            f"{1000 * max(seconds):.1f})  {tokens / median:10.0f} tokens/s  "
+            f"MFU {100 * facts[name]['mfu']:.1f} %"
+        )
+    if _PEER.value:
+        ratio = facts["albert"]["tokens_per_second"] / facts["huggingface"]["tokens_per_second"]
+        facts["ratio"] = ratio
+        print(f"{ratio:.2f} times the peer")
+    print(json.dumps(facts))
+
+
+if __name__ == "__main__":
+    cli.run(main)
