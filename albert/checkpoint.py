@@ -95,4 +95,5 @@ class Checkpoints:
         self._manager.wait_until_finished()
 
     def close(self) -> None:
+        """Waits for what is being written, and lets go of the folder."""
         self._manager.close()

@@ -75,4 +75,9 @@ def _main(main: Callable[[], None], argv: list[str]) -> int:
     except (CheckpointError, ConfigError, RunError, SourceError, VocabularyError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        if error.filename is None:
+            raise  # no file to name: not a matter of what the user gave
+        print(f"{error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
     return 0

@@ -1,5 +1,6 @@
 """The pretraining loop."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -7,6 +8,7 @@ import shutil
 import sys
 import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 
 import flax.linen as nn
@@ -18,7 +20,7 @@ from albert.checkpoint import Checkpoints
 from albert.config import Config, check_devices
 from albert.cost import flops_per_token
 from albert.data.pipeline import BatchSource, iterate
-from albert.data.prepare import prepare
+from albert.data.prepare import PreparedData, prepare
 from albert.data.sources import SourceError
 from albert.evaluation import Evaluator, format_table, write_report
 from albert.metrics import MetricWriter, format_count, format_seconds, peak_flops
@@ -46,33 +48,47 @@ def train(config: Config, workdir: Path) -> None:
     """
     say = print_progress if jax.process_index() == 0 else lambda text: None
     _claim(workdir)
-    model = Albert(config.model)
-    check_devices(config, abstract_params(model), jax.device_count())
-    checkpoints = Checkpoints(
-        workdir / "checkpoints", config.train.keep_last, config.train.keep_best, create=True
-    )
-    first_step = max(checkpoints.steps(), default=0)
-    if first_step >= config.train.num_steps:
-        say(
-            f"{workdir} is finished: it has a checkpoint of step {first_step} of "
-            f"{config.train.num_steps}. Raise train.num_steps or choose another --workdir."
+    check_devices(config, abstract_params(Albert(config.model)), jax.device_count())
+    # Closing waits for what is being saved, however the run ends.
+    with contextlib.closing(
+        Checkpoints(
+            workdir / "checkpoints", config.train.keep_last, config.train.keep_best, create=True
         )
-        return
+    ) as checkpoints:
+        first_step = max(checkpoints.steps(), default=0)
+        if first_step >= config.train.num_steps:
+            say(
+                f"{workdir} is finished: it has a checkpoint of step {first_step} of "
+                f"{config.train.num_steps}. Raise train.num_steps or choose another --workdir."
+            )
+            return
+        data = prepare(config.data, config.model.vocab_size, config.seed)
+        if data.train.rows_per_epoch < config.train.batch_size:
+            raise SourceError(
+                f"The training text is too small: it gives {data.train.rows_per_epoch} rows of up "
+                f"to {config.data.seq_length} tokens, fewer than one batch of "
+                f"{config.train.batch_size}. Add text or lower train.batch_size."
+            )
+        if first_step:
+            _check_same_data(checkpoints.info(first_step)["data"], data.identity, workdir)
+        _run(config, workdir, data, checkpoints, first_step, say)
 
-    data = prepare(config.data, config.model.vocab_size, config.seed)
-    if data.train.rows_per_epoch < config.train.batch_size:
-        raise SourceError(
-            f"The training text is too small: it gives {data.train.rows_per_epoch} rows of up to "
-            f"{config.data.seq_length} tokens, fewer than one batch of {config.train.batch_size}. "
-            "Add text or lower train.batch_size."
-        )
-    if first_step:
-        _check_same_data(checkpoints.info(first_step)["data"], data.identity, workdir)
+
+def _run(
+    config: Config,
+    workdir: Path,
+    data: PreparedData,
+    checkpoints: Checkpoints,
+    first_step: int,
+    say: Callable[[str], None],
+) -> None:
+    """Sets up the devices, takes every step that is left, and reports."""
     description = {"config": dataclasses.asdict(config), "data": data.identity}
     if jax.process_index() == 0:
         shutil.copyfile(data.tokenizer.path, workdir / "tokenizer.model")
         (workdir / "config.json").write_text(json.dumps(description, indent=1))
 
+    model = Albert(config.model)
     optimizer, schedule = make_optimizer(config.optimizer, config.train.num_steps)
     mesh = make_mesh(config.sharding)
     rows_sharding = batch_sharding(mesh, config.sharding)
@@ -110,64 +126,63 @@ def train(config: Config, workdir: Path) -> None:
             model, mesh, config.sharding, data.valid,
             config.train.eval_rows, config.train.eval_batch_size,
         )  # fmt: skip
-        batches = iterate(
-            BatchSource(
-                data.train,
-                config.train.batch_size,
-                local_rows(rows_sharding, config.train.batch_size),
-                config.train.num_steps,
-            ),
-            first_step,
-            config.data.workers,
+        source = BatchSource(
+            data.train,
+            config.train.batch_size,
+            local_rows(rows_sharding, config.train.batch_size),
+            config.train.num_steps,
         )
-        log = _Log(config, workdir, first_step, data.train.rows_per_epoch, checkpoints, say)
         best_loss = math.inf
         last_save = time.monotonic()
         say(f"Compiling; then steps {first_step + 1} to {config.train.num_steps}.")
-        for step in range(first_step, config.train.num_steps + 1):
-            # The order is fixed: evaluate, save, next batch, step, log. What is saved has been
-            # evaluated, and a batch is drawn only when its step will be taken.
-            is_last = step == config.train.num_steps
+        with (
+            contextlib.closing(
+                _Log(config, workdir, first_step, data.train.rows_per_epoch, checkpoints, say)
+            ) as log,
+            contextlib.closing(iterate(source, first_step, config.data.workers)) as batches,
+        ):
+            for step in range(first_step, config.train.num_steps + 1):
+                # The order is fixed: evaluate, save, next batch, step, log. What is saved has been
+                # evaluated, and a batch is drawn only when its step will be taken.
+                is_last = step == config.train.num_steps
 
-            # Evaluate.
-            result: dict[str, float] = {}
-            if step > first_step and (step % config.train.eval_every == 0 or is_last):
-                log.flush()
-                result = evaluator.figures(state.params)
-                log.evaluated(step, result)
+                # Evaluate.
+                result: dict[str, float] = {}
+                if step > first_step and (step % config.train.eval_every == 0 or is_last):
+                    log.flush()
+                    result = evaluator.figures(state.params)
+                    log.evaluated(step, result)
 
-            # Save.
-            improved = bool(result) and result["loss"] < best_loss
-            best_loss = min(best_loss, result["loss"]) if result else best_loss
-            if step > first_step and (
-                is_last
-                or step % config.train.checkpoint_every == 0
-                or (improved and config.train.keep_best > 0)
-                or (step % config.train.log_every == 0 and _minutes_passed(config, last_save))
-            ):
-                log.flush()
-                checkpoints.save(
-                    step, *_split(state), description, result["loss"] if result else None
-                )
-                last_save = time.monotonic()
-            if is_last:
-                break
+                # Save.
+                improved = bool(result) and result["loss"] < best_loss
+                best_loss = min(best_loss, result["loss"]) if result else best_loss
+                if step > first_step and (
+                    is_last
+                    or step % config.train.checkpoint_every == 0
+                    or (improved and config.train.keep_best > 0)
+                    or (step % config.train.log_every == 0 and _minutes_passed(config, last_save))
+                ):
+                    log.flush()
+                    checkpoints.save(
+                        step, *_split(state), description, result["loss"] if result else None
+                    )
+                    last_save = time.monotonic()
+                if is_last:
+                    break
 
-            # Next batch.
-            wait_begin = time.monotonic()
-            batch = put_batch(next(batches), rows_sharding)
-            waited = time.monotonic() - wait_begin
+                # Next batch.
+                wait_begin = time.monotonic()
+                batch = put_batch(next(batches), rows_sharding)
+                waited = time.monotonic() - wait_begin
 
-            # Step.
-            state, metrics = train_step(state, batch)
+                # Step.
+                state, metrics = train_step(state, batch)
 
-            # Log.
-            log.step(step + 1, metrics, waited)
+                # Log.
+                log.step(step + 1, metrics, waited)
 
         examples = evaluator.filled_masks(state.params, _EXAMPLES_SHOWN)
     checkpoints.wait()
-    checkpoints.close()
-    log.close()
     if jax.process_index() == 0:
         write_report(workdir / f"eval_{step}.json", step, result, examples)
     say(format_table(step, result))
@@ -322,7 +337,6 @@ class _Log:
         )
 
     def _stop(self, step: int, values: dict[str, float]):
-        self.close()
         self._checkpoints.wait()
         good = max(self._checkpoints.steps(), default=None)
         raise RunError(

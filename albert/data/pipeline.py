@@ -4,7 +4,7 @@ Never imports jax itself; worker processes import this module.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import grain
 import numpy as np
@@ -32,10 +32,10 @@ class BatchSource:
         return {name: np.stack([e[name] for e in examples]) for name in examples[0]}
 
 
-def iterate(source: BatchSource, first_step: int, workers: int) -> Iterator[Batch]:
+def iterate(source: BatchSource, first_step: int, workers: int) -> grain.DatasetIterator[Batch]:
     """Batches from `first_step` to the last, in order, made ahead in `workers` processes.
 
-    No workers means a thread of this process.
+    No workers means a thread of this process. Close the iterator to end the workers.
     """
     dataset = grain.MapDataset.source(source)[first_step:].to_iter_dataset(
         grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
