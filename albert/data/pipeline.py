@@ -4,6 +4,7 @@ Never imports jax itself; worker processes import this module.
 """
 
 import dataclasses
+import os
 from collections.abc import Sequence
 
 import grain
@@ -42,6 +43,9 @@ def iterate(source: BatchSource, first_step: int, workers: int) -> grain.Dataset
     )
     if workers:
         _parse_absl_flags()
+        # Grain's workers leave one batch of shared memory to Python's resource tracker, which
+        # frees it at exit as it should, but warns of a leak in the middle of our last lines.
+        os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")
         dataset = dataset.mp_prefetch(
             grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=4)
         )
