@@ -8,6 +8,7 @@ from pathlib import Path
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+_ITEMS = ("params", "training", "info")
 _LOSS = "loss"  # the held-out figure that decides which checkpoint is best
 
 
@@ -45,7 +46,7 @@ class Checkpoints:
                 cleanup_tmp_directories=create,
                 create=create,
             ),
-            item_names=("params", "training", "info"),
+            item_names=_ITEMS,
         )
 
     def save(self, step: int, params, training, info: dict, loss: float | None) -> None:
@@ -62,8 +63,12 @@ class Checkpoints:
         )
 
     def steps(self) -> list[int]:
-        """Steps that have a finished checkpoint, ascending."""
-        return sorted(self._manager.all_steps())
+        """Steps that have a whole checkpoint, ascending; an empty or foreign folder is none."""
+        return sorted(
+            step
+            for step in self._manager.all_steps()
+            if all((self.folder / str(step) / item).is_dir() for item in _ITEMS)
+        )
 
     def info(self, step: int) -> dict:
         """The description saved with a checkpoint."""
@@ -88,7 +93,14 @@ class Checkpoints:
                 f"{self.folder} has no checkpoint of step {step}; "
                 f"it has {', '.join(map(str, self.steps())) or 'none'}."
             )
-        return self._manager.restore(step, args=ocp.args.Composite(**arguments))
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**arguments))
+        except Exception as error:  # Orbax and TensorStore raise many kinds
+            reason = str(error).strip().split("\n")[0][:300]
+            raise CheckpointError(
+                f"The checkpoint {self.folder / str(step)} cannot be read, it is damaged or not "
+                f"of this model: {reason}. Remove that folder to use an older one."
+            ) from error
 
     def wait(self) -> None:
         """Returns when everything is on disk; raises what went wrong in the background."""

@@ -3,6 +3,7 @@
 Importing this costs little, so that `--help` is quick; jax is imported when a program starts.
 """
 
+import errno
 import os
 import sys
 import warnings
@@ -55,7 +56,19 @@ def config_name(holder_name: str = "config") -> str:
 
 def run(main: Callable[[], None]) -> None:
     """Runs a program: 0 when done, 2 and a sentence when what it was given is wrong."""
-    app.run(lambda argv: _main(main, argv))
+    app.run(lambda argv: _main(main, argv), flags_parser=_parse_flags)
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        # absl puts the whole traceback of a config file that fails into its message.
+        text = str(error).strip().splitlines()[-1]
+    except Exception as error:
+        text = f"the config file fails with {type(error).__name__}: {error}"
+    print("\n".join([*_bad_overrides, f"{text}\nSee --help."]), file=sys.stderr)
+    sys.exit(2)
 
 
 def _main(main: Callable[[], None], argv: list[str]) -> int:
@@ -76,8 +89,8 @@ def _main(main: Callable[[], None], argv: list[str]) -> int:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise  # no file to name: not a matter of what the user gave
-        print(f"{error.filename}: {error.strerror}", file=sys.stderr)
+        print(f"{error.filename or 'Writing'}: {error.strerror}", file=sys.stderr)
         return 2
     return 0

@@ -7,10 +7,13 @@ below, which are what the package reads. Values and comments stand in `configs/d
 import ast
 import dataclasses
 import difflib
+import math
 import typing
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-from albert.data.prepare import DataConfig
+from albert.data.prepare import DataConfig, open_tokenizer
+from albert.data.tokenizer import VocabularyError
 from albert.model import AlbertConfig
 from albert.optimiser import OptimizerConfig
 from albert.sharding import MESH_AXES, ShardingConfig, partition_problems
@@ -85,6 +88,12 @@ def check(values: Mapping, needs_text: bool = True) -> Config:
         problems += [f"{section}.{text}" for text in getattr(config, section).problems()]
     if needs_text:
         problems += [f"data.{text}" for text in config.data.text_problems()]
+        path = Path(config.data.tokenizer).expanduser()
+        if config.data.tokenizer and path.is_file():
+            try:
+                open_tokenizer(path, config.data, config.model.vocab_size)
+            except VocabularyError as error:
+                problems.append(f"data.tokenizer: {error}")
     if config.seed < 0:
         problems.append(f"seed is {config.seed}; it must not be negative")
     if config.data.seq_length > config.model.max_position_embeddings:
@@ -141,15 +150,36 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     ml_collections stops at the first; this finds them all.
     """
     kept, problems = [], []
-    for argument in arguments:
+    rest = iter(arguments)
+    for argument in rest:
         name, equals, value = argument.lstrip("-").partition("=")
-        if argument.startswith("-") and name.startswith("config.") and equals:
-            problem = _override_problem(name.removeprefix("config."), value)
-            if problem:
-                problems.append(problem)
-                continue
-        kept.append(argument)
+        off = name.startswith("noconfig.")
+        if not argument.startswith("-") or not (name.startswith("config.") or off):
+            kept.append(argument)
+            continue
+        spelling = [argument]
+        path = name.removeprefix("no").removeprefix("config.")
+        kind = _field_type(path)
+        if not equals:
+            # --config.FIELD VALUE, or a switch: --config.FIELD and --noconfig.FIELD.
+            value = "true"
+            if not off and kind is not bool:
+                value = next(rest, "")
+                spelling.append(value)
+        problem = _override_problem(path, value)
+        if problem:
+            problems.append(problem)
+        else:
+            kept += spelling
     return kept, problems
+
+
+def _field_type(path: str):
+    """The type of a field given as SECTION.FIELD; None when there is none."""
+    kind: typing.Any = Config
+    for name in path.split("."):
+        kind = typing.get_type_hints(kind).get(name) if dataclasses.is_dataclass(kind) else None
+    return kind
 
 
 def _override_problem(path: str, value: str) -> str | None:
@@ -188,6 +218,8 @@ def _build(cls, values: Mapping, prefix: str, problems: list[str]):
                 built[name] = _build(kind, values[name], f"{prefix}{name}.", problems)
             else:
                 problems.append(f"{prefix}{name} is {values[name]!r}; it must be a section")
+        elif kind is float and _matches(values[name], kind) and not math.isfinite(values[name]):
+            problems.append(f"{prefix}{name} is {values[name]}; it must be finite")
         elif _matches(values[name], kind):
             built[name] = float(values[name]) if kind is float else values[name]
         else:

@@ -60,31 +60,35 @@ def state_bytes(config: Config) -> dict[str, int]:
 
 
 def activation_bytes(config: Config) -> int:
-    """Estimate of what the backward pass needs at its peak, for one part of one batch.
+    """Estimate of what one part of one batch needs for the backward pass, at its peak.
 
-    Counts the arrays that each layer keeps: its input and what the remat policy leaves, the
-    attention scores with their softmax included, and the float32 logits of the MLM head three
-    times (logits, softmax, gradient). With full remat one layer is recomputed at a time.
+    Counts what each layer keeps. In the compute dtype: q, k, v, context and both outputs (6 H)
+    and the feed-forward input with the steps of its activation (4 I); in float32: three arrays
+    for each LayerNorm, and scores and softmax, which is cast as well; dropout masks of a byte.
+    With a remat policy all layers keep less and one is computed again. To that come three
+    float32 arrays of MLM logits. Compilers fuse more or less: take it within a factor of two.
     """
     model = config.model
     rows = config.train.batch_size // config.train.accumulation
-    length, predictions = config.data.seq_length, config.data.max_predictions
+    tokens, length = rows * config.data.seq_length, config.data.seq_length
     h, i, heads = model.hidden_size, model.intermediate_size, model.num_attention_heads
     item = DTYPES[model.dtype](0).dtype.itemsize
-    depth = model.num_hidden_layers * model.inner_group_num
-    tokens = rows * length
-    dense = item * tokens * (5 * h + i)  # q, k, v, attention output, FFN output; FFN input
-    scores = rows * heads * length * length * (4 + item)  # float32 softmax and its cast
-    # Inputs of both LayerNorms in float32 and both their results, the context, the activation.
-    others = tokens * (4 * 2 * h + item * (2 * h + h + i))
+    dense = item * (6 * h + 4 * i)
+    scores = heads * length * (4 + 4 + item)
+    layer = tokens * (dense + scores + 4 * 2 * 3 * h)
     if model.hidden_dropout_prob:
-        others += 2 * tokens * h  # masks, one byte each
+        layer += tokens * 2 * h
     if model.attention_probs_dropout_prob:
-        scores += rows * heads * length * length * (1 + item)
-    layer = dense + scores + others
-    kept = {"none": layer, "dots": item * tokens * h + dense, "full": item * tokens * h}
-    total = depth * kept[model.remat] + (0 if model.remat == "none" else layer)
-    return total + 3 * 4 * rows * predictions * model.vocab_size
+        layer += tokens * heads * length
+    kept = {
+        "none": layer,
+        "dots": item * tokens * (7 * h + i),  # the layer's input and its dense products
+        "full": item * tokens * h,
+    }[model.remat]
+    depth = model.num_hidden_layers * model.inner_group_num
+    again = 0 if model.remat == "none" else layer
+    logits = 3 * 4 * rows * config.data.max_predictions * model.vocab_size
+    return depth * kept + again + logits
 
 
 def describe(config: Config) -> dict:

@@ -17,7 +17,12 @@ from albert.checkpoint import CheckpointError, Checkpoints
 from albert.config import from_json
 from albert.data.examples import Examples
 from albert.data.pipeline import Batch, heldout_batch
-from albert.data.prepare import open_tokenizer, prepare_valid
+from albert.data.prepare import (
+    found_corpora,
+    open_tokenizer,
+    prepare_valid,
+    warn_of_overlap,
+)
 from albert.data.tokenizer import Tokenizer
 from albert.metrics import write_scalars
 from albert.model import Albert, abstract_params
@@ -74,9 +79,7 @@ class Evaluator:
         )
         first = put_batch(self._batches[0], self._sharding)
         guesses = np.asarray(self._guess_step(params, first))
-        return filled_masks(
-            self._examples.tokenizer, whole, guesses, min(count, self._rows, self._batch_size)
-        )
+        return filled_masks(self._examples.tokenizer, whole, guesses, count)
 
 
 def evaluate_run(
@@ -97,13 +100,18 @@ def evaluate_run(
     """
     checkpoints = Checkpoints(workdir / "checkpoints")
     steps = _chosen_steps(checkpoints, step)
-    config = from_json(checkpoints.info(steps[-1])["config"])
+    info = checkpoints.info(steps[-1])
+    config = from_json(info["config"])
     # The run's own copy of its vocabulary, wherever the original has gone.
     data = dataclasses.replace(config.data, tokenizer=str(workdir / "tokenizer.model"))
     if text is not None:
         data = dataclasses.replace(data, valid_sources=(text,))
     tokenizer = open_tokenizer(Path(data.tokenizer), data, config.model.vocab_size)
     examples = prepare_valid(data, tokenizer)
+    warn_of_overlap(
+        found_corpora(data, info["data"]["train"]) if data.valid_sources else [],
+        [plan.corpus for plan in examples.plans],
+    )
 
     model = Albert(config.model)
     # Evaluation needs no more than the devices that are here, whatever trained the run.
@@ -122,7 +130,7 @@ def evaluate_run(
             lines = evaluator.filled_masks(params, num_examples)
             name = f"eval_{number}{suffix}"
             write_report(workdir / f"{name}.json", number, result, lines)
-            write_scalars(workdir / "tensorboard" / "eval", number, name.split("_")[0], result)
+            write_scalars(workdir / "tensorboard" / f"eval{suffix}", number, "eval", result)
             print(format_table(number, result))
             if lines:
                 print("Masks filled in, [right] or [guess, was: truth]:")
@@ -210,8 +218,10 @@ def filled_masks(
 
     [word] is a right guess, [guess, was: word] a wrong one. guesses: int [B, P].
     """
-    lines = []
-    for row in range(min(count, len(guesses))):
+    lines: list[str] = []
+    for row in range(len(guesses)):
+        if len(lines) == count:
+            break
         at = {
             int(position): (int(guess), int(label))
             for position, guess, label, weight in zip(
@@ -220,6 +230,8 @@ def filled_masks(
             )
             if weight
         }  # fmt: skip
+        if not at:
+            continue  # a row whose every word is longer than its budget, or padding
         middle = sorted(at)[len(at) // 2]
         length = int(batch["attention_mask"][row].sum())
         words = []

@@ -26,8 +26,8 @@ from albert.evaluation import Evaluator, format_table, write_report
 from albert.metrics import MetricWriter, format_count, format_seconds, peak_flops
 from albert.model import DTYPES, Albert, abstract_params
 from albert.optimiser import make_optimizer
-from albert.sharding import batch_sharding, local_rows, make_mesh, placed, put_batch, replicated
-from albert.train_step import TrainState, make_train_step, new_state
+from albert.sharding import batch_sharding, local_rows, make_mesh, put_batch
+from albert.train_step import TrainState, on_mesh
 
 # Steps whose figures may still be on the device: the host runs ahead by so many, not more.
 _STEPS_AHEAD = 2
@@ -70,7 +70,7 @@ def train(config: Config, workdir: Path) -> None:
                 f"{config.train.batch_size}. Add text or lower train.batch_size."
             )
         if first_step:
-            _check_same_data(checkpoints.info(first_step)["data"], data.identity, workdir)
+            _check_same_run(checkpoints.info(first_step), config, data.identity, workdir, say)
         _run(config, workdir, data, checkpoints, first_step, say)
 
 
@@ -84,44 +84,24 @@ def _run(
 ) -> None:
     """Sets up the devices, takes every step that is left, and reports."""
     description = {"config": dataclasses.asdict(config), "data": data.identity}
-    if jax.process_index() == 0:
-        shutil.copyfile(data.tokenizer.path, workdir / "tokenizer.model")
-        (workdir / "config.json").write_text(json.dumps(description, indent=1))
-
     model = Albert(config.model)
     optimizer, schedule = make_optimizer(config.optimizer, config.train.num_steps)
     mesh = make_mesh(config.sharding)
     rows_sharding = batch_sharding(mesh, config.sharding)
-    # Parameters are created where they will stay, never whole on one device. No logical rules
-    # yet: flax would apply them to kernels that it draws flat and shapes afterwards.
-    state = placed(
-        jax.eval_shape(lambda: new_state(model, optimizer, config.seed)), mesh, config.sharding
+    state, create, train_step = on_mesh(
+        model, optimizer, schedule, config.train.accumulation, config.seed, mesh, config.sharding
     )
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     if first_step:
         say(f"Going on from the checkpoint of step {first_step} in {workdir}.")
         state = _restore(checkpoints, first_step, state)
     else:
-        create = jax.jit(
-            lambda: nn.meta.unbox(new_state(model, optimizer, config.seed)),
-            out_shardings=shardings,
-        )
         state = create()
+    if jax.process_index() == 0:
+        # Only now, so that a run that cannot go on changes nothing.
+        if data.tokenizer.path.resolve() != (workdir / "tokenizer.model").resolve():
+            shutil.copyfile(data.tokenizer.path, workdir / "tokenizer.model")
+        (workdir / "config.json").write_text(json.dumps(description, indent=1))
     with jax.set_mesh(mesh), nn.logical_axis_rules(config.sharding.rules):
-
-        def constrain_rows(parts):
-            names = (None, "batch")
-            return jax.tree.map(lambda x: nn.with_logical_constraint(
-                x, names + (None,) * (x.ndim - 2)), parts)  # fmt: skip
-
-        train_step = jax.jit(
-            make_train_step(
-                model, optimizer, schedule, config.train.accumulation, config.seed, constrain_rows
-            ),
-            in_shardings=(shardings, rows_sharding),
-            out_shardings=(shardings, replicated(mesh)),
-            donate_argnums=0,
-        )
         evaluator = Evaluator(
             model, mesh, config.sharding, data.valid,
             config.train.eval_rows, config.train.eval_batch_size,
@@ -209,15 +189,37 @@ def _claim(workdir: Path) -> None:
         ) from error
 
 
-def _check_same_data(saved: dict, now: dict, workdir: Path) -> None:
-    changed = [name for name in saved.keys() | now.keys() if saved.get(name) != now.get(name)]
-    if changed:
-        lines = [f"  {name}: {saved.get(name)} -> {now.get(name)}" for name in sorted(changed)]
+def _check_same_run(
+    saved: dict, config: Config, identity: dict, workdir: Path, say: Callable[[str], None]
+) -> None:
+    """Refuses to go on with another model or other rows; tells of any other change."""
+    now = json.loads(json.dumps({"config": dataclasses.asdict(config), "data": identity}))
+
+    def changes(name: str, before: dict, after: dict) -> list[str]:
+        return [
+            f"  {name}.{field}: {before.get(field)} -> {after.get(field)}"
+            for field in sorted(before.keys() | after.keys())
+            if before.get(field) != after.get(field)
+        ]
+
+    refused = changes("data", saved["data"], now["data"])
+    told: list[str] = []
+    for section, fields in now["config"].items():
+        if section in ("seed", "data"):
+            continue  # what matters of them is in the identity of the data
+        for line in changes(section, saved["config"][section], fields):
+            field = line.split(":")[0].strip()
+            matters = section == "model" and field not in ("model.dtype", "model.remat")
+            # A row's number is step * batch_size + its place in the batch.
+            (refused if matters or field == "train.batch_size" else told).append(line)
+    if refused:
         raise RunError(
-            f"The checkpoints in {workdir} come from other training data:\n"
-            + "\n".join(lines)
-            + "\nGo back to that data, or start a new run in another --workdir."
+            f"The checkpoints in {workdir} come from another run:\n"
+            + "\n".join(refused)
+            + "\nGo back to these values, or start a new run in another --workdir."
         )
+    if told:
+        say("Changed since the checkpoint was written:\n" + "\n".join(told))
 
 
 def _split(state: TrainState) -> tuple[dict, dict]:
@@ -297,12 +299,19 @@ class _Log:
         last = self._done[-1]
         means = ("loss", "mlm_loss", "mlm_accuracy", "sop_loss", "sop_accuracy", "grad_norm",
                  "update_norm")  # fmt: skip
-        values = {n: float(np.mean([v[n] for v in self._done])) for n in means}
+        # Steps that were skipped have no figures worth a mean; bad_steps tells of them.
+        finite = [v for v in self._done if math.isfinite(v["loss"] + v["grad_norm"])]
+        values = {n: float(np.mean([v[n] for v in finite])) for n in means} if finite else {}
         values |= {n: last[n] for n in ("learning_rate", "param_norm", "bad_steps")}
         values["epoch"] = step * config.train.batch_size / self._rows_per_epoch
-        line = (f"step {step}/{config.train.num_steps}  loss {values['loss']:.3f}  "
-                f"mlm {values['mlm_loss']:.3f} ({100 * values['mlm_accuracy']:.1f} %)  "
-                f"sop {values['sop_loss']:.3f} ({100 * values['sop_accuracy']:.1f} %)")  # fmt: skip
+        line = f"step {step}/{config.train.num_steps}  "
+        line += (
+            f"loss {values['loss']:.3f}  "
+            f"mlm {values['mlm_loss']:.3f} ({100 * values['mlm_accuracy']:.1f} %)  "
+            f"sop {values['sop_loss']:.3f} ({100 * values['sop_accuracy']:.1f} %)"
+            if finite
+            else "loss not finite"
+        )
         if self._timed_steps:
             seconds = self._elapsed / self._timed_steps
             real = float(np.mean([v["real_tokens"] for v in self._done]))

@@ -52,9 +52,7 @@ class MetricWriter:
         self._path = workdir / "metrics.jsonl"
         _drop_after(self._path, first_step)
         self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115, closed by close()
-        self._board = SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=first_step + 1 if first_step else None
-        )
+        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
 
     def write(self, step: int, group: str, values: dict[str, float]) -> None:
         """Writes figures under `group`, such as "train" or "valid"."""
@@ -62,7 +60,7 @@ class MetricWriter:
             self._board.add_scalar(f"{group}/{name}", value, step)
         self._board.flush()
         record = {"step": step, "group": group, **values}
-        self._file.write(json.dumps(record) + "\n")
+        self._file.write(json.dumps(record, allow_nan=False) + "\n")
         self._file.flush()
 
     def close(self) -> None:

@@ -31,6 +31,8 @@ class ShardingConfig:
                 f"data, fsdp and tensor are {sizes}; each must be positive, or one of them -1"
             )
         for logical, axes in self.rules:
+            if len(set(axes)) < len(axes):
+                found.append(f"rules cut {logical!r} along {axes}, one of them twice")
             if logical not in LOGICAL_AXES:
                 found.append(
                     f"rules name the logical axis {logical!r}; there is {', '.join(LOGICAL_AXES)}"

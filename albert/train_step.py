@@ -3,13 +3,16 @@
 from collections.abc import Callable
 
 import flax
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from albert.data.tokenizer import CLS, MASK, SEP
 from albert.losses import masked_lm_terms, pretraining_loss, sentence_order_terms
 from albert.model import Albert, init_params
+from albert.sharding import ShardingConfig, batch_sharding, placed, replicated
 
 MAX_SPAN = 4  # masked runs of this length and longer are counted together
 # What the model was shown at a masked position.
@@ -50,16 +53,11 @@ def make_train_step(
     schedule: optax.Schedule,
     accumulation: int,
     seed: int,
-    constrain_rows: Callable = lambda rows: rows,
 ) -> Callable:
     """The function (state, batch) -> (state, metrics).
 
     With accumulation the gradient is that of the whole batch, not a mean of means: every part
     is scaled by the batch's own denominators.
-
-    Args:
-      constrain_rows: applied to [accumulation, B / accumulation, ...] arrays, to keep their
-        second axis on the devices that the batch came to.
     """
 
     def loss_fn(params, rows, key, mlm_weight, sop_weight):
@@ -70,9 +68,11 @@ def make_train_step(
 
     def accumulated_gradient(params, batch, key, *weights):
         # Rows r with r % accumulation == k form part k, so no row changes its device.
-        parts = constrain_rows(
-            jax.tree.map(lambda x: x.reshape(-1, accumulation, *x.shape[1:]).swapaxes(0, 1), batch)
-        )
+        def split(x):
+            parts = x.reshape(-1, accumulation, *x.shape[1:]).swapaxes(0, 1)
+            return nn.with_logical_constraint(parts, (None, "batch", *(None,) * (x.ndim - 1)))
+
+        parts = jax.tree.map(split, batch)
 
         def add(total, part):
             number, rows = part
@@ -122,6 +122,41 @@ def make_train_step(
         return state, metrics
 
     return train_step
+
+
+def on_mesh(
+    model: Albert,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    accumulation: int,
+    seed: int,
+    mesh: Mesh,
+    sharding: ShardingConfig,
+) -> tuple[TrainState, Callable, Callable]:
+    """Training over a mesh.
+
+    Call the step inside `jax.set_mesh(mesh)` and `nn.logical_axis_rules(sharding.rules)`, but
+    not `create`: flax would apply the rules while it draws.
+
+    Returns:
+      (abstract, create, step): the state as abstract arrays that say where each lies; a function
+      without arguments that makes it there, never whole on one device; and the compiled training
+      step, which donates the state it is given.
+    """
+
+    def boxed():
+        return new_state(model, optimizer, seed)
+
+    abstract = placed(jax.eval_shape(boxed), mesh, sharding)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    create = jax.jit(lambda: nn.meta.unbox(boxed()), out_shardings=shardings)
+    step = jax.jit(
+        make_train_step(model, optimizer, schedule, accumulation, seed),
+        in_shardings=(shardings, batch_sharding(mesh, sharding)),
+        out_shardings=(shardings, replicated(mesh)),
+        donate_argnums=0,
+    )
+    return abstract, create, step
 
 
 def span_lengths(positions: jax.Array, weights: jax.Array) -> jax.Array:

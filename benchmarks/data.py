@@ -3,9 +3,10 @@
   python benchmarks/data.py --text=corpus.txt --tokenizer=30k-clean.model
   python benchmarks/data.py                        # the installed documentation, own vocabulary
 
-Prints the median of --repeats runs and one JSON line. Text to ids includes reading, sentence
-splitting where the source needs it, and normalisation; ids to rows includes reading the prepared
-corpus, sentence order, truncation, n-gram masking and stacking into batches.
+Prints the median of --repeats runs and one JSON line. Text to ids includes sentence
+splitting where the source needs it, and normalisation, but not reading the file;
+ids to rows includes reading the prepared corpus, sentence order, truncation, n-gram masking and
+stacking into batches.
 """
 
 import json

@@ -54,20 +54,17 @@ def our_step(config, batch):
 
     from albert.model import Albert
     from albert.optimiser import make_optimizer
-    from albert.sharding import batch_sharding, make_mesh, placed, put_batch
-    from albert.train_step import make_train_step, new_state
+    from albert.sharding import batch_sharding, make_mesh, put_batch
+    from albert.train_step import on_mesh
 
-    model = Albert(config.model)
     optimizer, schedule = make_optimizer(config.optimizer, config.train.num_steps)
     mesh = make_mesh(config.sharding)
-    boxed = jax.eval_shape(lambda: new_state(model, optimizer, 0))
-    shardings = jax.tree.map(lambda s: s.sharding, placed(boxed, mesh, config.sharding))
-    create = jax.jit(lambda: nn.meta.unbox(new_state(model, optimizer, 0)), out_shardings=shardings)
+    _, create, step_function = on_mesh(
+        Albert(config.model), optimizer, schedule, config.train.accumulation, 0, mesh,
+        config.sharding,
+    )  # fmt: skip
     rows = put_batch(batch, batch_sharding(mesh, config.sharding))
     state = create()
-    step_function = jax.jit(
-        make_train_step(model, optimizer, schedule, config.train.accumulation, 0), donate_argnums=0
-    )
 
     def step():
         nonlocal state

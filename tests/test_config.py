@@ -191,14 +191,19 @@ def test_overrides_are_checked_before_anything_else():
         "train.py", "--config=configs/base.py", "--config.model.hiden_size=3",
         "--config.data.seq_length=abc", "--config.optimizer.learning_rate=1",
         "--config.train=3", "--config.data.lower_case=false", "--workdir=x",
-        "--config.data.train_sources=a.txt",
+        "--config.data.train_sources=a.txt", "--config.model.hidden_layers", "3",
+        "--noconfig.data.lower_cas", "--config.data.strip_accents", "--config.seed", "4",
     ]  # fmt: skip
     kept, problems = split_overrides(arguments)
-    assert len(problems) == 3
+    assert len(problems) == 5
+    assert "model.hidden_layers is not a field; did you mean num_hidden_layers?" in problems
+    assert "data.lower_cas is not a field; did you mean lower_case?" in problems
     assert "model.hiden_size is not a field; did you mean hidden_size?" in problems
     assert "data.seq_length is 'abc', a str; it must be of type int" in problems
     assert "train is a section" in problems[2]
-    assert kept == [a for a in arguments if not any(x in a for x in ("hiden", "abc", "train=3"))]
+    wrong = ("hiden", "abc", "train=3", "hidden_layers", "lower_cas")
+    assert kept == [a for a in arguments if a != "3" and not (
+        any(x in a for x in wrong) and a != "--config.data.lower_case=false")]  # fmt: skip
 
 
 def test_default_explains_every_field():

@@ -117,6 +117,23 @@ def test_vocabularies_are_trained_once(tmp_path, text, monkeypatch):
     assert prepare_vocabulary(*arguments) == path
 
 
+def test_too_little_text_for_a_vocabulary_is_named(tmp_path):
+    path = tmp_path / "a.txt"
+    for content, words in (("", r"a\.txt holds no text"), ("A b c.\n", r"a\.txt: .* at most")):
+        path.write_text(content)
+        sources = [parse_source(str(path), "text")]
+        with pytest.raises(ValueError, match=words):
+            prepare_vocabulary(sources, 5000, "en", True, True, 0, tmp_path / "out")
+
+
+def test_what_a_killed_process_left_is_cleared(tmp_path, text, tokenizer):
+    final = prepare(text, tokenizer, tmp_path).path
+    stale = final.with_name(f"{final.name}.tmp-123")
+    final.rename(stale)
+    assert prepare(text, tokenizer, tmp_path).path == final
+    assert not stale.exists()
+
+
 def test_a_bad_source_is_named_while_training_a_vocabulary(tmp_path):
     path = tmp_path / "a.txt"
     path.write_bytes(b"bad \xff\n")

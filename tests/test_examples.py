@@ -318,8 +318,8 @@ def test_statistics_are_the_released_programs(shared, prepared):
     """Section 5 of the semantics, measured with the original program on the same text.
 
     The chunk figures hang on which few documents draw a short target: the standard deviation
-    over seeds is 288 examples, 24 tokens and 5 points. So they are compared among those of many
-    seeds that give the original's number of examples; the other figures for a single seed.
+    over seeds is 288 examples, 24 tokens and 5 points. So they are compared as means over those
+    of many seeds that give the original's number of examples; the others for a single seed.
     """
     options = ExampleOptions(512, 77, 0.15, 3, 0.1, "random")
     tokenizer = Tokenizer(shared / "data/vocab/30k-clean.model")
@@ -328,24 +328,29 @@ def test_statistics_are_the_released_programs(shared, prepared):
     before = np.concatenate([[0], np.cumsum(corpus.sentence_lengths, dtype=np.int64)])
     alike = []
     for seed in range(400):
-        chunks = plan_chunks(
-            corpus, np.arange(corpus.num_documents), options, np.random.default_rng(seed)
-        )
+        chunks = CorpusPlan(corpus, np.arange(corpus.num_documents), options, (seed, 0))._epoch(0)
         if abs(len(chunks) - 4317) < 43:
             lengths = np.minimum(before[chunks[:, 1]] - before[chunks[:, 0]] + 3, 512)
-            alike.append((lengths.mean(), np.mean(lengths == 512), np.mean(lengths < 128)))
-    mean_length, full, short = np.mean(alike, axis=0)
+            # A chunk of one sentence is always labelled 1, the others in half of the cases.
+            ones = (1 + np.mean(chunks[:, 1] - chunks[:, 0] == 1)) / 2
+            alike.append(
+                (seed, lengths.mean(), np.mean(lengths == 512), np.mean(lengths < 128), ones)
+            )
     assert len(alike) > 10
+    _, mean_length, full, short, ones = np.mean(alike, axis=0)
     assert abs(mean_length / 421 - 1) < 0.01
     assert abs(full - 0.705) < 0.01
     assert abs(short - 0.119) < 0.01
+    assert abs(ones - 0.511) < 0.01
 
-    examples = make_examples(corpus, tokenizer, options)
+    seed, *_, ones = alike[0]
+    examples = make_examples(corpus, tokenizer, options, seed)
     rows = [examples[row] for row in range(examples.rows_per_epoch)]
+    labels = np.mean([row["sop_labels"] for row in rows])
+    assert abs(labels - ones) < 4 * 0.5 / np.sqrt(len(rows))
     tokens = sum(int(row["attention_mask"].sum()) for row in rows)
     masked = [row["mlm_positions"][row["mlm_weights"] > 0] for row in rows]
     assert abs(sum(map(len, masked)) / tokens - 0.1503) < 0.01
-    assert abs(np.mean([row["sop_labels"] for row in rows]) - 0.511) < 0.01
     shown = np.concatenate([r["input_ids"][m] for r, m in zip(rows, masked, strict=True)])
     labels = np.concatenate([r["mlm_labels"][: len(m)] for r, m in zip(rows, masked, strict=True)])
     assert abs(np.mean(shown == MASK) - 0.799) < 0.01

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,9 +15,8 @@ from conftest import write_text
 
 from albert import loop
 from albert.checkpoint import CheckpointError, Checkpoints
-from albert.config import check
+from albert.config import ConfigError, check
 from albert.data.sources import SourceError
-from albert.data.tokenizer import VocabularyError
 from albert.evaluation import evaluate_run
 from albert.loop import RunError, train
 
@@ -169,17 +169,73 @@ def test_the_data_of_a_run_may_not_change(run, tiny):
         train(check(tiny), run)
 
 
+@pytest.mark.parametrize(
+    ("section", "field", "value", "words"),
+    [
+        ("model", "hidden_size", 64, "model.hidden_size: 32 -> 64"),
+        ("model", "param_dtype", "bfloat16", "model.param_dtype: float32 -> bfloat16"),
+        ("train", "batch_size", 32, "train.batch_size: 16 -> 32"),
+    ],
+)
+def test_another_model_or_batch_is_refused_and_changes_nothing(run, tiny, section, field, value,
+                                                               words):  # fmt: skip
+    tiny.train.num_steps = 10
+    tiny[section][field] = value
+    before = (run / "config.json").read_text()
+    with pytest.raises(RunError, match=words):
+        train(check(tiny), run)
+    assert (run / "config.json").read_text() == before
+
+
+def test_harmless_changes_are_told(run, tiny, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "run")
+    tiny.train.num_steps = 10
+    tiny.train.log_every = 5
+    tiny.optimizer.learning_rate = 0.001
+    train(check(tiny), tmp_path / "run")
+    printed = capsys.readouterr().out
+    assert "optimizer.learning_rate: 0.00176 -> 0.001" in printed
+    assert "train.log_every: 2 -> 5" in printed
+    assert "Going on from the checkpoint of step 8" in printed
+
+
+def test_an_empty_or_damaged_checkpoint_is_told(run, tiny, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "9").mkdir()
+    assert Checkpoints(tmp_path / "run" / "checkpoints").steps() == [4, 8]
+    for path in (tmp_path / "run" / "checkpoints" / "8" / "params").rglob("*"):
+        if path.is_file() and path.stat().st_size > 2000:
+            path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match=r"checkpoints/8 cannot be read, it is damaged"):
+        evaluate_run(tmp_path / "run", "8", None, None, 0)
+
+
 def test_too_little_text_is_told(tiny, tmp_path):
-    tiny.data.train_sources = (str(write_text(tmp_path / "few.txt", 6)),)
-    tiny.data.valid_fraction = 0.5
-    with pytest.raises(SourceError, match=r"fewer than one batch of 16|is too small"):
+    tiny.data.train_sources = (str(write_text(tmp_path / "few.txt", 3)),)
+    tiny.data.valid_sources = (str(write_text(tmp_path / "other.txt", 3, seed=1)),)
+    tiny.train.batch_size = 64
+    with pytest.raises(
+        SourceError, match=r"gives \d+ rows of up to 32 tokens, fewer than one batch"
+    ):
         train(check(tiny), tmp_path / "run")
 
 
-def test_a_vocabulary_of_another_size_is_told(tiny, tmp_path):
+def test_a_vocabulary_of_another_size_is_told_with_the_rest(tiny):
     tiny.model.vocab_size = 200
-    with pytest.raises(VocabularyError, match=r"set --config.model.vocab_size=96"):
-        train(check(tiny), tmp_path / "run")
+    tiny.train.num_steps = 0
+    with pytest.raises(ConfigError, match=r"set --config.model.vocab_size=96") as error:
+        check(tiny)
+    assert "num_steps" in str(error.value)
+
+
+def test_the_vocabulary_of_the_workdir_itself_can_be_named(run, tiny, tmp_path):
+    tiny.train.num_steps = 9
+    tiny.train.checkpoint_every = 100
+    before = (run / "tokenizer.model").read_bytes()
+    tiny.data.tokenizer = str(tmp_path / "run" / "tokenizer.model")
+    shutil.copytree(run, tmp_path / "run")
+    train(check(tiny), tmp_path / "run")
+    assert (tmp_path / "run" / "tokenizer.model").read_bytes() == before
 
 
 def test_held_out_text_that_is_training_text_is_warned_of(tiny, tmp_path):
@@ -280,6 +336,16 @@ def test_the_command_line_tells_mistakes_and_leaves_with_2(tmp_path):
     assert "3 problems in the config" in done.stderr
     assert "did you mean hidden_size?" in done.stderr
     assert "Traceback" not in done.stderr
+    for wrong, words in (
+        (("--config=configs/base.py:v9",), "there is v1, v2 and tiny"),
+        (("--config.model.hidden_sise", "3"), "did you mean hidden_size?"),
+        (("--noconfig.data.lowercase",), "did you mean lower_case?"),
+        (("--workdr=3",), "workdr"),
+    ):
+        done = call("train.py", *wrong)
+        assert done.returncode == 2, done.stderr
+        assert words in done.stderr
+        assert "Traceback" not in done.stderr
     done = call("train.py", "--config=configs/none.py")
     assert done.returncode == 2
     assert "none.py" in done.stderr

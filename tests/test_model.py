@@ -100,26 +100,6 @@ def test_scan_equals_a_written_out_stack(groups, inner, layers):
     np.testing.assert_array_equal(output.last_hidden_state, output.hidden_states[-1])
 
 
-def step_text(layers):
-    model = Albert(dataclasses.replace(TINY, num_hidden_layers=layers, remat="full"))
-    params = nn.meta.unbox(abstract_params(model))
-
-    def loss(params, ids, key):
-        output = model.apply(
-            {"params": params}, ids, ids, ids, deterministic=False, rngs={"dropout": key}
-        )
-        return output.mlm_logits.sum()
-
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    ids = jax.ShapeDtypeStruct((2, 8), jnp.int32)
-    return jax.jit(jax.grad(loss)).lower(params, ids, key).as_text()
-
-
-def test_program_size_does_not_depend_on_depth():
-    shallow, deep = (step_text(n).count("\n") for n in (2, 24))
-    assert shallow == deep
-
-
 def test_shared_gradient_is_summed_in_float32():
     model = Albert(dataclasses.replace(TINY, dtype="bfloat16", hidden_dropout_prob=0.0))
     params = nn.meta.unbox(abstract_params(model))

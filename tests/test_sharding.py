@@ -20,7 +20,7 @@ from albert.sharding import (
     placed,
     put_batch,
 )
-from albert.train_step import make_train_step, new_state
+from albert.train_step import new_state, on_mesh
 
 
 def configured(tiny, accumulation=1, **mesh):
@@ -43,18 +43,12 @@ def losses(config, devices=8, steps=20):
             (1, 1, 1), MESH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3,
             devices=jax.devices()[:1],
         )  # fmt: skip
-    boxed = jax.eval_shape(lambda: new_state(model, optimizer, 0))
-    shardings = jax.tree.map(lambda s: s.sharding, placed(boxed, mesh, config.sharding))
-    state = jax.jit(
-        lambda: nn.meta.unbox(new_state(model, optimizer, 0)), out_shardings=shardings
-    )()
+    _, create, step = on_mesh(
+        model, optimizer, schedule, config.train.accumulation, 0, mesh, config.sharding
+    )
+    state = create()
     rows = batch_sharding(mesh, config.sharding)
     with jax.set_mesh(mesh), nn.logical_axis_rules(config.sharding.rules):
-        step = jax.jit(
-            make_train_step(model, optimizer, schedule, config.train.accumulation, 0),
-            in_shardings=(shardings, rows),
-            out_shardings=(shardings, None),
-        )
         batches = [
             put_batch(random_batch(rows=16, length=32, predictions=6, vocab=96, seed=n), rows)
             for n in range(steps)

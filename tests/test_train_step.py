@@ -9,7 +9,7 @@ from test_model import TINY
 from test_optimiser import LAMB
 
 from albert.data.tokenizer import CLS, MASK, SEP
-from albert.evaluation import figures
+from albert.evaluation import figures, filled_masks
 from albert.model import Albert
 from albert.optimiser import make_optimizer
 from albert.train_step import make_eval_step, make_train_step, new_state, span_lengths
@@ -156,3 +156,23 @@ def test_eval_figures_by_brute_force():
     words = words[is_masked | ((words != CLS) & (words != SEP))]
     share = np.unique(words, return_counts=True)[1] / len(words)
     np.testing.assert_allclose(result["unigram_entropy"], -(share * np.log(share)).sum(), rtol=1e-5)
+
+
+def test_compiled_size_of_the_step_does_not_depend_on_depth():
+    def lowered(layers):
+        config = dataclasses.replace(TINY, num_hidden_layers=layers)
+        state, step = make(config)
+        return step.lower(state, random_batch())
+
+    shallow, deep = lowered(2), lowered(24)
+    assert shallow.as_text().count("\n") == deep.as_text().count("\n")
+    shallow, deep = (len(program.compile().as_text()) for program in (shallow, deep))
+    assert abs(deep / shallow - 1) < 0.01
+
+
+def test_filled_masks_pass_over_rows_without_masks(tokenizer):
+    batch = random_batch(vocab=90)
+    batch["mlm_weights"][:2] = 0
+    lines = filled_masks(tokenizer, batch, batch["mlm_labels"], 3)
+    assert len(lines) == 3
+    assert all("was:" not in line and "[" in line for line in lines)

@@ -24,7 +24,6 @@ import multiprocessing
 import os
 import shutil
 import sys
-import tempfile
 from collections import deque
 from collections.abc import Iterable, Iterator
 from functools import cached_property
@@ -165,12 +164,17 @@ def prepare_corpus(
         else None,
     }
     fingerprint = fingerprint_of(made_from)
-    with _made_once(folder / f"corpus-{fingerprint}") as (final, temporary):
+    with _made_once(corpus_folder(folder, fingerprint)) as (final, temporary):
         if temporary is not None:
             counts = _write_corpus(source, tokenizer, language, max_documents, temporary)
             manifest = {"fingerprint": fingerprint, "spec": source.spec, **counts, **made_from}
             (temporary / "corpus.json").write_text(json.dumps(manifest, indent=1))
     return Corpus(final)
+
+
+def corpus_folder(folder: Path, fingerprint: str) -> Path:
+    """Where `prepare_corpus` keeps the corpus of a fingerprint."""
+    return folder / f"corpus-{fingerprint}"
 
 
 def prepare_vocabulary(
@@ -202,13 +206,17 @@ def prepare_vocabulary(
     with _made_once(folder / f"vocabulary-{fingerprint_of(made_from)}") as (final, temporary):
         if temporary is not None:
             print(f"Training a vocabulary of {vocab_size} pieces ...", file=sys.stderr, flush=True)
+            names = ", ".join(source.spec for source in sources)
             failure: list[SourceError] = []
+            any_text = False
 
             def sentences():
                 # SentencePiece reports an exception of its iterator as one of its own.
+                nonlocal any_text
                 try:
                     for source in sources:
                         for document in itertools.islice(source.documents(), max_documents or None):
+                            any_text = True
                             yield from _sentences(document, source.paragraphs, language)
                 except SourceError as error:
                     failure.append(error)
@@ -216,9 +224,12 @@ def prepare_vocabulary(
             model = temporary / "tokenizer.model"
             try:
                 train_vocabulary(sentences(), vocab_size, model, lower_case, strip_accents)
-            except VocabularyError:
-                if not failure:
-                    raise
+            except VocabularyError as error:
+                if failure:
+                    raise failure[0] from None
+                if not any_text:
+                    raise SourceError(f"{names} holds no text.") from None
+                raise VocabularyError(f"{names}: {error}") from error
             if failure:
                 raise failure[0]
             (temporary / "vocabulary.json").write_text(json.dumps(made_from, indent=1))
@@ -235,7 +246,7 @@ def fingerprint_of(description: dict) -> str:
 def _made_once(final: Path):
     """Yields (final, folder to fill), or (final, None) when `final` is there already.
 
-    The filled folder takes its final name in one rename; whatever fails leaves nothing behind.
+    The filled folder takes its final name in one rename; what fails leaves its lock file only.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
     if final.is_dir():
@@ -251,7 +262,11 @@ def _made_once(final: Path):
         if final.is_dir():
             yield final, None
             return
-        temporary = Path(tempfile.mkdtemp(prefix=f"{final.name}.tmp-", dir=final.parent))
+        # Whoever holds the lock is alone: what others left unfinished was killed.
+        for stale in final.parent.glob(f"{final.name}.tmp-*"):
+            shutil.rmtree(stale, ignore_errors=True)
+        temporary = final.with_name(f"{final.name}.tmp-{os.getpid()}")
+        temporary.mkdir()
         try:
             yield final, temporary
             temporary.rename(final)

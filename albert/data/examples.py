@@ -16,11 +16,12 @@ import numpy as np
 
 from albert.data.corpus import Corpus
 from albert.data.masking import choose_masked, corrupt
+from albert.data.sources import SourceError
 from albert.data.tokenizer import CLS, SEP, SPECIAL, WORD_MARK, Tokenizer
 
 SINGLE_SEGMENT = ("split", "drop", "random")
 IN_ORDER, SWAPPED = 0, 1
-# Keys of the random streams, so that no two uses of one seed ever meet.
+# First number of every key, and all keys of one length: no two streams of a run ever meet.
 _PLAN, _MIX, _ROW = 1, 2, 3
 
 
@@ -44,7 +45,7 @@ class CorpusPlan:
     def __init__(
         self, corpus: Corpus, documents: np.ndarray, options: ExampleOptions, seed: Sequence[int]
     ):
-        """Plans over the documents whose numbers are given, sorted."""
+        """Plans over the documents with these numbers, sorted; seed: (run, corpus)."""
         self.corpus = corpus
         self.documents = documents
         self._options = options
@@ -66,7 +67,7 @@ class CorpusPlan:
         return int(first), int(last), int(target)
 
     def _plan_epoch(self, epoch: int) -> np.ndarray:
-        rng = np.random.default_rng((*self._seed, _PLAN, epoch))
+        rng = np.random.default_rng((_PLAN, *self._seed, epoch))
         chunks = plan_chunks(self.corpus, self.documents, self._options, rng)
         return chunks[rng.permutation(len(chunks))]
 
@@ -131,6 +132,12 @@ class Examples:
         shares = [w / sum(weights) for w in weights] if weights else [n / total for n in sizes]
         self._counts = [round(share * total) for share in shares]
         self.rows_per_epoch = sum(self._counts)
+        for plan, count in zip(self.plans, self._counts, strict=True):
+            if not count:
+                raise SourceError(
+                    f"{plan.corpus.manifest['spec']} gets none of the {total} rows of an epoch: "
+                    "its weight in data.train_weights is too small."
+                )
         self._order = lru_cache(maxsize=2)(self._mix_epoch)
 
     def __reduce__(self):
@@ -163,7 +170,7 @@ class Examples:
         raise AssertionError("the counts add up to the rows of an epoch")
 
     def _mix_epoch(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng((self._seed, _MIX, epoch)).permutation(self.rows_per_epoch)
+        return np.random.default_rng((_MIX, self._seed, 0, epoch)).permutation(self.rows_per_epoch)
 
     def _segments(self, plan, chunk, rng) -> tuple[np.ndarray, np.ndarray, int]:
         """Segments A and B before truncation, and the sentence-order label."""

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from albert.data.corpus import Corpus, prepare_corpus, prepare_vocabulary
+from albert.data.corpus import Corpus, corpus_folder, prepare_corpus, prepare_vocabulary
 from albert.data.examples import SINGLE_SEGMENT, CorpusPlan, ExampleOptions, Examples
 from albert.data.sources import Source, SourceError, parse_source
 from albert.data.tokenizer import Tokenizer, VocabularyError
 
 _HASH_BUCKETS = 10_000  # the finest step of valid_fraction
-# Held-out rows are the same in every run, whatever its seed.
-_HELDOUT_SEED = 0
+# Held-out rows are the same in every run, whatever its seed, and share no stream with training.
+_HELDOUT_SEED = 2**31 - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,8 +202,16 @@ def _examples(corpora, documents, weights, config, tokenizer, seed, split) -> Ex
     return Examples(plans, weights, tokenizer, config.example_options, seed)
 
 
+def found_corpora(config: DataConfig, fingerprints: list[str]) -> list[Corpus]:
+    """Those of the prepared corpora that are still in the config's folder."""
+    folders = [corpus_folder(Path(config.folder).expanduser(), f) for f in fingerprints]
+    return [Corpus(folder) for folder in folders if folder.is_dir()]
+
+
 def warn_of_overlap(train: list[Corpus], valid: list[Corpus]) -> None:
     """Warns when held-out documents also stand in the training text."""
+    if not train:
+        return
     seen = np.concatenate([corpus.document_hashes for corpus in train])
     held_out = np.concatenate([corpus.document_hashes for corpus in valid])
     shared = int(np.isin(held_out, seen).sum())

@@ -165,7 +165,9 @@ def train_vocabulary(
             )
         except RuntimeError as error:
             path.unlink()
+            most = re.search(r"value <= (\d+)", str(error))
             raise VocabularyError(
-                f"SentencePiece could not train {vocab_size} pieces: {error}. Use more text or a "
-                "smaller model.vocab_size."
+                f"SentencePiece could not train {vocab_size} pieces: "
+                + (f"this text gives {most[1]} at most" if most else str(error))
+                + ". Use more text or a smaller model.vocab_size."
             ) from error

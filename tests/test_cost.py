@@ -1,0 +1,65 @@
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import pytest
+
+from albert.config import check
+from albert.cost import activation_bytes, describe, parameters_by_part, state_bytes
+from albert.model import Albert, init_params
+from albert.optimiser import make_optimizer
+from albert.train_step import make_train_step, new_state
+
+
+def test_parts_add_up_to_what_is_made(tiny):
+    config = check(tiny)
+    params = nn.meta.unbox(init_params(Albert(config.model), jax.random.key(0)))
+    made = sum(leaf.size for leaf in jax.tree.leaves(params))
+    parts = parameters_by_part(config.model)
+    assert sum(parts.values()) == made == describe(config)["parameters"]
+    v, e, h, i = 96, 16, 32, 64
+    assert parts["embeddings"] == (v + 64 + 2 + 2) * e
+    assert parts["embedding_hidden_mapping_in"] == (e + 1) * h
+    assert parts["layers"] == 4 * (h + 1) * h + (h + 1) * i + (i + 1) * h + 4 * h
+    assert parts["pooler"] == (h + 1) * h
+    assert parts["mlm_head"] == (h + 1) * e + 2 * e + v
+    assert parts["sop_head"] == 2 * h + 2
+
+
+def test_state_is_parameters_gradients_and_two_slots(tiny):
+    config = check(tiny)
+    sizes = state_bytes(config)
+    assert sizes["parameters"] == sizes["gradients"] == 4 * describe(config)["parameters"]
+    # Two float32 moments, and the step counters of optax.
+    assert 0 <= sizes["optimizer"] - 2 * sizes["parameters"] <= 64
+
+
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_activation_estimate_is_within_a_factor_of_two(tiny, remat, dropout):
+    tiny.model.hidden_size, tiny.model.intermediate_size = 128, 512
+    tiny.model.num_hidden_layers = 8
+    tiny.model.max_position_embeddings = tiny.data.seq_length = 128
+    tiny.data.max_predictions = 20
+    tiny.model.hidden_dropout_prob = tiny.model.attention_probs_dropout_prob = dropout
+    tiny.model.remat = remat
+    config = check(tiny)
+    config = dataclasses.replace(
+        config, model=dataclasses.replace(config.model, vocab_size=2000)
+    )  # the vocabulary of the fixture is too small to see the logits
+    model = Albert(config.model)
+    optimizer, schedule = make_optimizer(config.optimizer, 10)
+    state = nn.meta.unbox(jax.eval_shape(lambda: new_state(model, optimizer, 0)))
+    rows = config.train.batch_size
+    tokens = jax.ShapeDtypeStruct((rows, 128), jnp.int32)
+    targets = jax.ShapeDtypeStruct((rows, 20), jnp.int32)
+    batch = {
+        "input_ids": tokens, "token_type_ids": tokens, "attention_mask": tokens,
+        "mlm_positions": targets, "mlm_labels": targets,
+        "mlm_weights": jax.ShapeDtypeStruct((rows, 20), jnp.float32),
+        "sop_labels": jax.ShapeDtypeStruct((rows,), jnp.int32),
+    }  # fmt: skip
+    step = jax.jit(make_train_step(model, optimizer, schedule, 1, 0), donate_argnums=0)
+    compiled = step.lower(state, batch).compile().memory_analysis().temp_size_in_bytes
+    assert 0.5 < activation_bytes(config) / compiled < 2
