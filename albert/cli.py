@@ -18,7 +18,7 @@ _bad_overrides: list[str] = []
 def define_config(default: str = "configs/quickstart.py"):
     """The flag --config, and with it --config.SECTION.FIELD for every field."""
     # ml_collections reads the overrides from sys.argv, here, and stops at the first mistake.
-    if any(argument.lstrip("-").startswith("config.") for argument in sys.argv):
+    if any(argument.lstrip("-").startswith(("config.", "noconfig.")) for argument in sys.argv):
         from albert.config import split_overrides
 
         sys.argv, problems = split_overrides(sys.argv)
