@@ -10,6 +10,7 @@ stacking into batches.
 """
 
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -38,6 +39,8 @@ def main() -> None:
     from albert.data.sources import parse_source
     from albert.data.tokenizer import Tokenizer
 
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     source = parse_source(_TEXT.value, "text")
     with tempfile.TemporaryDirectory() as folder:
         path = _TOKENIZER.value or prepare_vocabulary(

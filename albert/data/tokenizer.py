@@ -103,7 +103,9 @@ class Tokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text."""
         batch = self._sp.encode(
-            [normalise(text, self.lower_case, self.strip_accents) for text in texts], out_type=int
+            [normalise(text, self.lower_case, self.strip_accents) for text in texts],
+            out_type=int,
+            num_threads=1,  # preparation runs a process per core already
         )
         if self._digit_comma:
             for i, ids in enumerate(batch):
