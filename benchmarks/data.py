@@ -33,11 +33,12 @@ _REPEATS = flags.DEFINE_integer("repeats", 5, "Runs.", lower_bound=5)
 def main() -> None:
     import numpy as np
 
-    from albert.data.corpus import encode_documents, prepare_corpus, prepare_vocabulary
+    from albert.data.corpus import encode_documents, prepare_corpus
     from albert.data.examples import CorpusPlan, ExampleOptions, Examples
     from albert.data.pipeline import BatchSource
     from albert.data.sources import parse_source
     from albert.data.tokenizer import Tokenizer
+    from albert.data.vocabulary import prepare_vocabulary
 
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})

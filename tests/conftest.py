@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from albert.data.tokenizer import Tokenizer, train_vocabulary
+from albert.data.tokenizer import Tokenizer
+from albert.data.vocabulary import train_vocabulary
 from configs import base
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"

@@ -6,8 +6,10 @@ import pytest
 from conftest import VOCABULARY, write_text
 
 from albert.data import corpus as corpus_module
-from albert.data.corpus import Corpus, prepare_corpus, prepare_vocabulary
+from albert.data import vocabulary as vocabulary_module
+from albert.data.corpus import Corpus, prepare_corpus
 from albert.data.sources import SourceError, parse_source
+from albert.data.vocabulary import prepare_vocabulary
 
 
 def prepare(path, tokenizer, folder, max_documents=0):
@@ -113,7 +115,7 @@ def test_vocabularies_are_trained_once(tmp_path, text, monkeypatch):
     sources = [parse_source(str(text), "text")]
     arguments = (sources, VOCABULARY, "en", True, True, 0, tmp_path)
     path = prepare_vocabulary(*arguments)
-    monkeypatch.setattr(corpus_module, "train_vocabulary", lambda *_: pytest.fail("made again"))
+    monkeypatch.setattr(vocabulary_module, "train_vocabulary", lambda *_: pytest.fail("made again"))
     assert prepare_vocabulary(*arguments) == path
 
 

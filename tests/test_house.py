@@ -11,9 +11,9 @@ ROOT = Path(__file__).resolve().parent.parent
 # What each room may import of the package. A later room may import every earlier one.
 ROOMS = [
     ["albert"],
-    ["albert.data.tokenizer", "albert.data.python_docs"],
+    ["albert.data.tokenizer", "albert.data.python_docs", "albert.data.store"],
     ["albert.data.sources", "albert.data.masking"],
-    ["albert.data.corpus"],
+    ["albert.data.corpus", "albert.data.vocabulary"],
     ["albert.data.examples"],
     ["albert.data.pipeline", "albert.data.prepare"],
     ["albert.model", "albert.optimiser", "albert.sharding", "albert.checkpoint", "albert.metrics"],
@@ -99,4 +99,4 @@ def test_help_teaches_without_loading_jax(program):
 
 def test_no_file_is_too_long():
     for path in (ROOT / "albert").rglob("*.py"):
-        assert path.read_text().count("\n") <= 450, path
+        assert path.read_text().count("\n") <= 400, path

@@ -11,8 +11,8 @@ from albert.data.tokenizer import (
     VocabularyError,
     normalise,
     starts_word,
-    train_vocabulary,
 )
+from albert.data.vocabulary import train_vocabulary
 
 
 def test_released_pieces_and_ids(shared):

@@ -22,21 +22,18 @@ import itertools
 import json
 import multiprocessing
 import os
-import shutil
-import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 
-import filelock
 import numpy as np
-import sentencex
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from albert.data.sources import Source, SourceError
-from albert.data.tokenizer import Tokenizer, VocabularyError, train_vocabulary
+from albert.data.sources import Source, SourceError, split_sentences
+from albert.data.store import fingerprint_of, made_once
+from albert.data.tokenizer import Tokenizer
 
 FORMAT = 1  # part of every fingerprint: raise it when the folder's contents change meaning
 PASSAGE_TOKENS = 2048
@@ -164,7 +161,7 @@ def prepare_corpus(
         else None,
     }
     fingerprint = fingerprint_of(made_from)
-    with _made_once(corpus_folder(folder, fingerprint)) as (final, temporary):
+    with made_once(corpus_folder(folder, fingerprint)) as (final, temporary):
         if temporary is not None:
             counts = _write_corpus(source, tokenizer, language, max_documents, temporary)
             manifest = {"fingerprint": fingerprint, "spec": source.spec, **counts, **made_from}
@@ -177,116 +174,11 @@ def corpus_folder(folder: Path, fingerprint: str) -> Path:
     return folder / f"corpus-{fingerprint}"
 
 
-def prepare_vocabulary(
-    sources: list[Source],
-    vocab_size: int,
-    language: str,
-    lower_case: bool,
-    strip_accents: bool,
-    max_documents: int,
-    folder: Path,
-) -> Path:
-    """The file of a vocabulary trained on `sources`, made now or found below `folder`.
-
-    Reads the first `max_documents` of each source, 0 for all.
-
-    Raises:
-      SourceError: a source cannot be read.
-      VocabularyError: the text is too small for so many pieces.
-    """
-    made_from = {
-        "sources": [source.identity() for source in sources],
-        "vocab_size": vocab_size,
-        "lower_case": lower_case,
-        "strip_accents": strip_accents,
-        "language": language,
-        "max_documents": max_documents,
-        "sentencepiece": importlib.metadata.version("sentencepiece"),
-    }
-    with _made_once(folder / f"vocabulary-{fingerprint_of(made_from)}") as (final, temporary):
-        if temporary is not None:
-            print(f"Training a vocabulary of {vocab_size} pieces ...", file=sys.stderr, flush=True)
-            names = ", ".join(source.spec for source in sources)
-            failure: list[SourceError] = []
-            any_text = False
-
-            def sentences():
-                # SentencePiece reports an exception of its iterator as one of its own.
-                nonlocal any_text
-                try:
-                    for source in sources:
-                        for document in itertools.islice(source.documents(), max_documents or None):
-                            any_text = True
-                            yield from _sentences(document, source.paragraphs, language)
-                except SourceError as error:
-                    failure.append(error)
-
-            model = temporary / "tokenizer.model"
-            try:
-                train_vocabulary(sentences(), vocab_size, model, lower_case, strip_accents)
-            except VocabularyError as error:
-                if failure:
-                    raise failure[0] from None
-                if not any_text:
-                    raise SourceError(f"{names} holds no text.") from None
-                raise VocabularyError(f"{names}: {error}") from error
-            if failure:
-                raise failure[0]
-            (temporary / "vocabulary.json").write_text(json.dumps(made_from, indent=1))
-    return final / "tokenizer.model"
-
-
-def fingerprint_of(description: dict) -> str:
-    """16 hexadecimal digits that change with any value of a JSON-serialisable dict."""
-    text = json.dumps(description, sort_keys=True)
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-
-
-@contextlib.contextmanager
-def _made_once(final: Path):
-    """Yields (final, folder to fill), or (final, None) when `final` is there already.
-
-    The filled folder takes its final name in one rename; what fails leaves its lock file only.
-    """
-    final.parent.mkdir(parents=True, exist_ok=True)
-    if final.is_dir():
-        yield final, None
-        return
-    lock = filelock.FileLock(f"{final}.lock")
-    try:
-        lock.acquire(timeout=1)
-    except filelock.Timeout:
-        print(f"Another process is making {final}; waiting for it.", file=sys.stderr, flush=True)
-        lock.acquire()
-    try:
-        if final.is_dir():
-            yield final, None
-            return
-        # Whoever holds the lock is alone: what others left unfinished was killed.
-        for stale in final.parent.glob(f"{final.name}.tmp-*"):
-            shutil.rmtree(stale, ignore_errors=True)
-        temporary = final.with_name(f"{final.name}.tmp-{os.getpid()}")
-        temporary.mkdir()
-        try:
-            yield final, temporary
-            temporary.rename(final)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    finally:
-        lock.release()
-
-
-def _sentences(document: list[str], paragraphs: bool, language: str) -> list[str]:
-    if not paragraphs:
-        return document
-    return [s for paragraph in document for s in sentencex.segment(language, paragraph)]
-
-
 def encode_documents(
     documents: list[list[str]], tokenizer: Tokenizer, paragraphs: bool, language: str
 ):
     """Each document as its ids and the lengths of its sentences; what has no ids is left out."""
-    split = [_sentences(document, paragraphs, language) for document in documents]
+    split = [split_sentences(document, paragraphs, language) for document in documents]
     encoded = iter(tokenizer.encode_batch([s for document in split for s in document]))
     result = []
     for document in split:

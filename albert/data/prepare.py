@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from albert.data.corpus import Corpus, corpus_folder, prepare_corpus, prepare_vocabulary
+from albert.data.corpus import Corpus, corpus_folder, prepare_corpus
 from albert.data.examples import SINGLE_SEGMENT, CorpusPlan, ExampleOptions, Examples
 from albert.data.sources import Source, SourceError, parse_source
 from albert.data.tokenizer import Tokenizer, VocabularyError
+from albert.data.vocabulary import prepare_vocabulary
 
 _HASH_BUCKETS = 10_000  # the finest step of valid_fraction
 # Held-out rows are the same in every run, whatever its seed, and share no stream with training.

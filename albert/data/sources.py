@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
+import sentencex
 from backports import zstd  # in the standard library from Python 3.14 on
 
 _OPENERS: dict[str, Callable] = {".gz": gzip.open, ".xz": lzma.open, ".zst": zstd.open}
@@ -251,3 +252,10 @@ class TfdsSource:
 
 def _paragraphs(text: str) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def split_sentences(document: list[str], paragraphs: bool, language: str) -> list[str]:
+    """The sentences of a document of a source; those of paragraphs as sentencex finds them."""
+    if not paragraphs:
+        return document
+    return [s for paragraph in document for s in sentencex.segment(language, paragraph)]
