@@ -188,7 +188,7 @@ def format_table(step: int, result: dict[str, float]) -> str:
     rows = [
         ("MLM loss (nats)", f"{result['mlm_loss']:.3f}",
          f"unigram entropy {result['unigram_entropy']:.3f}: "
-         + (f"{gap:.3f} learned from context" if gap > 0 else "nothing learned from context yet")),
+         + (f"{gap:.3f} below it" if gap > 0 else "not below it yet")),
         ("MLM perplexity", f"{result['mlm_perplexity']:.1f}", ""),
         ("MLM accuracy", f"{100 * result['mlm_accuracy']:.1f} %",
          f"{result['mlm_targets']:.0f} masked tokens"),
