@@ -25,7 +25,7 @@ def test_every_sentence_is_read_back(text, tokenizer, prepared):
         first, last = corpus.document_starts[number : number + 2]
         expected = [ids for ids in tokenizer.encode_batch(document) if ids]
         assert [s.tolist() for s in corpus.read(first, last)] == expected
-    assert corpus.num_tokens == corpus.sentence_lengths.sum()
+    assert corpus.manifest["tokens"] == corpus.sentence_lengths.sum()
 
 
 def test_reading_across_passages(tmp_path, tokenizer, monkeypatch):

@@ -94,10 +94,6 @@ class Corpus:
     def num_documents(self) -> int:
         return len(self.document_starts) - 1
 
-    @property
-    def num_tokens(self) -> int:
-        return self.manifest["tokens"]
-
     @cached_property
     def sentence_lengths(self) -> np.ndarray:
         """uint32 [sentences]."""
@@ -293,14 +289,17 @@ def _write_corpus(
             document_starts.append(document_starts[-1] + len(lengths))
 
     failure: list[BaseException] = []
+    read_all = False
 
     def watched():
         # TFDS wraps what its generator raises in an error of its own.
+        nonlocal read_all
         try:
             yield from passages()
         except BaseException as error:
             failure.append(error)
             raise
+        read_all = True
 
     builder = Passages(dtype=dtype, generate=watched(), data_dir=folder, file_format="array_record")
     tfds.disable_progress_bar()  # it counts examples of unknown number; ours counts text
@@ -308,15 +307,15 @@ def _write_corpus(
         with contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare()
     except Exception:
+        # Raised again in every case: as the generator's own error, as what TFDS means when it
+        # cannot write a dataset of no examples, or as it is (a full disk).
         if failure:
             raise failure[0] from None
-        if not document_hashes:
+        if read_all and not document_hashes:
             raise SourceError(f"{source.spec} holds no text.") from None
         raise
     finally:
         progress.close()
-    if not document_hashes:
-        raise SourceError(f"{source.spec} holds no text.")
     np.save(folder / "sentence_lengths.npy", np.concatenate(sentence_lengths))
     np.save(folder / "document_starts.npy", np.array(document_starts, np.int64))
     np.save(folder / "document_hashes.npy", np.array(document_hashes, np.uint64))
