@@ -41,7 +41,7 @@ def flops_per_token(config: AlbertConfig, seq_length: int, max_predictions: int)
     h, e, i = config.hidden_size, config.embedding_size, config.intermediate_size
     layers = config.num_hidden_layers * config.inner_group_num
     used: float = layers * (4 * h * h + 2 * h * i)
-    used += e * h if e != h else 0
+    used += e * h if config.maps_embeddings else 0
     used += (h * e + e * config.vocab_size) * max_predictions / seq_length
     used += (h * h + 2 * h) / seq_length
     return 6 * used + 12 * layers * seq_length * h

@@ -16,7 +16,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-ACTIVATIONS = {"gelu": lambda x: jax.nn.gelu(x, approximate=True), "relu": jax.nn.relu}
+ACTIVATIONS = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=True),  # the released program's, with tanh
+    "gelu_erf": lambda x: jax.nn.gelu(x, approximate=False),  # what Hugging Face names "gelu"
+    "relu": jax.nn.relu,
+}
 # What the backward pass may keep of each layer instead of computing it again.
 REMAT_POLICIES = {
     "none": None,
@@ -29,7 +33,8 @@ LAYER_NORM_EPSILON = 1e-12
 
 @dataclasses.dataclass(frozen=True)
 class AlbertConfig:
-    """Sizes and numerics of a model; the names are those of `albert_config.json`."""
+    """Sizes and numerics of a model; the names down to `initializer_range` are those of
+    `albert_config.json`."""
 
     vocab_size: int
     embedding_size: int
@@ -45,6 +50,7 @@ class AlbertConfig:
     max_position_embeddings: int
     type_vocab_size: int
     initializer_range: float
+    map_equal_embeddings: bool  # E -> H even where E = H, as Hugging Face has it
     dtype: str  # of activations and products; LayerNorm, softmax and losses are always float32
     param_dtype: str  # of parameters, their gradients and the optimiser's moments
     remat: str  # a key of REMAT_POLICIES
@@ -83,6 +89,11 @@ class AlbertConfig:
                 f"num_hidden_layers {self.num_hidden_layers}: some weights would never be used"
             )
         return found
+
+    @property
+    def maps_embeddings(self) -> bool:
+        """Whether a dense layer E -> H stands between embeddings and encoder."""
+        return self.map_equal_embeddings or self.embedding_size != self.hidden_size
 
     @property
     def group_lengths(self) -> list[int]:
@@ -262,7 +273,7 @@ class LayerGroup(nn.Module):
 
 
 class Encoder(nn.Module):
-    """E -> H if they differ, then N steps, each group of weights scanned over its steps."""
+    """E -> H where there is a mapping, then N steps, each group of weights scanned over its steps."""
 
     config: AlbertConfig
 
@@ -270,7 +281,7 @@ class Encoder(nn.Module):
     def __call__(self, x, bias, deterministic, keep_hidden):
         """[B, L, E], float32 [B, 1, 1, L] -> [B, L, H] and [N + 1, B, L, H] or None."""
         c = self.config
-        if c.embedding_size != c.hidden_size:
+        if c.maps_embeddings:
             sizes = c.embedding_size, c.hidden_size
             x = Dense(sizes, ("embed", "hidden"), c, name="embedding_hidden_mapping_in")(x)
         x = nn.with_logical_constraint(x, ("batch", "length", "hidden"))

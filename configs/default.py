@@ -7,6 +7,9 @@ def get_config(arg: str = "") -> ConfigDict:
     """ALBERT-base as released (v2), without a corpus. `arg`: see `apply_argument`."""
     config = ConfigDict()
     config.seed = 0  # of parameters, dropout, chunks and masks
+    # Where to start from: anything that albert.load takes (docs/fidelity.md). Empty: from scratch.
+    config.init_from = ""
+    config.init_optimizer = False  # also take its moments and step, to continue that run
 
     # Model: the names are those of albert_config.json.
     config.model = model = ConfigDict()
@@ -18,12 +21,13 @@ def get_config(arg: str = "") -> ConfigDict:
     model.inner_group_num = 1  # layers in a set; the depth is N * inner_group_num
     model.num_attention_heads = 12
     model.intermediate_size = 3072
-    model.hidden_act = "gelu"  # gelu (tanh approximation) or relu
+    model.hidden_act = "gelu"  # gelu (tanh approximation, as released), gelu_erf or relu
     model.hidden_dropout_prob = 0.0
     model.attention_probs_dropout_prob = 0.0
     model.max_position_embeddings = 512
     model.type_vocab_size = 2
     model.initializer_range = 0.02
+    model.map_equal_embeddings = False  # E -> H even where E = H; only Hugging Face does that
     model.dtype = "bfloat16"  # of activations; float32 is faster on CPU
     model.param_dtype = "float32"
     model.remat = "none"  # none, dots (keep products) or full: less memory, more operations

@@ -3,10 +3,13 @@ import pickle
 
 import pytest
 import sentencepiece
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from albert.data.tokenizer import (
+    CLS,
+    SEP,
     SPECIAL,
-    UNK,
     Tokenizer,
     VocabularyError,
     normalise,
@@ -18,12 +21,51 @@ from albert.data.vocabulary import train_vocabulary
 def test_released_pieces_and_ids(shared):
     tokenizer = Tokenizer(shared / "data/vocab/30k-clean.model")
     for entry in json.loads((shared / "golden/tokenization_original.json").read_text()):
-        ids = tokenizer.encode(entry["text"])
-        assert ids == entry["ids"]
-        # A piece outside the vocabulary reads <unk> here and as it was written there.
-        pieces = [o if i == UNK else p for i, p, o in zip(
-            ids, tokenizer.pieces(ids), entry["tokens"], strict=True)]  # fmt: skip
-        assert pieces == entry["tokens"]
+        assert tokenizer.encode(entry["text"]) == entry["ids"]
+        assert tokenizer.tokenize(entry["text"]) == entry["tokens"]
+
+
+def test_ids_with_special_pieces_pairs_and_accents(shared):
+    path = shared / "data/vocab/30k-clean.model"
+    for entry in json.loads((shared / "golden/tokenization.json").read_text()):
+        tokenizer = Tokenizer(path, strip_accents=not entry.get("keep_accents", False))
+        if "ids" in entry:
+            assert tokenizer.encode(entry["text"]) == entry["ids"]
+            continue
+        texts = entry["pair"] if "pair" in entry else [entry["text"]]
+        ids, types = tokenizer.encode_pair(*texts)
+        assert ids == entry["ids_with_cls_sep"]
+        assert types == entry.get("token_type_ids", [0] * len(ids))
+
+
+def test_special_pieces_are_plain_text_where_a_model_learns(tokenizer):
+    assert 4 not in tokenizer.encode("a [MASK] river")
+    assert tokenizer.encode_special("a [MASK] river").count(4) == 1
+    assert tokenizer.encode_special("[CLS]<pad>") == [2, 0]
+    text = "The ancient river moves slowly, 1920, 7."
+    assert "".join(tokenizer.tokenize(text)) == "\u2581" + text.lower().replace(" ", "\u2581")
+
+
+@given(st.integers(0, 30), st.none() | st.integers(0, 30), st.integers(5, 80))
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_pairs_lose_the_end_of_the_longer(tokenizer, first, second, limit):
+    texts = [" ".join(["river"] * n) for n in (first, second) if n is not None]
+    a, b = (*map(tokenizer.encode, texts), [])[:2]
+    room = limit - 2 - len(texts) + 1
+    if len(a) + len(b) > room:
+        if second is None:
+            a = a[:room]
+        else:
+            keep_b = min(len(b), max(room - len(a), room - room // 2))
+            a, b = a[: room - keep_b], b[:keep_b]
+    ids, types = tokenizer.encode_pair(*texts, max_length=limit)
+    assert ids == [CLS, *a, SEP] + ([] if second is None else [*b, SEP])
+    assert types == [0] * (len(a) + 2) + ([] if second is None else [1] * (len(b) + 1))
+
+
+def test_no_room_is_told(tokenizer):
+    with pytest.raises(ValueError, match="max_length 4 leaves no room"):
+        tokenizer.encode_pair("a", "b", max_length=4)
 
 
 def test_normalise():

@@ -17,6 +17,7 @@ import sentencepiece
 SPECIAL = {"<pad>": 0, "<unk>": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4}
 PAD, UNK, CLS, SEP, MASK = SPECIAL.values()
 WORD_MARK = "\u2581"
+_SPECIAL_IN_TEXT = re.compile(f"({'|'.join(map(re.escape, SPECIAL))})")
 # Scripts written without spaces between words: every piece of them is a word of its own.
 _NO_SPACES = re.compile("CJK|HIRAGANA|KATAKANA|THAI|LAO |KHMER|MYANMAR|TIBETAN")
 
@@ -49,6 +50,10 @@ def starts_word(piece: str) -> bool:
     )
 
 
+def _ends_in_digit_comma(piece: str) -> bool:
+    return len(piece) > 1 and piece[-1] == "," and piece[-2].isdigit()
+
+
 class Tokenizer:
     """Text to ids and back.
 
@@ -57,17 +62,24 @@ class Tokenizer:
     """
 
     def __init__(
-        self, model_path: str | os.PathLike, lower_case: bool = True, strip_accents: bool = True
+        self,
+        model_path: str | os.PathLike,
+        lower_case: bool = True,
+        strip_accents: bool = True,
+        serialized: bytes | None = None,
     ):
+        """`serialized`: the SentencePiece model, where `model_path` only says what it came from."""
         self.path = Path(model_path)
         self.lower_case = lower_case
         self.strip_accents = strip_accents
-        if not self.path.is_file():
-            raise VocabularyError(
-                f"There is no vocabulary file {self.path}. Give the .model file of a "
-                "SentencePiece model, or leave data.tokenizer empty to train one on the corpus."
-            )
-        serialized = self.path.read_bytes()
+        self._given = serialized
+        if serialized is None:
+            if not self.path.is_file():
+                raise VocabularyError(
+                    f"There is no vocabulary file {self.path}. Give the .model file of a "
+                    "SentencePiece model, or leave data.tokenizer empty to train one on the corpus."
+                )
+            serialized = self.path.read_bytes()
         self.fingerprint = hashlib.sha256(serialized).hexdigest()
         self._sp = sentencepiece.SentencePieceProcessor()
         try:
@@ -89,12 +101,14 @@ class Tokenizer:
                 "data.tokenizer left empty, or with the spm_train flags that the README gives."
             )
         self.starts_word = np.array([starts_word(piece) for piece in self._pieces])
-        self._digit_comma = {
-            i for i, p in enumerate(self._pieces) if len(p) > 1 and p[-1] == "," and p[-2].isdigit()
-        }
+        self._digit_comma = {i for i, p in enumerate(self._pieces) if _ends_in_digit_comma(p)}
 
     def __reduce__(self):
-        return (Tokenizer, (self.path, self.lower_case, self.strip_accents))
+        return (Tokenizer, (self.path, self.lower_case, self.strip_accents, self._given))
+
+    def save(self, path: Path) -> None:
+        """Writes the SentencePiece model."""
+        path.write_bytes(self._sp.serialized_model_proto())
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, without [CLS] and [SEP]."""
@@ -110,20 +124,60 @@ class Tokenizer:
         if self._digit_comma:
             for i, ids in enumerate(batch):
                 if not self._digit_comma.isdisjoint(ids):
-                    batch[i] = list(
-                        itertools.chain.from_iterable(self._split_digit_comma(x) for x in ids)
-                    )
+                    batch[i] = list(itertools.chain.from_iterable(map(self._split_id, ids)))
         return batch
 
-    def _split_digit_comma(self, piece_id: int) -> list[int]:
-        """A piece that ends in a digit and a comma, as pieces in which the comma is alone."""
+    def _split_id(self, piece_id: int) -> list[int]:
         if piece_id not in self._digit_comma:
             return [piece_id]
-        piece = self._pieces[piece_id]
+        return [self._sp.piece_to_id(p) for p in self._split_piece(self._pieces[piece_id])]
+
+    def _split_piece(self, piece: str) -> list[str]:
+        """A piece that ends in a digit and a comma, as pieces in which the comma is alone."""
+        if not _ends_in_digit_comma(piece):
+            return [piece]
         split = self._sp.encode(piece[:-1].replace(WORD_MARK, ""), out_type=str)
         if piece[0] != WORD_MARK and split[0][0] == WORD_MARK:
             split = split[1:] if len(split[0]) == 1 else [split[0][1:], *split[1:]]
-        return [self._sp.piece_to_id(p) for p in (*split, ",")]
+        return [*split, ","]
+
+    def tokenize(self, text: str) -> list[str]:
+        """The pieces of `text` as they are written there, those outside the vocabulary too."""
+        text = normalise(text, self.lower_case, self.strip_accents)
+        pieces = self._sp.encode(text, out_type=str)
+        return list(itertools.chain.from_iterable(map(self._split_piece, pieces)))
+
+    def encode_special(self, text: str) -> list[int]:
+        """Ids of `text`, in which [MASK], [SEP] and the other special pieces mean themselves.
+
+        `encode` reads them as plain characters, which is right for text that is learned from.
+        """
+        ids: list[int] = []
+        for part in _SPECIAL_IN_TEXT.split(text):
+            ids += [SPECIAL[part]] if part in SPECIAL else self.encode(part)
+        return ids
+
+    def encode_pair(
+        self, text: str, pair: str | None = None, max_length: int | None = None
+    ) -> tuple[list[int], list[int]]:
+        """[CLS] text [SEP] or [CLS] text [SEP] pair [SEP], and the token types 0 and 1.
+
+        What is longer than `max_length` loses pieces at the end of its longer part.
+        """
+        parts = [self.encode_special(text)]
+        if pair is not None:
+            parts.append(self.encode_special(pair))
+        if max_length is not None:
+            room = max_length - 1 - len(parts)
+            if room < len(parts):
+                raise ValueError(f"max_length {max_length} leaves no room for any text")
+            while sum(map(len, parts)) > room:
+                max(parts, key=len).pop()
+        ids, types = [CLS], [0]
+        for segment, part in enumerate(parts):
+            ids += [*part, SEP]
+            types += [segment] * (len(part) + 1)
+        return ids, types
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
         """The vocabulary entry of each id."""
