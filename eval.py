@@ -1,34 +1,58 @@
-"""Evaluates a run's checkpoints on held-out text.
+"""Evaluates a run's checkpoints, or any other model, on held-out text.
 
   python eval.py --workdir=runs/quickstart                    newest checkpoint, own held-out text
   python eval.py --workdir=runs/quickstart --step=all         every checkpoint that was kept
   python eval.py --workdir=runs/base --text=other_text.txt    other text; any source of a config
+  python eval.py --model=albert-base-v2 --text=other_text.txt --config.data.seq_length=128 \\
+      --config.train.eval_batch_size=16                       a Hugging Face folder, a TensorFlow
+                                                              checkpoint, or another run
 
-Prints MLM and SOP figures and a few filled-in masks, and writes eval_STEP.json and TensorBoard
-scalars into the workdir.
+Prints MLM and SOP figures and a few filled-in masks; for a workdir it also writes eval_STEP.json
+and TensorBoard scalars there. A run is evaluated with its own config; --model with --config, which
+says how text becomes rows.
 """
 
+import sys
 from pathlib import Path
 
 from absl import flags
 
 from albert import cli
 
-_WORKDIR = flags.DEFINE_string("workdir", "runs/quickstart", "Folder of the run.")
+_CONFIG = cli.define_config("configs/default.py")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run. Default: runs/quickstart.")
+_MODEL = flags.DEFINE_string("model", None, "Any model that albert.load takes, rather than a run.")
 _STEP = flags.DEFINE_string("step", "latest", "Step to evaluate: a number, latest, or all.")
 _TEXT = flags.DEFINE_string(
     "text", None, "Text to evaluate on, as in data.valid_sources. Default: the run's held-out text."
 )
 _ROWS = flags.DEFINE_integer(
-    "rows", None, "Rows to evaluate on at most. Default: the run's train.eval_rows.", lower_bound=1
+    "rows", None, "Rows to evaluate on at most. Default: train.eval_rows.", lower_bound=1
 )
 _EXAMPLES = flags.DEFINE_integer("examples", 5, "Filled-in masks to show.", lower_bound=0)
 
 
 def main() -> None:
-    from albert.evaluation import evaluate_run
+    from albert.config import ConfigError
 
-    evaluate_run(Path(_WORKDIR.value), _STEP.value, _TEXT.value, _ROWS.value, _EXAMPLES.value)
+    own_config = not any(a.lstrip("-").startswith(("config", "noconfig.")) for a in sys.argv[1:])
+    if _MODEL.value is None:
+        if not own_config:
+            raise ConfigError(["--config goes with --model; a run is evaluated with its own"])
+        from albert.evaluation import evaluate_run
+
+        workdir = Path(_WORKDIR.value or "runs/quickstart")
+        evaluate_run(workdir, _STEP.value, _TEXT.value, _ROWS.value, _EXAMPLES.value)
+        return
+    if _WORKDIR.value is not None or _STEP.value != "latest":
+        raise ConfigError(
+            ["--model names what to evaluate; leave --workdir and --step out. One checkpoint of a "
+             "run is --model=WORKDIR/checkpoints/STEP"]
+        )  # fmt: skip
+    from albert.evaluation import evaluate_model
+
+    config = cli.checked(_CONFIG, needs_text=False)
+    evaluate_model(Path(_MODEL.value), config, _TEXT.value, _ROWS.value, _EXAMPLES.value)
 
 
 if __name__ == "__main__":

@@ -5,10 +5,13 @@ Knows neither model nor data: trees in, trees out.
 
 from pathlib import Path
 
+import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 _ITEMS = ("params", "training", "info")
+_TRAINING = "training"  # not there where weights alone were saved
 _LOSS = "loss"  # the held-out figure that decides which checkpoint is best
 
 
@@ -50,14 +53,17 @@ class Checkpoints:
         )
 
     def save(self, step: int, params, training, info: dict, loss: float | None) -> None:
-        """Starts writing a checkpoint; `loss` is the held-out loss at this very step, if known."""
+        """Starts writing a checkpoint.
+
+        `training` is None for weights alone; `loss` is the held-out loss at this very step, if
+        known.
+        """
+        arguments = {"params": ocp.args.StandardSave(params), "info": ocp.args.JsonSave(info)}
+        if training is not None:
+            arguments[_TRAINING] = ocp.args.StandardSave(training)
         self._manager.save(
             step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardSave(params),
-                training=ocp.args.StandardSave(training),
-                info=ocp.args.JsonSave(info),
-            ),
+            args=ocp.args.Composite(**arguments),
             metrics=None if loss is None else {_LOSS: loss},
             force=True,
         )
@@ -67,16 +73,35 @@ class Checkpoints:
         return sorted(
             step
             for step in self._manager.all_steps()
-            if all((self.folder / str(step) / item).is_dir() for item in _ITEMS)
+            if all((self.folder / str(step) / i).is_dir() for i in _ITEMS if i != _TRAINING)
         )
+
+    def has_training(self, step: int) -> bool:
+        """Whether a run can go on from this checkpoint; False for weights alone."""
+        return (self.folder / str(step) / _TRAINING).is_dir()
 
     def info(self, step: int) -> dict:
         """The description saved with a checkpoint."""
         return self._restore(step, info=ocp.args.JsonRestore())["info"]
 
     def restore_params(self, step: int, like):
-        """The parameters only, placed as the abstract arrays of `like`; None: as they were."""
+        """The parameters only, placed as the abstract arrays of `like`."""
         return self._restore(step, params=ocp.args.StandardRestore(like))["params"]
+
+    def restore_arrays(self, step: int, item: str):
+        """The item "params" or "training" as NumPy arrays, whatever devices wrote it."""
+        try:
+            folder = self.folder.absolute() / str(step) / item
+            metadata = ocp.StandardCheckpointHandler().metadata(folder)
+            device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+            like = jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
+                metadata.tree,
+            )
+        except Exception as error:
+            raise self._unreadable(step, error) from error
+        restored = self._restore(step, **{item: ocp.args.StandardRestore(like)})[item]
+        return jax.tree.map(np.asarray, restored)
 
     def restore(self, step: int, params_like, training_like):
         """Parameters and the rest of the training state, placed as the abstract arrays say."""
@@ -96,11 +121,14 @@ class Checkpoints:
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**arguments))
         except Exception as error:  # Orbax and TensorStore raise many kinds
-            reason = str(error).strip().split("\n")[0][:300]
-            raise CheckpointError(
-                f"The checkpoint {self.folder / str(step)} cannot be read, it is damaged or not "
-                f"of this model: {reason}. Remove that folder to use an older one."
-            ) from error
+            raise self._unreadable(step, error) from error
+
+    def _unreadable(self, step: int, error: Exception) -> CheckpointError:
+        reason = str(error).strip().split("\n")[0][:300]
+        return CheckpointError(
+            f"The checkpoint {self.folder / str(step)} cannot be read, it is damaged or not "
+            f"of this model: {reason}. Remove that folder to use an older one."
+        )
 
     def wait(self) -> None:
         """Returns when everything is on disk; raises what went wrong in the background."""

@@ -68,6 +68,8 @@ class TrainConfig:
 @dataclasses.dataclass(frozen=True)
 class Config:
     seed: int
+    init_from: str  # a model to start from: anything that albert.load takes; empty: from scratch
+    init_optimizer: bool  # go on with its optimiser's moments and its step
     model: AlbertConfig
     data: DataConfig
     optimizer: OptimizerConfig
@@ -94,6 +96,8 @@ def check(values: Mapping, needs_text: bool = True) -> Config:
                 open_tokenizer(path, config.data, config.model.vocab_size)
             except VocabularyError as error:
                 problems.append(f"data.tokenizer: {error}")
+    if config.init_optimizer and not config.init_from:
+        problems.append("init_optimizer is True and init_from is empty: there is nothing to take")
     if config.seed < 0:
         problems.append(f"seed is {config.seed}; it must not be negative")
     if config.data.seq_length > config.model.max_position_embeddings:
@@ -120,6 +124,17 @@ def from_json(values: dict) -> Config:
         return tuple(map(tuples, value)) if isinstance(value, (list, tuple)) else value
 
     return check(tuples(values), needs_text=False)
+
+
+def model_from_json(values: dict) -> AlbertConfig:
+    """The model of a config that was made plain; raises ConfigError."""
+    problems: list[str] = []
+    config = _build(AlbertConfig, values, "model.", problems)
+    if config is not None:
+        problems += [f"model.{text}" for text in config.problems()]
+    if problems:
+        raise ConfigError(problems)
+    return config
 
 
 def check_devices(config: Config, boxed_params, num_devices: int) -> None:

@@ -1,9 +1,11 @@
 """Held-out figures: losses and accuracies, by span and by what was shown, and filled-in masks."""
 
+import contextlib
 import dataclasses
 import json
 import math
 import re
+from collections.abc import Iterator
 from functools import cached_property, reduce
 from pathlib import Path
 
@@ -11,10 +13,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from albert.checkpoint import CheckpointError, Checkpoints
-from albert.config import from_json
+from albert.config import Config, ConfigError, from_json
 from albert.data.examples import Examples
 from albert.data.pipeline import Batch, heldout_batch
 from albert.data.prepare import (
@@ -24,8 +27,9 @@ from albert.data.prepare import (
     warn_of_overlap,
 )
 from albert.data.tokenizer import Tokenizer
+from albert.interop import formats
 from albert.metrics import write_scalars
-from albert.model import Albert, abstract_params
+from albert.model import Albert, AlbertConfig, abstract_params
 from albert.sharding import (
     ShardingConfig,
     batch_sharding,
@@ -113,17 +117,8 @@ def evaluate_run(
         [plan.corpus for plan in examples.plans],
     )
 
-    model = Albert(config.model)
-    # Evaluation needs no more than the devices that are here, whatever trained the run.
-    sharding = dataclasses.replace(config.sharding, data=-1, fsdp=1, tensor=1)
-    mesh = make_mesh(sharding)
-    batch_size = -(-config.train.eval_batch_size // jax.device_count()) * jax.device_count()
-    like = placed(abstract_params(model), mesh, sharding)
     suffix = "_" + re.sub("[^0-9A-Za-z]+", "-", text).strip("-") if text else ""
-    with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.rules):
-        evaluator = Evaluator(
-            model, mesh, sharding, examples, rows or config.train.eval_rows, batch_size
-        )
+    with _on_these_devices(config, config.model, examples, rows) as (evaluator, like):
         for number in steps:
             params = checkpoints.restore_params(number, like)
             result = evaluator.figures(params)
@@ -131,12 +126,86 @@ def evaluate_run(
             name = f"eval_{number}{suffix}"
             write_report(workdir / f"{name}.json", number, result, lines)
             write_scalars(workdir / "tensorboard" / f"eval{suffix}", number, "eval", result)
-            print(format_table(number, result))
-            if lines:
-                print("Masks filled in, [right] or [guess, was: truth]:")
-                print("\n".join(f"  {line}" for line in lines))
+            _print(f"step {number}", result, lines)
             print(f"Written to {workdir / name}.json\n", flush=True)
     checkpoints.close()
+
+
+def evaluate_model(
+    path: Path, config: Config, text: str | None, rows: int | None, num_examples: int
+) -> None:
+    """Evaluates any model that `albert.load` takes and prints the figures; writes nothing.
+
+    Args:
+      path: the model.
+      config: says how text becomes rows, and how many at once; its model section is not used.
+      text: the source to evaluate on; None takes the config's held-out text.
+      rows: at most so many rows instead of the config's `train.eval_rows`.
+      num_examples: filled-in masks to show.
+
+    Raises:
+      CheckpointError: there is no such model, or it has no MLM head.
+      ConfigError, SourceError, VocabularyError: there is no vocabulary or text, or it does not fit.
+    """
+    named = Path(config.data.tokenizer).expanduser() if config.data.tokenizer else None
+    weights = formats.read(path.expanduser(), vocabulary=named)
+    if "mlm_head" in weights.missing:
+        raise CheckpointError(f"{path} has no MLM head, so it predicts nothing to be evaluated.")
+    data = dataclasses.replace(config.data, valid_sources=(text,) if text else ())
+    problems = []
+    if weights.tokenizer is None:
+        problems.append(
+            f"there is no vocabulary beside {path}; name it with --config.data.tokenizer"
+        )
+    if not text and not config.data.valid_sources:
+        problems.append("there is no text to evaluate on; name it with --text")
+    if data.seq_length > weights.config.max_position_embeddings:
+        problems.append(
+            f"data.seq_length is {data.seq_length} and {path} has "
+            f"{weights.config.max_position_embeddings} positions; set "
+            f"--config.data.seq_length={weights.config.max_position_embeddings}"
+        )
+    if problems or weights.tokenizer is None:
+        raise ConfigError(problems)
+    data = data if text else config.data
+    examples = prepare_valid(data, weights.tokenizer)
+    with _on_these_devices(config, weights.config, examples, rows) as (evaluator, like):
+        flat = {
+            name: jax.device_put(weights.params.get(name, np.zeros(leaf.shape)), leaf.sharding)
+            for name, leaf in flatten_dict(like, sep="/").items()
+        }
+        params = unflatten_dict(flat, sep="/")
+        result = evaluator.figures(params)
+        lines = evaluator.filled_masks(params, num_examples)
+    if {"sop_head", "pooler"} & set(weights.missing):
+        # Figures of a head that is not there would be made up.
+        result = {k: v for k, v in result.items() if not k.startswith("sop_") and k != "loss"}
+    _print(str(path), result, lines)
+
+
+@contextlib.contextmanager
+def _on_these_devices(
+    config: Config, model_config: AlbertConfig, examples: Examples, rows: int | None
+) -> Iterator[tuple[Evaluator, dict]]:
+    """Yields an evaluator over the devices that are here, whatever trained the model, and its
+    parameters as abstract arrays."""
+    model = Albert(model_config)
+    sharding = dataclasses.replace(config.sharding, data=-1, fsdp=1, tensor=1)
+    mesh = make_mesh(sharding)
+    batch_size = -(-config.train.eval_batch_size // jax.device_count()) * jax.device_count()
+    like = placed(abstract_params(model), mesh, sharding)
+    with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.rules):
+        yield (
+            Evaluator(model, mesh, sharding, examples, rows or config.train.eval_rows, batch_size),
+            like,
+        )
+
+
+def _print(of: str, result: dict[str, float], lines: list[str]) -> None:
+    print(format_table(of, result))
+    if lines:
+        print("Masks filled in, [right] or [guess, was: truth]:")
+        print("\n".join(f"  {line}" for line in lines), flush=True)
 
 
 def _chosen_steps(checkpoints: Checkpoints, step: str) -> list[int]:
@@ -181,9 +250,16 @@ def figures(sums: dict[str, np.ndarray]) -> dict[str, float]:
     return {name: float(value) for name, value in result.items()}
 
 
-def format_table(step: int, result: dict[str, float]) -> str:
-    """The figures as a table that also says what chance would give."""
-    noise = 0.5 / math.sqrt(max(result["sop_targets"], 1))
+def format_table(of: str, result: dict[str, float]) -> str:
+    """The figures of a step or model as a table that also says what chance would give."""
+    sop_rows = []
+    if "sop_loss" in result:
+        noise = 0.5 / math.sqrt(max(result["sop_targets"], 1))
+        sop_rows = [
+            ("SOP loss (nats)", f"{result['sop_loss']:.3f}", f"chance {math.log(2):.3f}"),
+            ("SOP accuracy", f"{100 * result['sop_accuracy']:.1f} %",
+             f"chance 50.0 +- {100 * noise:.1f} over {result['sop_targets']:.0f} rows"),
+        ]  # fmt: skip
     gap = result["unigram_entropy"] - result["mlm_loss"]
     rows = [
         ("MLM loss (nats)", f"{result['mlm_loss']:.3f}",
@@ -192,9 +268,7 @@ def format_table(step: int, result: dict[str, float]) -> str:
         ("MLM perplexity", f"{result['mlm_perplexity']:.1f}", ""),
         ("MLM accuracy", f"{100 * result['mlm_accuracy']:.1f} %",
          f"{result['mlm_targets']:.0f} masked tokens"),
-        ("SOP loss (nats)", f"{result['sop_loss']:.3f}", f"chance {math.log(2):.3f}"),
-        ("SOP accuracy", f"{100 * result['sop_accuracy']:.1f} %",
-         f"chance 50.0 +- {100 * noise:.1f} over {result['sop_targets']:.0f} rows"),
+        *sop_rows,
     ]  # fmt: skip
     names = {f"span_{n}": f"runs of {n} masked pieces" for n in range(1, MAX_SPAN)}
     names[f"span_{MAX_SPAN}"] = f"runs of {MAX_SPAN} or more"
@@ -206,7 +280,7 @@ def format_table(step: int, result: dict[str, float]) -> str:
         for key, text in names.items()
         if f"mlm_loss_{key}" in result
     ]  # fmt: skip
-    lines = [f"Held-out text at step {step}"]
+    lines = [f"Held-out text, {of}"]
     lines += [f"  {name:<26} {value:>9}   {note}".rstrip() for name, value, note in rows]
     return "\n".join(lines)
 

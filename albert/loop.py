@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import json
 import math
-import shutil
 import sys
 import time
 from collections import deque
@@ -20,9 +19,11 @@ from albert.checkpoint import Checkpoints
 from albert.config import Config, check_devices
 from albert.cost import flops_per_token
 from albert.data.pipeline import BatchSource, iterate
-from albert.data.prepare import PreparedData, prepare
+from albert.data.prepare import PreparedData, open_tokenizer, prepare
 from albert.data.sources import SourceError
 from albert.evaluation import Evaluator, format_table, write_report
+from albert.init_from import describe_start, read_start, start_state
+from albert.interop.weights import Weights
 from albert.metrics import MetricWriter, format_count, format_seconds, peak_flops
 from albert.model import DTYPES, Albert, abstract_params
 from albert.optimiser import make_optimizer
@@ -43,6 +44,7 @@ def train(config: Config, workdir: Path) -> None:
 
     Raises:
       ConfigError: the devices cannot share the batch or the parameters.
+      CheckpointError: a checkpoint, or what `config.init_from` names, cannot be read.
       SourceError, VocabularyError: the text or the vocabulary cannot be used.
       RunError: the workdir belongs to other data, or training diverged.
     """
@@ -55,23 +57,36 @@ def train(config: Config, workdir: Path) -> None:
             workdir / "checkpoints", config.train.keep_last, config.train.keep_best, create=True
         )
     ) as checkpoints:
-        first_step = max(checkpoints.steps(), default=0)
-        if first_step >= config.train.num_steps:
+        saved = max(checkpoints.steps(), default=None)
+        if saved is not None and not checkpoints.has_training(saved):
+            raise RunError(
+                f"{workdir} holds the weights of a model and not a run. Start from them in another "
+                f"--workdir with --config.init_from={workdir}"
+            )
+        if saved is not None and saved >= config.train.num_steps:
             say(
-                f"{workdir} is finished: it has a checkpoint of step {first_step} of "
+                f"{workdir} is finished: it has a checkpoint of step {saved} of "
                 f"{config.train.num_steps}. Raise train.num_steps or choose another --workdir."
             )
             return
-        data = prepare(config.data, config.model.vocab_size, config.seed)
+        start = read_start(config) if config.init_from and saved is None else None
+        tokenizer = start.tokenizer if start else None
+        if config.data.tokenizer:
+            tokenizer = None
+        elif config.init_from and saved is not None:
+            tokenizer = open_tokenizer(
+                workdir / "tokenizer.model", config.data, config.model.vocab_size
+            )
+        data = prepare(config.data, config.model.vocab_size, config.seed, tokenizer)
         if data.train.rows_per_epoch < config.train.batch_size:
             raise SourceError(
                 f"The training text is too small: it gives {data.train.rows_per_epoch} rows of up "
                 f"to {config.data.seq_length} tokens, fewer than one batch of "
                 f"{config.train.batch_size}. Add text or lower train.batch_size."
             )
-        if first_step:
-            _check_same_run(checkpoints.info(first_step), config, data.identity, workdir, say)
-        _run(config, workdir, data, checkpoints, first_step, say)
+        if saved is not None:
+            _check_same_run(checkpoints.info(saved), config, data.identity, workdir, say)
+        _run(config, workdir, data, checkpoints, saved, start, say)
 
 
 def _run(
@@ -79,7 +94,8 @@ def _run(
     workdir: Path,
     data: PreparedData,
     checkpoints: Checkpoints,
-    first_step: int,
+    saved: int | None,
+    start: Weights | None,
     say: Callable[[str], None],
 ) -> None:
     """Sets up the devices, takes every step that is left, and reports."""
@@ -91,15 +107,18 @@ def _run(
     state, create, train_step = on_mesh(
         model, optimizer, schedule, config.train.accumulation, config.seed, mesh, config.sharding
     )
-    if first_step:
-        say(f"Going on from the checkpoint of step {first_step} in {workdir}.")
-        state = _restore(checkpoints, first_step, state)
+    if saved is not None:
+        say(f"Going on from the checkpoint of step {saved} in {workdir}.")
+        state = _restore(checkpoints, saved, state)
     else:
         state = create()
+        if start:
+            say(describe_start(config, start))
+            state = start_state(config, start, state)
+    first_step = int(state.step)
     if jax.process_index() == 0:
         # Only now, so that a run that cannot go on changes nothing.
-        if data.tokenizer.path.resolve() != (workdir / "tokenizer.model").resolve():
-            shutil.copyfile(data.tokenizer.path, workdir / "tokenizer.model")
+        data.tokenizer.save(workdir / "tokenizer.model")
         (workdir / "config.json").write_text(json.dumps(description, indent=1))
     with jax.set_mesh(mesh), nn.logical_axis_rules(config.sharding.rules):
         evaluator = Evaluator(
@@ -165,7 +184,7 @@ def _run(
     checkpoints.wait()
     if jax.process_index() == 0:
         write_report(workdir / f"eval_{step}.json", step, result, examples)
-    say(format_table(step, result))
+    say(format_table(f"step {step}", result))
     say("Masks filled in, [right] or [guess, was: truth]:")
     say("\n".join(f"  {line}" for line in examples))
     say(f"Checkpoints, logs and vocabulary are in {workdir}. Look at the curves with:\n"
@@ -205,8 +224,8 @@ def _check_same_run(
     refused = changes("data", saved["data"], now["data"])
     told: list[str] = []
     for section, fields in now["config"].items():
-        if section in ("seed", "data"):
-            continue  # what matters of them is in the identity of the data
+        if section in ("seed", "data", "init_from", "init_optimizer"):
+            continue  # the identity of the data tells, and where a run started is past
         for line in changes(section, saved["config"][section], fields):
             field = line.split(":")[0].strip()
             matters = section == "model" and field not in ("model.dtype", "model.remat")

@@ -111,13 +111,14 @@ class AlbertConfig:
 
 @flax.struct.dataclass
 class AlbertOutput:
-    """What the model returns; a field that was not asked for is None."""
+    """What the model returns; a field that was not asked for, or whose head a loaded checkpoint
+    lacks, is None."""
 
     last_hidden_state: jax.Array  # [B, L, H]
-    pooled_output: jax.Array  # [B, H]
+    pooled_output: jax.Array | None  # [B, H]
     hidden_states: jax.Array | None  # [N + 1, B, L, H]: the encoder's input, then every step
-    mlm_logits: jax.Array  # float32 [B, P, V], or [B, L, V] when no positions were given
-    sop_logits: jax.Array  # float32 [B, 2]: in order, swapped
+    mlm_logits: jax.Array | None  # float32 [B, P, V], or [B, L, V] when no positions were given
+    sop_logits: jax.Array | None  # float32 [B, 2]: in order, swapped
 
 
 def _initializer(config, *axes):
@@ -273,7 +274,7 @@ class LayerGroup(nn.Module):
 
 
 class Encoder(nn.Module):
-    """E -> H where there is a mapping, then N steps, each group of weights scanned over its steps."""
+    """The mapping E -> H, if any, then N steps, each group of weights scanned over its own."""
 
     config: AlbertConfig
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from models import TINY
 
 from albert.cost import parameters_by_part
 from albert.model import (
@@ -19,14 +20,6 @@ from albert.model import (
 )
 from albert.sharding import LOGICAL_AXES
 from configs import base, large, xlarge, xxlarge
-
-TINY = AlbertConfig(
-    vocab_size=50, embedding_size=8, hidden_size=16, num_hidden_layers=3, num_hidden_groups=1,
-    inner_group_num=1, num_attention_heads=2, intermediate_size=32, hidden_act="gelu",
-    hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1, max_position_embeddings=12,
-    type_vocab_size=2, initializer_range=0.02, dtype="float32", param_dtype="float32",
-    remat="none",
-)  # fmt: skip
 
 
 def make(**changes):
@@ -198,7 +191,7 @@ def test_float32_where_it_matters():
     [
         ({"hidden_size": 15}, "not a multiple of num_attention_heads"),
         ({"num_hidden_groups": 4}, "more than num_hidden_layers"),
-        ({"hidden_act": "swish"}, "one of gelu, relu"),
+        ({"hidden_act": "swish"}, "one of gelu, gelu_erf, relu"),
         ({"vocab_size": 0}, "at least 1"),
         ({"hidden_dropout_prob": 1.0}, "in \\[0, 1\\)"),
         ({"remat": "some"}, "one of none, dots, full"),

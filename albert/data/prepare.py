@@ -110,8 +110,12 @@ class PreparedData:
     identity: dict  # what decides the rows of training: fingerprints, options and seed
 
 
-def prepare(config: DataConfig, vocab_size: int, seed: int) -> PreparedData:
+def prepare(
+    config: DataConfig, vocab_size: int, seed: int, tokenizer: Tokenizer | None = None
+) -> PreparedData:
     """Makes or finds the vocabulary and the corpora, and plans the first epoch.
+
+    With a `tokenizer` no vocabulary is looked for.
 
     Raises:
       SourceError: a source cannot be read or holds too little text.
@@ -119,13 +123,14 @@ def prepare(config: DataConfig, vocab_size: int, seed: int) -> PreparedData:
     """
     # One object per source: what it learned of itself once serves vocabulary and corpus.
     sources = [parse_source(spec, config.text_field) for spec in config.train_sources]
-    path = Path(config.tokenizer).expanduser()
-    if not config.tokenizer:
-        path = prepare_vocabulary(
-            sources, vocab_size, config.language, config.lower_case, config.strip_accents,
-            config.max_documents, Path(config.folder).expanduser(),
-        )  # fmt: skip
-    tokenizer = open_tokenizer(path, config, vocab_size)
+    if tokenizer is None:
+        path = Path(config.tokenizer).expanduser()
+        if not config.tokenizer:
+            path = prepare_vocabulary(
+                sources, vocab_size, config.language, config.lower_case, config.strip_accents,
+                config.max_documents, Path(config.folder).expanduser(),
+            )  # fmt: skip
+        tokenizer = open_tokenizer(path, config, vocab_size)
     corpora = _prepare_all(sources, config, tokenizer)
     valid = prepare_valid(config, tokenizer, corpora)
     if config.valid_sources:

@@ -80,6 +80,7 @@ class Tokenizer:
                     "SentencePiece model, or leave data.tokenizer empty to train one on the corpus."
                 )
             serialized = self.path.read_bytes()
+        self._serialized = serialized
         self.fingerprint = hashlib.sha256(serialized).hexdigest()
         self._sp = sentencepiece.SentencePieceProcessor()
         try:
@@ -107,8 +108,9 @@ class Tokenizer:
         return (Tokenizer, (self.path, self.lower_case, self.strip_accents, self._given))
 
     def save(self, path: Path) -> None:
-        """Writes the SentencePiece model."""
-        path.write_bytes(self._sp.serialized_model_proto())
+        """Writes the SentencePiece model; an equal file is left alone, others may be reading it."""
+        if not path.is_file() or path.read_bytes() != self._serialized:
+            path.write_bytes(self._serialized)
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, without [CLS] and [SEP]."""

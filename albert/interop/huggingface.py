@@ -1,0 +1,282 @@
+"""Folders as Hugging Face transformers writes and reads them: config.json, model.safetensors and
+a vocabulary (spiece.model, or tokenizer.json from version 5 on)."""
+
+import base64
+import importlib
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from albert.checkpoint import CheckpointError
+from albert.data.tokenizer import PAD, SPECIAL, UNK, Tokenizer, VocabularyError
+from albert.interop.weights import (
+    Weights,
+    entries,
+    open_vocabulary,
+    read_config,
+    read_json,
+    take,
+)
+from albert.model import LAYER_NORM_EPSILON, AlbertConfig
+
+# hidden_act there -> here: their "gelu" is the exact one. The first is what a file means that
+# says nothing, and for each value the first key is what is written.
+ACTIVATIONS = {
+    "gelu_new": "gelu",
+    "gelu_pytorch_tanh": "gelu",
+    "gelu_fast": "gelu",
+    "gelu": "gelu_erf",
+    "relu": "relu",
+}
+MODEL, CONFIG, VOCABULARY = "model.safetensors", "config.json", "spiece.model"
+_MAPPING = "encoder/embedding_hidden_mapping_in"
+# Copies of tensors that it ties, and a buffer of older versions.
+_TIED = {
+    "predictions.decoder.weight": "albert.embeddings.word_embeddings.weight",
+    "predictions.decoder.bias": "predictions.bias",
+}
+_BUFFER = "albert.embeddings.position_ids"
+
+_IN_LAYER = {
+    "attention/query": "attention.query",
+    "attention/key": "attention.key",
+    "attention/value": "attention.value",
+    "attention/output": "attention.dense",
+    "attention_layer_norm": "attention.LayerNorm",
+    "intermediate": "ffn",
+    "output": "ffn_output",
+    "output_layer_norm": "full_layer_layer_norm",
+}
+_ELSEWHERE = {
+    "embeddings": "albert.embeddings",
+    "embeddings/layer_norm": "albert.embeddings.LayerNorm",
+    _MAPPING: "albert.encoder.embedding_hidden_mapping_in",
+    "pooler": "albert.pooler",
+    "mlm_head": "predictions",
+    "mlm_head/transform": "predictions.dense",
+    "mlm_head/layer_norm": "predictions.LayerNorm",
+    "sop_head": "sop_classifier.classifier",
+}
+_LEAF = {"kernel": "weight", "scale": "weight", "output_bias": "bias"}
+
+
+def name_of(path: str) -> tuple[str, bool]:
+    """The name of a parameter there, and whether it is stored transposed."""
+    module, leaf = path.rsplit("/", 1)
+    transposed = leaf == "kernel"
+    leaf = f"{leaf}.weight" if leaf.endswith("_embeddings") else _LEAF.get(leaf, leaf)
+    if match := re.fullmatch(r"encoder/group_(\d+)/layer_(\d+)/(.*)", module):
+        group, inner, rest = match.groups()
+        within = f"albert_layer_groups.{group}.albert_layers.{inner}.{_IN_LAYER[rest]}"
+        return f"albert.encoder.{within}.{leaf}", transposed
+    return f"{_ELSEWHERE[module]}.{leaf}", transposed
+
+
+def read(folder: Path, vocabulary: Path | None = None) -> Weights:
+    """A folder written by `save_pretrained`, of any class that holds an ALBERT encoder.
+
+    Args:
+      folder: holds config.json and model.safetensors.
+      vocabulary: a .model file; None takes the one in the folder.
+
+    Raises:
+      CheckpointError: something is missing, damaged, does not fit or has no counterpart here.
+    """
+    config = _read_config(folder / CONFIG)
+    path = folder / MODEL
+    if not path.is_file():
+        hint = (
+            " Load pytorch_model.bin with transformers and save it again: it then writes "
+            f"{MODEL}." if (folder / "pytorch_model.bin").is_file() else ""
+        )  # fmt: skip
+        raise CheckpointError(f"There is no {MODEL} in {folder}.{hint}")
+    try:
+        tensors = safetensors.numpy.load_file(path)
+    except (safetensors.SafetensorError, KeyError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged, cut off or not safetensors: {error}.") from error
+    # The encoder alone, saved from an AlbertModel, has its names without the prefix.
+    prefix = "" if any(name.startswith("albert.") for name in tensors) else "albert."
+    stored = {}
+    for name in tensors:
+        whole = prefix + name
+        stored[whole] = name
+    shapes = {whole: tensors[name].shape for whole, name in stored.items()}
+
+    wanted = entries(config, name_of)
+    weights = Weights(config, {})
+    params = take(wanted, shapes, lambda n: tensors[stored[n]], path, folder / CONFIG)
+    if config.map_equal_embeddings and _is_identity(params):
+        # What is written there for a model without a mapping.
+        config = _without_mapping(config)
+        params = {k: v for k, v in params.items() if not k.startswith(_MAPPING)}
+        weights.notes.append(f"{_ELSEWHERE[_MAPPING]} is the identity and was left out")
+    weights.config, weights.params = config, params
+    weights.names = {e.path: stored[e.name] for e in wanted if e.path in params}
+    known = {e.name for e in wanted} | {_BUFFER}
+    for copy, of in _TIED.items():
+        if copy in stored and of in stored:
+            if not np.array_equal(tensors[stored[copy]], tensors[stored[of]]):
+                raise CheckpointError(
+                    f"{path}: {stored[copy]} is not {stored[of]}; ALBERT's MLM head shares them."
+                )
+            known.add(copy)
+    weights.left_over = sorted(stored[name] for name in shapes.keys() - known)
+    narrow = sorted({str(tensors[n].dtype) for n in weights.names.values()} - {"float32"})
+    if narrow:
+        weights.notes.append(f"{', '.join(narrow)} became float32")
+    weights.tokenizer = open_vocabulary(vocabulary) if vocabulary else _read_vocabulary(folder)
+    return weights
+
+
+def write(weights: Weights, folder: Path) -> dict[str, str]:
+    """Writes what `AlbertForPreTraining.from_pretrained` reads; returns path -> name."""
+    config = weights.config
+    params = dict(weights.params)
+    if not config.maps_embeddings:
+        # transformers always has this layer; x @ 1 + 0 is x.
+        width = config.hidden_size
+        params[f"{_MAPPING}/kernel"] = np.eye(width, dtype=np.float32)
+        params[f"{_MAPPING}/bias"] = np.zeros(width, np.float32)
+        config = _with_mapping(config)
+    present = [entry for entry in entries(config, name_of) if entry.path in params]
+    tensors = {entry.name: entry.write(params[entry.path]) for entry in present}
+    # The metadata says whose layout it is; transformers refuses files without it.
+    safetensors.numpy.save_file(tensors, folder / MODEL, metadata={"format": "pt"})
+    (folder / CONFIG).write_text(json.dumps(_written_config(config), indent=2) + "\n")
+    if weights.tokenizer:
+        weights.tokenizer.save(folder / VOCABULARY)
+        (folder / "tokenizer_config.json").write_text(
+            json.dumps(_tokenizer_config(weights.tokenizer, config), indent=2) + "\n"
+        )
+    return {entry.path: entry.name for entry in present if entry.path in weights.params}
+
+
+def _read_config(path: Path) -> AlbertConfig:
+    if not path.is_file():
+        raise CheckpointError(f"There is no {CONFIG} in {path.parent}.")
+    values = read_json(path)
+    if values.get("model_type") != "albert":
+        raise CheckpointError(
+            f"{path} describes a model of type {values.get('model_type')!r}, not albert."
+        )
+    epsilon = values.get("layer_norm_eps", LAYER_NORM_EPSILON)
+    if epsilon != LAYER_NORM_EPSILON:
+        raise CheckpointError(
+            f"{path}: layer_norm_eps is {epsilon}; ALBERT's is {LAYER_NORM_EPSILON}."
+        )
+    positions = values.get("position_embedding_type", "absolute")
+    if positions != "absolute":
+        raise CheckpointError(
+            f"{path}: position_embedding_type is {positions!r}; ALBERT's is absolute."
+        )
+    config = read_config(path, ACTIVATIONS)
+    same = config.embedding_size == config.hidden_size
+    return _with_mapping(config) if same else config
+
+
+def _with_mapping(config: AlbertConfig) -> AlbertConfig:
+    return AlbertConfig(**{**vars(config), "map_equal_embeddings": True})
+
+
+def _without_mapping(config: AlbertConfig) -> AlbertConfig:
+    return AlbertConfig(**{**vars(config), "map_equal_embeddings": False})
+
+
+def _is_identity(params: dict[str, np.ndarray]) -> bool:
+    kernel, bias = params[f"{_MAPPING}/kernel"], params[f"{_MAPPING}/bias"]
+    return not bias.any() and np.array_equal(kernel, np.eye(len(kernel)))
+
+
+def _written_config(config: AlbertConfig) -> dict:
+    names = ("vocab_size", "embedding_size", "hidden_size", "num_hidden_layers",
+             "num_hidden_groups", "inner_group_num", "num_attention_heads", "intermediate_size",
+             "hidden_dropout_prob", "attention_probs_dropout_prob", "max_position_embeddings",
+             "type_vocab_size", "initializer_range")  # fmt: skip
+    theirs = {ours: name for name, ours in reversed(ACTIVATIONS.items())}
+    return {
+        "architectures": ["AlbertForPreTraining"],
+        "model_type": "albert",
+        **{name: getattr(config, name) for name in names},
+        "hidden_act": theirs[config.hidden_act],
+        "layer_norm_eps": LAYER_NORM_EPSILON,
+        "classifier_dropout_prob": 0.1,
+        "pad_token_id": SPECIAL["<pad>"],
+        "bos_token_id": SPECIAL["[CLS]"],
+        "eos_token_id": SPECIAL["[SEP]"],
+        "tie_word_embeddings": True,
+        "dtype": "float32",
+    }
+
+
+def _tokenizer_config(tokenizer: Tokenizer, config: AlbertConfig) -> dict:
+    return {
+        "tokenizer_class": "AlbertTokenizer",
+        "do_lower_case": tokenizer.lower_case,
+        "keep_accents": not tokenizer.strip_accents,
+        "model_max_length": config.max_position_embeddings,
+        "pad_token": "<pad>",
+        "unk_token": "<unk>",
+        "cls_token": "[CLS]",
+        "sep_token": "[SEP]",
+        "mask_token": "[MASK]",
+        "bos_token": "[CLS]",
+        "eos_token": "[SEP]",
+    }
+
+
+def _read_vocabulary(folder: Path) -> Tokenizer | None:
+    path = folder / "tokenizer_config.json"
+    options = read_json(path) if path.is_file() else {}
+    lower_case = bool(options.get("do_lower_case", True))
+    strip_accents = not options.get("keep_accents", False)
+    if (folder / VOCABULARY).is_file():
+        return open_vocabulary(folder / VOCABULARY, lower_case, strip_accents)
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        return None
+    try:
+        return Tokenizer(path, lower_case, strip_accents, _sentencepiece_model(path))
+    except VocabularyError as error:
+        raise CheckpointError(str(error)) from error
+
+
+def _sentencepiece_model(path: Path) -> bytes:
+    """The SentencePiece model that a tokenizer.json was made from.
+
+    It holds all of it: pieces and scores, which of them are special, and the compiled
+    normalisation.
+    """
+    proto = importlib.import_module("sentencepiece.sentencepiece_model_pb2")
+
+    values = read_json(path)
+    model = proto.ModelProto()
+    kind = proto.ModelProto.SentencePiece
+    try:
+        if values["model"]["type"] != "Unigram":
+            raise CheckpointError(f"{path} is not a SentencePiece unigram vocabulary.")
+        added = {token["id"]: token["special"] for token in values["added_tokens"]}
+        for number, (piece, score) in enumerate(values["model"]["vocab"]):
+            entry = model.pieces.add(piece=piece, score=score)
+            if number == UNK:
+                entry.type = kind.UNKNOWN
+            elif number in added:
+                special = added[number] or piece in SPECIAL
+                entry.type = kind.CONTROL if special else kind.USER_DEFINED
+        for step in values["normalizer"]["normalizers"]:
+            if step["type"] == "Precompiled":
+                charsmap = base64.b64decode(step["precompiled_charsmap"])
+                model.normalizer_spec.precompiled_charsmap = charsmap
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read: it is damaged or of an unknown kind ({error!r})."
+        ) from error
+    trainer = model.trainer_spec
+    trainer.model_type = proto.TrainerSpec.UNIGRAM
+    trainer.vocab_size = len(model.pieces)
+    trainer.unk_id, trainer.pad_id, trainer.bos_id, trainer.eos_id = UNK, PAD, -1, -1
+    trainer.pad_piece = "<pad>"
+    return model.SerializeToString()

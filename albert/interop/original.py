@@ -1,0 +1,241 @@
+"""Checkpoints of the released TensorFlow 1 program, google-research/albert.
+
+TensorFlow reads and writes them; it is imported here only, when such a checkpoint is, and is an
+optional extra (requirements-original.txt). The package on PyPI that reads this format without
+TensorFlow is unfinished and cannot be installed beside a current protobuf.
+"""
+
+import importlib
+import json
+import os
+import re
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+from albert.checkpoint import CheckpointError
+from albert.interop.weights import (
+    Weights,
+    entries,
+    open_vocabulary,
+    read_config,
+    take,
+)
+from albert.model import AlbertConfig
+
+ACTIVATIONS = {"gelu": "gelu", "relu": "relu"}
+CONFIG_NAME = "albert_config.json"
+_SLOTS = ("adam_m", "adam_v")  # of both optimisers
+_STEP = "global_step"
+_HUB = "module/"  # in front of every name in exports for a hub
+
+_IN_LAYER = {
+    "attention/query": "attention_1/self/query",
+    "attention/key": "attention_1/self/key",
+    "attention/value": "attention_1/self/value",
+    "attention/output": "attention_1/output/dense",
+    "attention_layer_norm": "LayerNorm",
+    "intermediate": "ffn_1/intermediate/dense",
+    "output": "ffn_1/intermediate/output/dense",
+    "output_layer_norm": "LayerNorm_1",
+}
+_ELSEWHERE = {
+    "embeddings": "bert/embeddings",
+    "embeddings/layer_norm": "bert/embeddings/LayerNorm",
+    "encoder/embedding_hidden_mapping_in": "bert/encoder/embedding_hidden_mapping_in",
+    "pooler": "bert/pooler/dense",
+    "mlm_head": "cls/predictions",
+    "mlm_head/transform": "cls/predictions/transform/dense",
+    "mlm_head/layer_norm": "cls/predictions/transform/LayerNorm",
+    "sop_head": "cls/seq_relationship",
+}
+
+
+def name_of(path: str) -> tuple[str, bool]:
+    """The released name of a parameter, and whether it is stored transposed."""
+    module, leaf = path.rsplit("/", 1)
+    if module == "sop_head":
+        return f"{_ELSEWHERE[module]}/output_{'weights' if leaf == 'kernel' else leaf}", True
+    if module.endswith("layer_norm"):
+        leaf = {"scale": "gamma", "bias": "beta"}[leaf]
+    if match := re.fullmatch(r"encoder/group_(\d+)/layer_(\d+)/(.*)", module):
+        group, inner, rest = match.groups()
+        within = f"group_{group}/inner_group_{inner}/{_IN_LAYER[rest]}"
+        return f"bert/encoder/transformer/{within}/{leaf}", False
+    return f"{_ELSEWHERE[module]}/{leaf}", False
+
+
+def find_prefix(path: Path) -> Path | None:
+    """The checkpoint that `path` means: a prefix, one of its files, or a folder; None: it is none.
+
+    Raises CheckpointError when a folder holds several and no `checkpoint` file that chooses.
+    """
+    if not path.is_dir():
+        prefix = Path(re.sub(r"\.(index|meta|data-\d+-of-\d+)$", "", str(path)))
+        return prefix if Path(f"{prefix}.index").is_file() else None
+    folder = path if any(path.glob("*.index")) else path / "variables"
+    found = sorted(p.with_suffix("") for p in folder.glob("*.index"))
+    state = folder / "checkpoint"
+    if len(found) > 1 and state.is_file():
+        chosen = re.search(r'^model_checkpoint_path: "(.*)"', state.read_text(), re.MULTILINE)
+        named = chosen and folder / Path(chosen[1]).name
+        if named in found:
+            return named
+    if len(found) > 1:
+        raise CheckpointError(
+            f"{path} holds several checkpoints; name one of {', '.join(str(p) for p in found)}."
+        )
+    return found[0] if found else None
+
+
+def read(prefix: Path, with_moments: bool = False, vocabulary: Path | None = None) -> Weights:
+    """A checkpoint with the `albert_config.json` beside it.
+
+    Args:
+      prefix: the path up to ".index".
+      with_moments: read the optimiser's slots as well, if there are any.
+      vocabulary: the .model file; None looks beside the checkpoint.
+
+    Raises:
+      CheckpointError: something is missing, damaged or does not fit; names it.
+    """
+    config_path = _beside(prefix, CONFIG_NAME)
+    if not config_path:
+        raise CheckpointError(
+            f"There is no {CONFIG_NAME} beside {prefix}. The release has one for each model; copy "
+            "it there."
+        )
+    config = read_config(config_path, ACTIVATIONS)
+    tf = _tensorflow()
+    try:
+        reader = tf.train.load_checkpoint(str(prefix))
+        shapes = {name: tuple(s) for name, s in reader.get_variable_to_shape_map().items()}
+    except Exception as error:  # TensorFlow raises many kinds
+        raise _damaged(prefix, error) from error
+
+    def get(name: str) -> np.ndarray:
+        try:
+            return reader.get_tensor(hub + name)
+        except Exception as error:
+            raise _damaged(f"{prefix}, variable {hub + name}", error) from error
+
+    hub = _HUB if any(name.startswith(_HUB) for name in shapes) else ""
+    shapes = {name.removeprefix(hub): shape for name, shape in shapes.items()}
+    wanted = entries(config, name_of)
+    weights = Weights(config, take(wanted, shapes, get, prefix, config_path))
+    present = [entry for entry in wanted if entry.path in weights.params]
+    weights.names = {entry.path: hub + entry.name for entry in present}
+    used = {entry.name for entry in present}
+    if _STEP in shapes:
+        weights.step = int(get(_STEP))
+        used.add(_STEP)
+    slots = [f"{e.name}/{slot}" for e in present for slot in _SLOTS]
+    lacking = [name for name in slots if name not in shapes]
+    if lacking and len(lacking) < len(slots):
+        weights.notes.append(
+            f"optimiser slots left out: {len(lacking)} of {len(slots)} are missing, "
+            f"{lacking[0]} among them"
+        )
+    elif lacking:
+        weights.notes.append("no optimiser slots")
+    else:
+        used.update(slots)
+        if with_moments:
+            weights.mu, weights.nu = (
+                {e.path: e.read(get(f"{e.name}/{slot}")) for e in present} for slot in _SLOTS
+            )
+        else:
+            weights.notes.append("optimiser slots are there and were not read")
+    weights.left_over = sorted(hub + name for name in shapes.keys() - used)
+    vocabulary = vocabulary or _beside(prefix, "*.model")
+    weights.tokenizer = open_vocabulary(vocabulary) if vocabulary else None
+    return weights
+
+
+def write(weights: Weights, folder: Path) -> dict[str, str]:
+    """Writes `model.ckpt-STEP`, `albert_config.json` and the vocabulary; returns path -> name.
+
+    Raises CheckpointError when the released program cannot run such a model.
+    """
+    config = weights.config
+    if config.maps_embeddings and config.embedding_size == config.hidden_size:
+        raise CheckpointError(
+            "The released program has no mapping of the embeddings where embedding_size is "
+            "hidden_size, and this model does (encoder/embedding_hidden_mapping_in)."
+        )
+    if config.hidden_act not in ACTIVATIONS.values():
+        raise CheckpointError(
+            f"The released program has no activation {config.hidden_act}; it has "
+            f"{', '.join(ACTIVATIONS)}."
+        )
+    tf = _tensorflow()
+    present = [e for e in entries(config, name_of) if e.path in weights.params]
+    # One file for the variables and one for each slot, so that only one of them is copied at once.
+    shards = [("", weights.params)]
+    if weights.mu is not None and weights.nu is not None:
+        shards += [(f"/{_SLOTS[0]}", weights.mu), (f"/{_SLOTS[1]}", weights.nu)]
+    stem = f"model.ckpt-{weights.step or 0}"
+    prefixes: list[str] = []
+    for suffix, values in shards:
+        tensors = {entry.name + suffix: entry.write(values[entry.path]) for entry in present}
+        if weights.step is not None and not suffix:
+            tensors[_STEP] = np.asarray(weights.step, np.int64)
+        order = sorted(tensors)
+        prefixes.append(str(folder / f"shard-{len(prefixes)}"))
+        with tf.device("CPU"):
+            tf.raw_ops.SaveV2(
+                prefix=prefixes[-1],
+                tensor_names=order,
+                shape_and_slices=[""] * len(order),
+                tensors=[tensors[name] for name in order],
+            )
+    with tf.device("CPU"):
+        tf.raw_ops.MergeV2Checkpoints(
+            checkpoint_prefixes=prefixes, destination_prefix=str(folder / stem)
+        )
+    (folder / "checkpoint").write_text(f'model_checkpoint_path: "{stem}"\n')
+    (folder / CONFIG_NAME).write_text(json.dumps(released_config(config), indent=2) + "\n")
+    if weights.tokenizer:
+        weights.tokenizer.save(folder / "tokenizer.model")
+    return {entry.path: entry.name for entry in present}
+
+
+def released_config(config: AlbertConfig) -> dict:
+    """The contents of `albert_config.json`."""
+    names = [name for name in vars(config) if name not in
+             ("map_equal_embeddings", "dtype", "param_dtype", "remat")]  # fmt: skip
+    return {name: getattr(config, name) for name in names}
+
+
+def _beside(prefix: Path, pattern: str) -> Path | None:
+    """A file in the checkpoint's folder, or where exports for a hub keep theirs."""
+    for folder in (prefix.parent, prefix.parent / "assets", prefix.parent.parent / "assets"):
+        found = sorted(folder.glob(pattern))
+        if len(found) == 1:
+            return found[0]
+    return None
+
+
+def _damaged(where: str | Path, error: Exception) -> CheckpointError:
+    reason = str(error).strip().split("\n")[0][:300]
+    return CheckpointError(
+        f"{where} cannot be read: it is damaged, cut off or not a TensorFlow checkpoint ({reason})."
+    )
+
+
+def _tensorflow():
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # it would log that they are on
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of its own imports
+            tf = importlib.import_module("tensorflow")
+    except ImportError as error:
+        raise CheckpointError(
+            "Checkpoints of the released program are read and written with TensorFlow, which is "
+            f"not installed ({error}). Install it with: pip install -r requirements-original.txt"
+        ) from error
+    # The accelerators are jax's.
+    tf.config.set_visible_devices([], "GPU")
+    return tf

@@ -1,0 +1,119 @@
+"""Folders of this project's own runs, and of models saved in the same form: the newest or one
+named checkpoint, and the vocabulary beside it."""
+
+import contextlib
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from albert.checkpoint import CheckpointError, Checkpoints
+from albert.config import ConfigError, model_from_json
+from albert.interop.weights import Weights, entries, open_vocabulary, take
+
+CHECKPOINTS, VOCABULARY = "checkpoints", "tokenizer.model"
+
+
+def is_workdir(path: Path) -> bool:
+    """Whether `path` is a run's folder or one checkpoint in it."""
+    return (path / CHECKPOINTS).is_dir() or _is_checkpoint(path)
+
+
+def _is_checkpoint(path: Path) -> bool:
+    return path.is_dir() and path.name.isdecimal() and path.parent.name == CHECKPOINTS
+
+
+def read(path: Path, with_moments: bool = False, vocabulary: Path | None = None) -> Weights:
+    """A run's newest checkpoint, or the one that `path` is.
+
+    Raises CheckpointError when there is none or it cannot be read.
+    """
+    path = path.resolve()
+    workdir = path.parent.parent if _is_checkpoint(path) else path
+    with contextlib.closing(Checkpoints(workdir / CHECKPOINTS)) as checkpoints:
+        found = checkpoints.steps()
+        if not found:
+            raise CheckpointError(f"{workdir / CHECKPOINTS} holds no finished checkpoint yet.")
+        step = int(path.name) if _is_checkpoint(path) else found[-1]
+        where = checkpoints.folder / str(step)
+        info = checkpoints.info(step)
+        try:
+            config = model_from_json(info["config"]["model"])
+            text = info["config"]["data"]
+            flags = bool(text["lower_case"]), bool(text["strip_accents"])
+        except (ConfigError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"The description in {where / 'info'} is not one this version can read: {error}"
+            ) from error
+        params = flatten_dict(checkpoints.restore_arrays(step, "params"), sep="/")
+        shapes = {name: value.shape for name, value in params.items()}
+        wanted = entries(config, lambda path: (path, False))
+        # Nothing is merged or transposed in our own files.
+        wanted = [dataclasses.replace(entry, matrix=entry.ours) for entry in wanted]
+        taken = take(wanted, shapes, params.__getitem__, where, "its config")
+        weights = Weights(config, taken, names={path: path for path in taken})
+        weights.left_over = sorted(params.keys() - taken.keys())
+        if not checkpoints.has_training(step):
+            weights.step = info.get("step")
+            weights.notes.append("no optimiser slots")
+        elif with_moments:
+            training = checkpoints.restore_arrays(step, "training")
+            weights.step = int(training["step"]) - int(training["bad_steps"])
+            weights.mu, weights.nu = (
+                _find(training["opt_state"], name, taken.keys()) for name in ("mu", "nu")
+            )
+            if weights.mu is None or weights.nu is None:
+                weights.mu = weights.nu = None
+                weights.notes.append("the run's optimiser has no two moments: left out")
+        else:
+            weights.step = step
+            weights.notes.append("optimiser slots are there and were not read")
+    vocabulary = vocabulary or workdir / VOCABULARY
+    if vocabulary.is_file():
+        weights.tokenizer = open_vocabulary(vocabulary, *flags)
+    return weights
+
+
+def _find(tree, name: str, paths) -> dict[str, np.ndarray] | None:
+    """The subtree of an optimiser's state that has this name and the shape of the parameters."""
+    if isinstance(tree, dict) and isinstance(tree.get(name), dict):
+        flat = flatten_dict(tree[name], sep="/")
+        if flat.keys() == paths:
+            return flat
+    children = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ()
+    for child in children:
+        found = _find(child, name, paths)
+        if found is not None:
+            return found
+    return None
+
+
+def write(weights: Weights, folder: Path) -> dict[str, str]:
+    """Writes a workdir with one checkpoint; returns path -> path."""
+    tokenizer = weights.tokenizer
+    training = None
+    if weights.mu is not None and weights.nu is not None:
+        training = {
+            "step": np.asarray(weights.step or 0, np.int32),
+            "bad_steps": np.asarray(0, np.int32),
+            "opt_state": {"mu": _tree(weights.mu), "nu": _tree(weights.nu)},
+        }
+    flags = {
+        "lower_case": tokenizer.lower_case if tokenizer else True,
+        "strip_accents": tokenizer.strip_accents if tokenizer else True,
+    }
+    info = {
+        "config": {"model": dataclasses.asdict(weights.config), "data": flags},
+        "step": weights.step,
+    }
+    with contextlib.closing(Checkpoints(folder / CHECKPOINTS, create=True)) as checkpoints:
+        checkpoints.save(weights.step or 0, _tree(weights.params), training, info, None)
+        checkpoints.wait()
+    if tokenizer:
+        tokenizer.save(folder / VOCABULARY)
+    return {path: path for path in weights.params}
+
+
+def _tree(flat: dict[str, np.ndarray]) -> dict:
+    return unflatten_dict(flat, sep="/")

@@ -1,0 +1,71 @@
+"""Converts a model between this project, Hugging Face and the released TensorFlow program.
+
+  python tools/convert.py --input=runs/base --output=base-hf --format=huggingface
+  python tools/convert.py --input=albert_base/model.ckpt-best --output=base --format=albert \\
+      --tokenizer=albert_base/30k-clean.model
+  python tools/convert.py --input=albert_base --output=again --format=original --noprint_table
+
+The input is a workdir or one checkpoint of it, a Hugging Face folder, or the prefix or folder of a
+TensorFlow checkpoint. Prints what went where, what was missing and what was left over. The
+optimiser's moments and step go along between workdirs and TensorFlow checkpoints. Reading and
+writing the latter needs TensorFlow: pip install -r requirements-original.txt
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from absl import flags
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from albert import cli
+
+_INPUT = flags.DEFINE_string("input", None, "Model to read.", required=True)
+_OUTPUT = flags.DEFINE_string("output", None, "Folder to write; must not be there.", required=True)
+_FORMAT = flags.DEFINE_enum(
+    "format", None, ["albert", "huggingface", "original"], "Format to write.", required=True
+)
+_TOKENIZER = flags.DEFINE_string(
+    "tokenizer", None, "SentencePiece .model file. Default: the one beside the input."
+)
+_TABLE = flags.DEFINE_bool("print_table", True, "Print a line for every tensor.")
+
+
+def main() -> None:
+    # Names and layouts only: no accelerator is needed, or taken from a run.
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    from albert.interop import formats
+    from albert.interop.weights import check_new
+
+    check_new(Path(_OUTPUT.value).expanduser())
+    weights = formats.read(
+        Path(_INPUT.value).expanduser(),
+        with_moments=_FORMAT.value != "huggingface",
+        vocabulary=Path(_TOKENIZER.value).expanduser() if _TOKENIZER.value else None,
+    )
+    written = formats.write(weights, Path(_OUTPUT.value).expanduser(), _FORMAT.value)
+    rows = [
+        (weights.names[path], written.get(path, "-"), "x".join(map(str, value.shape)))
+        for path, value in weights.params.items()
+    ]
+    if _TABLE.value:
+        first, second = (max(len(row[i]) for row in rows) for i in (0, 1))
+        print(f"{'read':<{first}}  {'written':<{second}}  shape here")
+        for name, other, shape in rows:
+            print(f"{name:<{first}}  {other:<{second}}  {shape}")
+    numbers = sum(value.size for value in weights.params.values())
+    print(f"{len(rows)} tensors, {numbers:,} numbers.")
+    print(f"Missing: {', '.join(weights.missing) or 'nothing'}.")
+    print(f"Left over: {', '.join(weights.left_over) or 'nothing'}.")
+    for note in weights.notes:
+        print(f"Note: {note}.")
+    moments = "with" if weights.mu is not None and _FORMAT.value != "huggingface" else "without"
+    step = "unknown" if weights.step is None else weights.step
+    print(f"Step {step}, {moments} the optimiser's moments.")
+    print(f"Vocabulary: {weights.tokenizer.path if weights.tokenizer else 'none was found'}.")
+    print(f"Written to {_OUTPUT.value}")
+
+
+if __name__ == "__main__":
+    cli.run(main)
