@@ -116,7 +116,7 @@ class AlbertOutput:
 
     last_hidden_state: jax.Array  # [B, L, H]
     pooled_output: jax.Array | None  # [B, H]
-    hidden_states: jax.Array | None  # [N + 1, B, L, H]: the encoder's input, then every step
+    hidden_states: jax.Array | None  # [depth + 1, B, L, H]: the encoder's input, every layer
     mlm_logits: jax.Array | None  # float32 [B, P, V], or [B, L, V] when no positions were given
     sop_logits: jax.Array | None  # float32 [B, 2]: in order, swapped
 
@@ -268,9 +268,11 @@ class LayerGroup(nn.Module):
 
     @nn.compact
     def __call__(self, x, bias):
+        states = []
         for i in range(self.config.inner_group_num):
             x = Layer(self.config, self.deterministic, name=f"layer_{i}")(x, bias)
-        return x, (x if self.keep_hidden else None)
+            states.append(x)
+        return x, (jnp.stack(states) if self.keep_hidden else None)
 
 
 class Encoder(nn.Module):
@@ -280,7 +282,7 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, x, bias, deterministic, keep_hidden):
-        """[B, L, E], float32 [B, 1, 1, L] -> [B, L, H] and [N + 1, B, L, H] or None."""
+        """[B, L, E], float32 [B, 1, 1, L] -> [B, L, H] and every layer's [depth + 1, B, L, H]."""
         c = self.config
         if c.maps_embeddings:
             sizes = c.embedding_size, c.hidden_size
@@ -302,7 +304,8 @@ class Encoder(nn.Module):
                 length=length,
             )
             x, steps = scanned(c, deterministic, keep_hidden, name=f"group_{group}")(x, bias)
-            hidden.append(steps)
+            if keep_hidden:
+                hidden.append(steps.reshape(-1, *x.shape))
         return x, (jnp.concatenate(hidden) if keep_hidden else None)
 
 
@@ -360,7 +363,7 @@ class Albert(nn.Module):
           token_type_ids: int [B, L], 0 for the first segment and 1 for the second.
           mlm_positions: int [B, P], where to predict; None predicts everywhere.
           deterministic: False turns dropout on, which needs a "dropout" random stream.
-          output_hidden_states: also return the encoder's input and every step's output.
+          output_hidden_states: also return the encoder's input and every layer's output.
 
         Raises:
           ValueError: L is over `max_position_embeddings`.

@@ -70,7 +70,7 @@ class Pretrained:
 
         Returns:
           `AlbertOutput` with `last_hidden_state` [B, L, H], `pooled_output` [B, H],
-          `hidden_states` [N + 1, B, L, H] (the encoder's input, then every step's output),
+          `hidden_states` [depth + 1, B, L, H] (the encoder's input, then every layer's output),
           `mlm_logits` float32 [B, L, V] and `sop_logits` float32 [B, 2] (in order, swapped).
           What needs a missing head is None.
 

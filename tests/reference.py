@@ -25,7 +25,7 @@ def forward(config, variables, input_ids, attention_mask, token_type_ids):
                 transformer_layer(config, row, mask, v, scope)
                 for row, mask in zip(x, attention_mask, strict=True)
             ])  # fmt: skip
-        states.append(x)
+            states.append(x)
     pooled = np.tanh(dense(x[:, 0], v, "bert/pooler/dense"))
     head = act(config, dense(x, v, "cls/predictions/transform/dense"))
     head = norm(head, v, "cls/predictions/transform/LayerNorm")

@@ -79,10 +79,10 @@ def test_forward(run, model_and_params):
         "sentence_order_loss": metrics["sop_loss"],
         "total_loss": loss,
     }
-    # The released program records every inner layer; a step here holds inner_group_num of them.
-    inner = model.config.inner_group_num
-    for step in range(model.config.num_hidden_layers):
-        pairs[f"layer_{(step + 1) * inner - 1}"] = output.hidden_states[step + 1]
+    depth = model.config.num_hidden_layers * model.config.inner_group_num
+    for layer in range(depth):
+        pairs[f"layer_{layer}"] = output.hidden_states[layer + 1]
+    assert f"layer_{depth}" not in golden
     for name, ours in pairs.items():
         np.testing.assert_allclose(ours, golden[name], atol=2e-5, rtol=0, err_msg=name)
 
@@ -121,11 +121,11 @@ def sparse_gradient_norm(model, params, batch, grads):
     return jnp.sqrt(squares + jnp.sum(slices["embeddings"]["token_type_embeddings"] ** 2))
 
 
-def test_optimiser_steps(run, model_and_params):
-    model, params = model_and_params
+def released_training(run, model):
+    """The optimiser of a golden run, and its step (params, opt_state) -> the same and the loss."""
     facts = original.load_run(run)
     batch = load_batch(original.load_arrays(run, "forward.npz"))
-    optimizer, _ = make_optimizer(
+    optimizer, schedule = make_optimizer(
         OptimizerConfig(
             name=facts["optimizer"],
             learning_rate=facts["learning_rate"],
@@ -147,15 +147,24 @@ def test_optimiser_steps(run, model_and_params):
         updates, opt_state = optimizer.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state, loss
 
+    return optimizer, schedule, step
+
+
+def assert_golden(run, k, params, config):
+    golden = original.our_tree(original.load_arrays(run, f"params_after_{k}.npz"), config)
+    ours = flatten_dict(params, sep="/")
+    for path, value in flatten_dict(golden, sep="/").items():
+        np.testing.assert_allclose(ours[path], value, atol=2e-5, rtol=0, err_msg=f"{k} {path}")
+
+
+def test_optimiser_steps(run, model_and_params):
+    model, params = model_and_params
+    optimizer, _, step = released_training(run, model)
     params = jax.tree.map(jnp.asarray, params)
     opt_state = optimizer.init(params)
-    for k, golden_loss in enumerate(facts["loss_before_step"], 1):
+    for k, golden_loss in enumerate(original.load_run(run)["loss_before_step"], 1):
         params, opt_state, loss = step(params, opt_state)
         np.testing.assert_allclose(loss, golden_loss, atol=1e-4, rtol=0)
         if k in (1, 2, 3, 8):
-            golden = original.our_tree(
-                original.load_arrays(run, f"params_after_{k}.npz"), model.config
-            )
-            for path, value in flatten_dict(golden, sep="/").items():
-                ours = flatten_dict(params, sep="/")[path]
-                np.testing.assert_allclose(ours, value, atol=2e-5, rtol=0, err_msg=f"{k} {path}")
+            assert_golden(run, k, params, model.config)
+    assert k == 8

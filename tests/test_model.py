@@ -89,7 +89,9 @@ def test_scan_equals_a_written_out_stack(groups, inner, layers):
         group = params["encoder"][f"group_{int(layer * groups / layers)}"]
         for i in range(inner):
             x = Layer(model.config, True).apply({"params": group[f"layer_{i}"]}, x, bias)
-        np.testing.assert_allclose(output.hidden_states[layer + 1], x, atol=1e-6)
+            state = output.hidden_states[layer * inner + i + 1]
+            np.testing.assert_allclose(state, x, atol=1e-6)
+    assert len(output.hidden_states) == layers * inner + 1
     np.testing.assert_array_equal(output.last_hidden_state, output.hidden_states[-1])
 
 

@@ -1,0 +1,339 @@
+"""The front door: load, call, tokenise, fill masks, encode, save."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from models import assert_same, random_weights
+
+import albert
+from albert.checkpoint import CheckpointError
+from albert.data.tokenizer import MASK, Tokenizer
+from albert.interop import formats, original
+from albert.interop.weights import entries, parameter_shapes
+from albert.pretrained import Pretrained
+
+ROOT = Path(__file__).resolve().parent.parent
+SIZES = {"vocab_size": 96, "max_position_embeddings": 40}
+
+
+@pytest.fixture(scope="module")
+def model(vocabulary):
+    weights = random_weights(**SIZES)
+    weights.tokenizer = Tokenizer(vocabulary)
+    return Pretrained(weights)
+
+
+def test_a_call_fills_in_what_is_not_given(model):
+    ids = [[2, 20, 21, 3], [2, 22, 23, 3]]
+    output = model(ids)
+    given = model(ids, np.ones((2, 4), int), np.zeros((2, 4), int))
+    for name, value in vars(output).items():
+        np.testing.assert_array_equal(value, getattr(given, name), err_msg=name)
+    assert output.hidden_states.shape == (4, 2, 4, 16)
+    np.testing.assert_array_equal(output.hidden_states[-1], output.last_hidden_state)
+    assert output.mlm_logits.shape == (2, 4, 96)
+    assert output.sop_logits.shape == (2, 2)
+    assert output.pooled_output.shape == (2, 16)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([[1, 2]], "input_ids has shape"),
+        ([[[1.0, 2.0]]], "it must be integers"),
+        ([[[1, 96]]], "input_ids holds 96; the model knows 0 to 95"),
+        ([[[-1, 5]]], "input_ids holds -1"),
+        ([[[1, 2]], [[1]]], "attention_mask has shape"),
+        ([[[1, 2]], None, [[0, 2]]], "token_type_ids holds 2; the model knows 0 to 1"),
+        ([np.zeros((1, 41), int)], "41 long and the model has 40 positions"),
+    ],
+)
+def test_bad_arrays_are_told(model, arguments, words):
+    with pytest.raises(ValueError, match=words):
+        model(*arguments)
+
+
+def test_tokenise_pads_and_marks_pairs(model):
+    rows = model.tokenize(["a river", "the ancient river moves"], ["a", "slowly"])
+    ids, mask, types = rows.values()
+    assert ids.shape == mask.shape == types.shape
+    for number, (text, pair) in enumerate(
+        [("a river", "a"), ("the ancient river moves", "slowly")]
+    ):
+        expected, expected_types = model.tokenizer.encode_pair(text, pair)
+        length = len(expected)
+        assert ids[number, :length].tolist() == expected
+        assert types[number, :length].tolist() == expected_types
+        assert mask[number].tolist() == [1] * length + [0] * (ids.shape[1] - length)
+    alone = model.tokenize("a river", "a")
+    padded = model(**rows).last_hidden_state[0, : alone["input_ids"].shape[1]]
+    np.testing.assert_allclose(model(**alone).last_hidden_state[0], padded, atol=1e-5)
+
+
+def test_texts_that_do_not_fit_are_told(model):
+    with pytest.raises(ValueError, match="give max_length=40 to cut"):
+        model.tokenize("river " * 50)
+    assert model.tokenize("river " * 50, max_length=40)["input_ids"].shape == (1, 40)
+    with pytest.raises(ValueError, match="max_length 41 is over the model's 40 positions"):
+        model.tokenize("river", max_length=41)
+    with pytest.raises(ValueError, match="2 texts and 1 pairs"):
+        model.tokenize(["a", "b"], ["c"])
+
+
+def test_fill_mask_gives_the_likeliest_pieces(model):
+    text = "the [MASK] moves [MASK]."
+    ids = model.tokenize(text)["input_ids"]
+    logits = np.asarray(model(ids).mlm_logits[0], np.float64)
+    places = np.flatnonzero(ids[0] == MASK)
+    filled = model.fill_mask(text, top=3)
+    assert len(filled) == len(places) == 2
+    for place, guesses in zip(places, filled, strict=True):
+        share = np.exp(logits[place]) / np.exp(logits[place]).sum()
+        best = np.argsort(-share)[:3]
+        assert [g.id for g in guesses] == best.tolist()
+        np.testing.assert_allclose([g.probability for g in guesses], share[best], rtol=1e-4)
+        assert guesses[0].text in (
+            model.tokenizer.decode([best[0]]), model.tokenizer.pieces([best[0]])[0],
+        )  # fmt: skip
+    with pytest.raises(ValueError, match=r"no \[MASK\] in 'a river'"):
+        model.fill_mask("a river")
+
+
+def test_sentence_vectors_do_not_depend_on_their_company(model):
+    texts = ["the river", "a small bright garden under the bridge", "wheel", "the ancient village"]
+    for pooling in ("mean", "cls", "pooled"):
+        together = model.encode(texts, pooling=pooling, batch_size=3)
+        assert together.shape == (4, 16)
+        assert together.dtype == np.float32
+        for text, vector in zip(texts, together, strict=True):
+            output = model(**model.tokenize(text))
+            expected = {
+                "mean": output.last_hidden_state[0].mean(0),
+                "cls": output.last_hidden_state[0, 0],
+                "pooled": output.pooled_output[0],
+            }[pooling]
+            np.testing.assert_allclose(vector, expected, atol=1e-5)
+    assert model.encode([]).shape == (0, 16)
+    with pytest.warns(UserWarning, match="1 of 2 texts are cut to the model's 40 positions"):
+        model.encode(["river " * 60, "a"])
+    with pytest.raises(ValueError, match="one of mean, pooled, cls"):
+        model.encode(["a"], pooling="max")
+    with pytest.raises(ValueError, match="takes a list"):
+        model.encode("a river")
+
+
+def test_missing_heads_give_none_and_are_told(vocabulary):
+    weights = random_weights(lacking=["pooler", "mlm_head", "sop_head"], **SIZES)
+    weights.tokenizer = Tokenizer(vocabulary)
+    whole = Pretrained(random_weights(**SIZES))
+    model = Pretrained(weights)
+    assert model.missing == ["pooler", "mlm_head", "sop_head"]
+    output = model([[2, 20, 3]])
+    assert output.pooled_output is output.mlm_logits is output.sop_logits is None
+    assert model.params.keys() == {"embeddings", "encoder"}
+    whole.params = {**whole.params, **model.params}
+    np.testing.assert_array_equal(
+        output.last_hidden_state, whole([[2, 20, 3]]).last_hidden_state
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="no MLM head"):
+        model.fill_mask("a [MASK]")
+    with pytest.raises(ValueError, match="no pooler"):
+        model.encode(["a"], pooling="pooled")
+
+
+def test_a_model_without_a_vocabulary_says_so(vocabulary, tmp_path):
+    Pretrained(random_weights(**SIZES)).save(tmp_path / "model")
+    model = albert.load(tmp_path / "model")
+    assert model.tokenizer is None
+    with pytest.raises(ValueError, match="no vocabulary beside the checkpoint; load it with"):
+        model.fill_mask("a [MASK]")
+    assert albert.load(tmp_path / "model", tokenizer=vocabulary).fill_mask("a [MASK]")
+
+
+@pytest.mark.parametrize("kind", ["albert", "huggingface"])
+def test_save_and_load_again(model, kind, tmp_path):
+    model.save(tmp_path / "saved", format=kind)
+    again = albert.load(tmp_path / "saved")
+    assert again.config == model.config
+    assert again.tokenizer.fingerprint == model.tokenizer.fingerprint
+    for ours, theirs in zip(
+        jax.tree.leaves(again.params), jax.tree.leaves(model.params), strict=True
+    ):
+        assert np.asarray(ours).tobytes() == np.asarray(theirs).tobytes()
+    with pytest.raises(CheckpointError, match="is there already"):
+        model.save(tmp_path / "saved", format=kind)
+    assert os.listdir(tmp_path) == ["saved"]
+
+
+def test_parameters_that_are_not_the_models_are_not_saved(model, tmp_path):
+    broken = Pretrained(random_weights(**SIZES))
+    broken.params["embeddings"].pop("word_embeddings")
+    with pytest.raises(ValueError, match="embeddings/word_embeddings has shape None"):
+        broken.save(tmp_path / "x")
+    with pytest.raises(ValueError, match="format is 'onnx'; it must be one of albert"):
+        model.save(tmp_path / "x", format="onnx")
+    assert not os.listdir(tmp_path)
+
+
+def test_nothing_half_written_is_left(model, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Tokenizer, "save", full)
+    for kind in ("albert", "huggingface"):
+        with pytest.raises(OSError, match="No space left"):
+            model.save(tmp_path / "saved", format=kind)
+    assert not os.listdir(tmp_path)
+
+
+def test_moments_and_step_survive_a_workdir(tmp_path):
+    weights = random_weights(moments=True)
+    formats.write(weights, tmp_path / "w", "albert")
+    again = formats.read(tmp_path / "w", with_moments=True)
+    assert_same(again, weights)
+    assert again.step == 7
+    for ours, theirs in ((again.mu, weights.mu), (again.nu, weights.nu)):
+        assert ours.keys() == theirs.keys()
+        assert all(ours[k].tobytes() == theirs[k].tobytes() for k in ours)
+    without = formats.read(tmp_path / "w" / "checkpoints" / "7")
+    assert without.mu is None
+    assert "optimiser slots are there and were not read" in without.notes
+
+
+def test_bad_paths_are_told(tmp_path):
+    with pytest.raises(CheckpointError, match=r"There is no .*nothing, nor a .*nothing\.index"):
+        albert.load(tmp_path / "nothing")
+    with pytest.raises(CheckpointError, match=r"is not a model: .* It holds nothing"):
+        albert.load(tmp_path)
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(CheckpointError, match=r"is not a model: .* It holds notes\.txt"):
+        albert.load(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(CheckpointError, match="holds no finished checkpoint yet"):
+        albert.load(tmp_path)
+
+
+def test_a_description_that_cannot_be_read(tmp_path, model):
+    model.save(tmp_path / "m")
+    metadata = tmp_path / "m" / "checkpoints" / "0" / "info" / "metadata"
+    info = json.loads(metadata.read_text())
+    info["config"]["model"]["hidden_act"] = "swish"
+    metadata.write_text(json.dumps(info))
+    with pytest.raises(CheckpointError, match="hidden_act is 'swish'"):
+        albert.load(tmp_path / "m")
+    del info["config"]["model"]
+    metadata.write_text(json.dumps(info))
+    with pytest.raises(CheckpointError, match="is not one this version can read"):
+        albert.load(tmp_path / "m")
+
+
+def test_a_damaged_checkpoint_is_told(tmp_path, model):
+    model.save(tmp_path / "m")
+    for path in (tmp_path / "m" / "checkpoints" / "0" / "params").rglob("*"):
+        if path.is_file() and path.stat().st_size > 2000:
+            path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="cannot be read, it is damaged"):
+        albert.load(tmp_path / "m")
+
+
+def test_a_checkpoint_written_on_eight_devices_loads_on_one(tmp_path):
+    from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+    mesh = Mesh(np.array(jax.devices()), ("x",))
+    weights = random_weights()
+    sharded = {
+        path: jax.device_put(value, NamedSharding(mesh, PartitionSpec("x")))
+        if len(value) % 8 == 0 else jax.device_put(value, NamedSharding(mesh, PartitionSpec()))
+        for path, value in weights.params.items()
+    }  # fmt: skip
+    formats.write(dataclasses.replace(weights, params=sharded), tmp_path / "w", "albert")
+    code = (
+        "import jax, numpy, albert, sys\n"
+        "assert jax.device_count() == 1\n"
+        f"model = albert.load({str(tmp_path / 'w')!r})\n"
+        "print(float(model([[2, 5, 3]]).mlm_logits[0, 1, 7]))\n"
+    )
+    environment = {**os.environ, "XLA_FLAGS": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, check=True, capture_output=True,
+        text=True,
+    )  # fmt: skip
+    ours = Pretrained(weights)([[2, 5, 3]]).mlm_logits[0, 1, 7]
+    np.testing.assert_allclose(float(done.stdout.split()[-1]), ours, rtol=1e-5)
+
+
+def test_convert_prints_what_went_where(tmp_path, vocabulary):
+    weights = random_weights(lacking=["sop_head"], moments=True, **SIZES)
+    weights.tokenizer = Tokenizer(vocabulary)
+    formats.write(weights, tmp_path / "in", "albert")
+
+    def convert(*arguments):
+        return subprocess.run(
+            [sys.executable, "tools/convert.py", *arguments], cwd=ROOT, capture_output=True,
+            text=True,
+        )  # fmt: skip
+
+    done = convert(f"--input={tmp_path / 'in'}", f"--output={tmp_path / 'out'}",
+                   "--format=huggingface")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len([line for line in lines if line.startswith(("embeddings/", "encoder/"))]) == 23
+    assert "pooler/kernel" in done.stdout
+    assert "albert.pooler.weight" in done.stdout
+    assert "Missing: sop_head." in lines
+    assert "Left over: nothing." in lines
+    assert "Step 7, without the optimiser's moments." in lines
+    assert_same(formats.read(tmp_path / "out"), weights)
+    done = convert(f"--input={tmp_path}", f"--output={tmp_path / 'x'}", "--format=albert")
+    assert done.returncode == 2
+    assert "is not a model" in done.stderr
+    assert sorted(os.listdir(tmp_path)) == ["in", "out"]
+
+
+def test_without_tensorflow_the_message_says_how_to_install_it(tmp_path, monkeypatch):
+    from importlib import import_module
+
+    def absent(name):
+        if name == "tensorflow":
+            raise ImportError("No module named 'tensorflow'")
+        return import_module(name)
+
+    monkeypatch.setattr(original.importlib, "import_module", absent)
+    weights = random_weights()
+    with pytest.raises(CheckpointError, match=r"pip install -r requirements-original\.txt"):
+        formats.write(weights, tmp_path / "out", "original")
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"num_hidden_groups": 3, "inner_group_num": 2}, {"embedding_size": 16}]
+)
+def test_released_names_are_one_to_one_and_undo_themselves(changes):
+    weights = random_weights(**changes)
+    found = entries(weights.config, original.name_of)
+    assert {e.path for e in found} == parameter_shapes(weights.config).keys()
+    assert len({e.name for e in found}) == len(found)
+    for entry in found:
+        stored = entry.write(weights.params[entry.path])
+        assert stored.shape == entry.shape
+        np.testing.assert_array_equal(entry.read(stored), weights.params[entry.path])
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"embedding_size": 16, "map_equal_embeddings": True}, "no mapping of the embeddings"),
+        ({"hidden_act": "gelu_erf"}, "has no activation gelu_erf; it has gelu, relu"),
+    ],
+)
+def test_what_the_released_program_cannot_run_is_refused(changes, words, tmp_path):
+    with pytest.raises(CheckpointError, match=words):
+        formats.write(random_weights(**changes), tmp_path / "x", "original")
+    assert not os.listdir(tmp_path)

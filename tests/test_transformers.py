@@ -1,0 +1,159 @@
+"""Hugging Face transformers itself, with PyTorch on CPU, on both sides of what is exchanged."""
+
+import json
+import warnings
+
+import numpy as np
+import pytest
+from models import random_weights
+
+from albert.data.tokenizer import Tokenizer
+from albert.interop import formats
+from albert.pretrained import Pretrained
+
+pytestmark = [
+    pytest.mark.peers,
+    pytest.mark.filterwarnings("ignore"),  # theirs
+]
+TEXTS = [
+    "The ancient river moves slowly and the scientist writes a letter.",
+    "Café musicians often question the small theory, never the answer.",
+    "a bright garden beside the village.",
+]
+
+
+@pytest.fixture(scope="module")
+def peer():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import torch
+        import transformers
+    torch.manual_seed(0)
+    return transformers, torch
+
+
+def rows(vocab, seed=0):
+    rng = np.random.default_rng(seed)
+    mask = np.ones((3, 11), int)
+    mask[0, 6:] = 0
+    return rng.integers(5, vocab, (3, 11)), mask, rng.integers(0, 2, (3, 11))
+
+
+def outputs(torch, model, ids, mask, types):
+    model.eval()
+    with torch.no_grad():
+        return model(
+            input_ids=torch.tensor(ids), attention_mask=torch.tensor(mask),
+            token_type_ids=torch.tensor(types), output_hidden_states=True,
+        )  # fmt: skip
+
+
+def close(ours, theirs, name):
+    np.testing.assert_allclose(ours, theirs.numpy(), atol=2e-5, rtol=1e-5, err_msg=name)
+
+
+CHANGES = [
+    {},
+    {"num_hidden_groups": 3, "inner_group_num": 2, "hidden_act": "relu"},
+    {"embedding_size": 16, "hidden_act": "gelu_erf"},
+    {"embedding_size": 16, "map_equal_embeddings": True},
+]
+
+
+@pytest.mark.parametrize("changes", CHANGES)
+def test_what_we_save_gives_equal_outputs_there(peer, changes, tmp_path):
+    transformers, torch = peer
+    weights = random_weights(**changes)
+    formats.write(weights, tmp_path / "hf", "huggingface")
+    model, info = transformers.AlbertForPreTraining.from_pretrained(
+        tmp_path / "hf", output_loading_info=True
+    )
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    batch = rows(50)
+    theirs = outputs(torch, model, *batch)
+    pooled = outputs(torch, model.albert, *batch).pooler_output
+    ours = Pretrained(weights)(*batch)
+    close(ours.mlm_logits, theirs.prediction_logits, "prediction_logits")
+    close(ours.sop_logits, theirs.sop_logits, "sop_logits")
+    close(ours.pooled_output, pooled, "pooler_output")
+    for step, state in enumerate(theirs.hidden_states):
+        close(ours.hidden_states[step], state, f"hidden state {step}")
+
+
+SIZES = {
+    "vocab_size": 60, "embedding_size": 8, "hidden_size": 16, "num_hidden_layers": 3,
+    "num_attention_heads": 2, "intermediate_size": 24, "max_position_embeddings": 12,
+    "initializer_range": 0.2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "missing", "changes"),
+    [
+        ("AlbertForPreTraining", [], {}),
+        ("AlbertForPreTraining", [], {"hidden_act": "gelu", "num_hidden_groups": 2}),
+        ("AlbertForPreTraining", [], {"embedding_size": 16, "hidden_act": "relu"}),
+        ("AlbertForMaskedLM", ["pooler", "sop_head"], {"inner_group_num": 2}),
+        ("AlbertModel", ["mlm_head", "sop_head"], {}),
+        ("AlbertForSequenceClassification", ["mlm_head", "sop_head"], {}),
+    ],
+)
+def test_what_it_saves_gives_equal_outputs_here(peer, kind, missing, changes, tmp_path):
+    transformers, torch = peer
+    config = transformers.AlbertConfig(**{**SIZES, **changes})
+    model = getattr(transformers, kind)(config)
+    with torch.no_grad():  # its biases are 0 and would hide mistakes
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    model.save_pretrained(tmp_path / "hf")
+    weights = formats.read(tmp_path / "hf")
+    assert weights.missing == missing
+    assert all(name.startswith("classifier") for name in weights.left_over)
+    batch = rows(60)
+    theirs = outputs(torch, model, *batch)
+    ours = Pretrained(weights)(*batch)
+    for step, state in enumerate(theirs.hidden_states):
+        close(ours.hidden_states[step], state, f"hidden state {step}")
+    if "mlm_head" not in missing:
+        logits = theirs.prediction_logits if "sop_head" not in missing else theirs.logits
+        close(ours.mlm_logits, logits, "mlm logits")
+    if "sop_head" not in missing:
+        close(ours.sop_logits, theirs.sop_logits, "sop logits")
+    if "pooler" not in missing:
+        encoder = model if kind == "AlbertModel" else model.albert
+        close(ours.pooled_output, outputs(torch, encoder, *batch).pooler_output, "pooled")
+
+
+@pytest.mark.parametrize("flags", [(True, True), (False, False)])
+def test_the_vocabulary_gives_equal_ids_in_both_directions(peer, flags, tmp_path, vocabulary):
+    transformers, _ = peer
+    weights = random_weights(vocab_size=96)
+    weights.tokenizer = Tokenizer(vocabulary, *flags)
+    formats.write(weights, tmp_path / "hf", "huggingface")
+    theirs = transformers.AlbertTokenizer.from_pretrained(tmp_path / "hf")
+    for text in TEXTS:
+        assert theirs(text)["input_ids"] == weights.tokenizer.encode_pair(text)[0]
+    # It writes a tokenizer.json and no SentencePiece file.
+    theirs.save_pretrained(tmp_path / "theirs")
+    (tmp_path / "hf" / "spiece.model").unlink()
+    (tmp_path / "hf" / "tokenizer_config.json").unlink()
+    for file in (tmp_path / "theirs").iterdir():
+        file.rename(tmp_path / "hf" / file.name)
+    again = formats.read(tmp_path / "hf").tokenizer
+    assert (again.lower_case, again.strip_accents) == flags
+    for text in [*TEXTS, "in 1920, 7.", "\u4eba (x)"]:
+        assert again.encode(text) == weights.tokenizer.encode(text)
+
+
+def test_the_released_vocabulary_survives_a_tokenizer_json(peer, shared, tmp_path):
+    transformers, _ = peer
+    weights = random_weights(vocab_size=30000, embedding_size=2)
+    weights.tokenizer = Tokenizer(shared / "data/vocab/30k-clean.model")
+    formats.write(weights, tmp_path / "hf", "huggingface")
+    transformers.AlbertTokenizer.from_pretrained(tmp_path / "hf").save_pretrained(tmp_path / "hf")
+    (tmp_path / "hf" / "spiece.model").unlink()
+    again = formats.read(tmp_path / "hf").tokenizer
+    for entry in json.loads((shared / "golden/tokenization_original.json").read_text()):
+        assert again.encode(entry["text"]) == entry["ids"]
+        assert again.tokenize(entry["text"]) == entry["tokens"]
