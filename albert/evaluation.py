@@ -126,7 +126,7 @@ def evaluate_run(
             name = f"eval_{number}{suffix}"
             write_report(workdir / f"{name}.json", number, result, lines)
             write_scalars(workdir / "tensorboard" / f"eval{suffix}", number, "eval", result)
-            _print(f"step {number}", result, lines)
+            _print(f"at step {number}", result, lines)
             print(f"Written to {workdir / name}.json\n", flush=True)
     checkpoints.close()
 
@@ -180,7 +180,7 @@ def evaluate_model(
     if {"sop_head", "pooler"} & set(weights.missing):
         # Figures of a head that is not there would be made up.
         result = {k: v for k, v in result.items() if not k.startswith("sop_") and k != "loss"}
-    _print(str(path), result, lines)
+    _print(f"by {path}", result, lines)
 
 
 @contextlib.contextmanager
@@ -251,7 +251,7 @@ def figures(sums: dict[str, np.ndarray]) -> dict[str, float]:
 
 
 def format_table(of: str, result: dict[str, float]) -> str:
-    """The figures of a step or model as a table that also says what chance would give."""
+    """The figures as a table that also says what chance would give; `of`: at which step."""
     sop_rows = []
     if "sop_loss" in result:
         noise = 0.5 / math.sqrt(max(result["sop_targets"], 1))
@@ -280,7 +280,7 @@ def format_table(of: str, result: dict[str, float]) -> str:
         for key, text in names.items()
         if f"mlm_loss_{key}" in result
     ]  # fmt: skip
-    lines = [f"Held-out text, {of}"]
+    lines = [f"Held-out text {of}"]
     lines += [f"  {name:<26} {value:>9}   {note}".rstrip() for name, value, note in rows]
     return "\n".join(lines)
 

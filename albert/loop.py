@@ -184,7 +184,7 @@ def _run(
     checkpoints.wait()
     if jax.process_index() == 0:
         write_report(workdir / f"eval_{step}.json", step, result, examples)
-    say(format_table(f"step {step}", result))
+    say(format_table(f"at step {step}", result))
     say("Masks filled in, [right] or [guess, was: truth]:")
     say("\n".join(f"  {line}" for line in examples))
     say(f"Checkpoints, logs and vocabulary are in {workdir}. Look at the curves with:\n"

@@ -19,8 +19,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from albert.config import check
 from albert.data.tokenizer import Tokenizer
 from albert.data.vocabulary import train_vocabulary
+from albert.loop import train
 from configs import base
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
@@ -93,3 +95,17 @@ def tiny(text, vocabulary, prepared):
     config.train.eval_rows = 40
     config.train.checkpoint_every = 4
     return config
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("run")
+
+
+@pytest.fixture
+def run(tiny, finished, capsys) -> Path:
+    """A finished run of 8 steps with checkpoints of steps 4 and 8; made once, to be read only."""
+    if not (finished / "config.json").exists():
+        train(check(tiny), finished)
+        (finished / "printed.txt").write_text(capsys.readouterr().out)
+    return finished

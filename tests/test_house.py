@@ -20,6 +20,7 @@ ROOMS = [
     ["albert.losses"],
     ["albert.train_step", "albert.config"],
     ["albert.interop.weights"],
+    ["albert.interop.huggingface_tokenizer"],
     ["albert.interop.original", "albert.interop.huggingface", "albert.interop.workdir"],
     ["albert.interop.formats"],
     ["albert.pretrained", "albert.init_from", "albert.cost", "albert.evaluation"],

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from conftest import write_text
 from models import random_weights
-from test_loop import assert_bit_equal, final_params, records
+from runs import assert_bit_equal, final_params, records
 
 from albert.checkpoint import CheckpointError
 from albert.config import ConfigError, check
@@ -14,31 +14,18 @@ from albert.interop import formats
 from albert.loop import RunError, train
 
 
-@pytest.fixture(scope="module")
-def whole_run(tmp_path_factory):
-    return tmp_path_factory.mktemp("whole")
-
-
-@pytest.fixture
-def whole(tiny, whole_run):
-    """A run of 8 steps with checkpoints of steps 4 and 8; made once."""
-    if not (whole_run / "config.json").exists():
-        train(check(tiny), whole_run)
-    return whole_run
-
-
 def evaluations(workdir):
     return {r["step"]: r["mlm_loss"] for r in records(workdir, "valid")}
 
 
-def test_with_its_optimiser_a_run_goes_on_to_the_same_bits(whole, tiny, tmp_path, capsys):
-    tiny.init_from = str(whole / "checkpoints" / "4")
+def test_with_its_optimiser_a_run_goes_on_to_the_same_bits(run, tiny, tmp_path, capsys):
+    tiny.init_from = str(run / "checkpoints" / "4")
     tiny.init_optimizer = True
     tiny.data.tokenizer = ""  # that of the model is taken
     train(check(tiny), tmp_path / "run")
-    assert_bit_equal(final_params(tmp_path / "run", 8), final_params(whole, 8))
+    assert_bit_equal(final_params(tmp_path / "run", 8), final_params(run, 8))
     assert [r["step"] for r in records(tmp_path / "run")] == [6, 8]
-    rate = {r["step"]: r["learning_rate"] for r in records(whole)}
+    rate = {r["step"]: r["learning_rate"] for r in records(run)}
     assert records(tmp_path / "run")[-1]["learning_rate"] == rate[8]
     printed = capsys.readouterr().out
     assert "32 tensors with the optimiser's moments, at step 4." in printed
@@ -51,18 +38,18 @@ def test_with_its_optimiser_a_run_goes_on_to_the_same_bits(whole, tiny, tmp_path
 
 @pytest.mark.peers
 @pytest.mark.filterwarnings("ignore")
-def test_through_a_tensorflow_checkpoint_as_well(whole, tiny, tmp_path):
-    weights = formats.read(whole / "checkpoints" / "4", with_moments=True)
+def test_through_a_tensorflow_checkpoint_as_well(run, tiny, tmp_path):
+    weights = formats.read(run / "checkpoints" / "4", with_moments=True)
     formats.write(weights, tmp_path / "tf", "original")
     tiny.init_from = str(tmp_path / "tf")
     tiny.init_optimizer = True
     train(check(tiny), tmp_path / "run")
-    assert_bit_equal(final_params(tmp_path / "run", 8), final_params(whole, 8))
+    assert_bit_equal(final_params(tmp_path / "run", 8), final_params(run, 8))
 
 
-def test_weights_alone_start_at_step_0(whole, tiny, tmp_path, capsys):
+def test_weights_alone_start_at_step_0(run, tiny, tmp_path, capsys):
     """Through a Hugging Face folder without an SOP head."""
-    weights = formats.read(whole)
+    weights = formats.read(run)
     for path in [path for path in weights.params if path.startswith("sop_head")]:
         del weights.params[path]
     formats.write(weights, tmp_path / "hf", "huggingface")
@@ -73,14 +60,14 @@ def test_weights_alone_start_at_step_0(whole, tiny, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "30 tensors without an optimiser's state, at step 0." in printed
     assert "It has no sop_head: initialised anew." in printed
-    np.testing.assert_allclose(evaluations(tmp_path / "run")[4], evaluations(whole)[8], rtol=1e-6)
-    ours, theirs = final_params(tmp_path / "run", 8), final_params(whole, 8)
+    np.testing.assert_allclose(evaluations(tmp_path / "run")[4], evaluations(run)[8], rtol=1e-6)
+    ours, theirs = final_params(tmp_path / "run", 8), final_params(run, 8)
     assert not np.array_equal(ours["sop_head"]["kernel"], theirs["sop_head"]["kernel"])
     np.testing.assert_array_equal(ours["pooler"]["kernel"], theirs["pooler"]["kernel"])
 
 
-def test_what_does_not_fit_is_told_at_once(whole, tiny, tmp_path):
-    tiny.init_from = str(whole)
+def test_what_does_not_fit_is_told_at_once(run, tiny, tmp_path):
+    tiny.init_from = str(run)
     tiny.model.hidden_size = 64
     tiny.model.intermediate_size = 128
     tiny.data.tokenizer = ""
@@ -95,11 +82,11 @@ def test_what_does_not_fit_is_told_at_once(whole, tiny, tmp_path):
     assert not any((tmp_path / "run" / "checkpoints").iterdir())
 
 
-def test_another_vocabulary_of_the_same_size_is_refused(whole, tiny, tmp_path):
+def test_another_vocabulary_of_the_same_size_is_refused(run, tiny, tmp_path):
     text = write_text(tmp_path / "other.txt", 300, seed=5).read_text().replace("r", "q")
     path = tmp_path / "other.model"
     train_vocabulary(text.splitlines(), 96, path, True, True)
-    tiny.init_from = str(whole)
+    tiny.init_from = str(run)
     tiny.data.tokenizer = str(path)
     with pytest.raises(ConfigError, match="is another vocabulary than that of init_from"):
         train(check(tiny), tmp_path / "run")
@@ -117,15 +104,15 @@ def test_without_a_vocabulary_one_must_be_named(tiny, tmp_path):
         train(check(tiny), tmp_path / "run")
 
 
-def test_moments_that_are_not_there(whole, tiny, tmp_path):
-    formats.write(formats.read(whole), tmp_path / "weights", "albert")
+def test_moments_that_are_not_there(run, tiny, tmp_path):
+    formats.write(formats.read(run), tmp_path / "weights", "albert")
     tiny.init_from = str(tmp_path / "weights")
     tiny.init_optimizer = True
     with pytest.raises(CheckpointError, match="does not hold the optimiser's moments and step"):
         train(check(tiny), tmp_path / "run")
     with pytest.raises(RunError, match="holds the weights of a model and not a run"):
         train(check(tiny), tmp_path / "weights")
-    tiny.init_from = str(whole)
+    tiny.init_from = str(run)
     with pytest.raises(ConfigError, match=r"has made 8 steps already; raise train\.num_steps"):
         train(check(tiny), tmp_path / "run")
     tiny.train.num_steps = 10
@@ -141,11 +128,11 @@ def test_moments_that_are_not_there(whole, tiny, tmp_path):
         train(check(tiny), tmp_path / "run")
 
 
-def test_any_model_evaluates_as_its_run_does(whole, tiny, tmp_path, capsys):
+def test_any_model_evaluates_as_its_run_does(run, tiny, tmp_path, capsys):
     text = write_text(tmp_path / "other.txt", 40, seed=9)
-    evaluate_run(whole, "latest", str(text), None, 2)
+    evaluate_run(run, "latest", str(text), None, 2)
     expected = capsys.readouterr().out
-    formats.write(formats.read(whole), tmp_path / "hf", "huggingface")
+    formats.write(formats.read(run), tmp_path / "hf", "huggingface")
     # Its own vocabulary and sizes count, not the config's.
     tiny.data.tokenizer = ""
     tiny.model.vocab_size = 1000
@@ -156,8 +143,8 @@ def test_any_model_evaluates_as_its_run_does(whole, tiny, tmp_path, capsys):
     assert [line for line in printed.splitlines() if line.startswith("  ")] == figures
 
 
-def test_a_model_without_heads_is_not_given_figures(whole, tiny, tmp_path, text, capsys):
-    weights = formats.read(whole)
+def test_a_model_without_heads_is_not_given_figures(run, tiny, tmp_path, text, capsys):
+    weights = formats.read(run)
     weights.params = {k: v for k, v in weights.params.items() if not k.startswith("sop_head")}
     formats.write(weights, tmp_path / "a", "albert")
     evaluate_model(tmp_path / "a", check(tiny), str(text), 40, 0)
@@ -170,8 +157,8 @@ def test_a_model_without_heads_is_not_given_figures(whole, tiny, tmp_path, text,
         evaluate_model(tmp_path / "b", check(tiny), str(text), 40, 0)
 
 
-def test_what_an_evaluation_lacks_is_told_at_once(whole, tiny, tmp_path):
-    weights = formats.read(whole)
+def test_what_an_evaluation_lacks_is_told_at_once(run, tiny, tmp_path):
+    weights = formats.read(run)
     weights.tokenizer = None
     formats.write(weights, tmp_path / "m", "albert")
     tiny.data.tokenizer = ""

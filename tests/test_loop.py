@@ -8,10 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from conftest import write_text
+from runs import assert_bit_equal, final_params, records
 
 from albert import loop
 from albert.checkpoint import CheckpointError, Checkpoints
@@ -21,39 +21,6 @@ from albert.evaluation import evaluate_run
 from albert.loop import RunError, train
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def final_params(workdir, step):
-    """The parameters of a checkpoint as they lie on disk."""
-    checkpoints = Checkpoints(workdir / "checkpoints")
-    params = checkpoints.restore_arrays(step, "params")
-    checkpoints.close()
-    return params
-
-
-def assert_bit_equal(ours, theirs):
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-        assert a.dtype == b.dtype
-        assert a.tobytes() == b.tobytes()
-
-
-def records(workdir, group="train"):
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if line["group"] == group]
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    return tmp_path_factory.mktemp("run")
-
-
-@pytest.fixture
-def run(tiny, finished, capsys):
-    """A finished run; made once."""
-    if not (finished / "config.json").exists():
-        train(check(tiny), finished)
-        (finished / "printed.txt").write_text(capsys.readouterr().out)
-    return finished
 
 
 def test_a_run_leaves_checkpoints_logs_and_a_report(run):

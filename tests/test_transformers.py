@@ -1,6 +1,7 @@
 """Hugging Face transformers itself, with PyTorch on CPU, on both sides of what is exchanged."""
 
 import json
+import shutil
 import warnings
 
 import numpy as np
@@ -126,33 +127,59 @@ def test_what_it_saves_gives_equal_outputs_here(peer, kind, missing, changes, tm
 
 
 @pytest.mark.parametrize("flags", [(True, True), (False, False)])
-def test_the_vocabulary_gives_equal_ids_in_both_directions(peer, flags, tmp_path, vocabulary):
+@pytest.mark.parametrize("kind", ["AutoTokenizer", "AlbertTokenizer"])
+def test_the_vocabulary_gives_equal_ids_in_both_directions(peer, kind, flags, tmp_path, vocabulary):
     transformers, _ = peer
     weights = random_weights(vocab_size=96)
     weights.tokenizer = Tokenizer(vocabulary, *flags)
     formats.write(weights, tmp_path / "hf", "huggingface")
-    theirs = transformers.AlbertTokenizer.from_pretrained(tmp_path / "hf")
+    theirs = getattr(transformers, kind).from_pretrained(tmp_path / "hf")
     for text in TEXTS:
-        assert theirs(text)["input_ids"] == weights.tokenizer.encode_pair(text)[0]
+        found = theirs(text, TEXTS[0])
+        ids, types = weights.tokenizer.encode_pair(text, TEXTS[0])
+        assert found["input_ids"] == ids
+        assert found["token_type_ids"] == types
     # It writes a tokenizer.json and no SentencePiece file.
-    theirs.save_pretrained(tmp_path / "theirs")
-    (tmp_path / "hf" / "spiece.model").unlink()
-    (tmp_path / "hf" / "tokenizer_config.json").unlink()
-    for file in (tmp_path / "theirs").iterdir():
-        file.rename(tmp_path / "hf" / file.name)
+    shutil.rmtree(tmp_path / "hf")
+    formats.write(random_weights(vocab_size=96), tmp_path / "hf", "huggingface")
+    theirs.save_pretrained(tmp_path / "hf")
+    assert not (tmp_path / "hf" / "spiece.model").exists()
     again = formats.read(tmp_path / "hf").tokenizer
     assert (again.lower_case, again.strip_accents) == flags
-    for text in [*TEXTS, "in 1920, 7.", "\u4eba (x)"]:
+    for text in [*TEXTS, "\u4eba (x)"]:
         assert again.encode(text) == weights.tokenizer.encode(text)
 
 
-def test_the_released_vocabulary_survives_a_tokenizer_json(peer, shared, tmp_path):
+def test_the_released_vocabulary_in_transformers(peer, shared, tmp_path):
     transformers, _ = peer
     weights = random_weights(vocab_size=30000, embedding_size=2)
     weights.tokenizer = Tokenizer(shared / "data/vocab/30k-clean.model")
     formats.write(weights, tmp_path / "hf", "huggingface")
-    transformers.AlbertTokenizer.from_pretrained(tmp_path / "hf").save_pretrained(tmp_path / "hf")
-    (tmp_path / "hf" / "spiece.model").unlink()
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    golden = json.loads((shared / "golden/tokenization_original.json").read_text())
+    for entry in golden:
+        assert theirs(entry["text"], add_special_tokens=False)["input_ids"] == entry["ids"]
+    lines = (shared / "data/corpus/valid_2mb.txt").read_text().splitlines()[:3000]
+    for line in lines:
+        ids = theirs(line, add_special_tokens=False)["input_ids"]
+        assert ids == weights.tokenizer.encode(line)
+    text = "Test sentence with [MASK]."
+    assert theirs(text)["input_ids"] == weights.tokenizer.encode_pair(text)[0]
+
+
+@pytest.mark.parametrize("source", ["spiece.model", "tokenizer.json"])
+def test_the_released_vocabulary_survives_transformers(peer, shared, tmp_path, source):
+    """Read by transformers from either file, saved as it does, and read here again."""
+    transformers, _ = peer
+    weights = random_weights(vocab_size=30000, embedding_size=2)
+    weights.tokenizer = Tokenizer(shared / "data/vocab/30k-clean.model")
+    formats.write(weights, tmp_path / "hf", "huggingface")
+    for name in {"spiece.model", "tokenizer.json"} - {source}:
+        (tmp_path / "hf" / name).unlink()
+    theirs = transformers.AlbertTokenizer.from_pretrained(tmp_path / "hf")
+    (tmp_path / "hf" / source).unlink()
+    theirs.save_pretrained(tmp_path / "hf")
+    assert not (tmp_path / "hf" / "spiece.model").exists()
     again = formats.read(tmp_path / "hf").tokenizer
     for entry in json.loads((shared / "golden/tokenization_original.json").read_text()):
         assert again.encode(entry["text"]) == entry["ids"]

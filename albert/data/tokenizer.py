@@ -50,7 +50,8 @@ def starts_word(piece: str) -> bool:
     )
 
 
-def _ends_in_digit_comma(piece: str) -> bool:
+def ends_in_digit_comma(piece: str) -> bool:
+    """Whether the released program cuts this piece again, so that the comma stands alone."""
     return len(piece) > 1 and piece[-1] == "," and piece[-2].isdigit()
 
 
@@ -102,7 +103,7 @@ class Tokenizer:
                 "data.tokenizer left empty, or with the spm_train flags that the README gives."
             )
         self.starts_word = np.array([starts_word(piece) for piece in self._pieces])
-        self._digit_comma = {i for i, p in enumerate(self._pieces) if _ends_in_digit_comma(p)}
+        self._digit_comma = {i for i, p in enumerate(self._pieces) if ends_in_digit_comma(p)}
 
     def __reduce__(self):
         return (Tokenizer, (self.path, self.lower_case, self.strip_accents, self._given))
@@ -136,7 +137,7 @@ class Tokenizer:
 
     def _split_piece(self, piece: str) -> list[str]:
         """A piece that ends in a digit and a comma, as pieces in which the comma is alone."""
-        if not _ends_in_digit_comma(piece):
+        if not ends_in_digit_comma(piece):
             return [piece]
         split = self._sp.encode(piece[:-1].replace(WORD_MARK, ""), out_type=str)
         if piece[0] != WORD_MARK and split[0][0] == WORD_MARK:

@@ -1,8 +1,6 @@
 """Folders as Hugging Face transformers writes and reads them: config.json, model.safetensors and
-a vocabulary (spiece.model, or tokenizer.json from version 5 on)."""
+the vocabulary (huggingface_tokenizer.py)."""
 
-import base64
-import importlib
 import json
 import re
 from pathlib import Path
@@ -12,7 +10,8 @@ import safetensors
 import safetensors.numpy
 
 from albert.checkpoint import CheckpointError
-from albert.data.tokenizer import PAD, SPECIAL, UNK, Tokenizer, VocabularyError
+from albert.data.tokenizer import SPECIAL
+from albert.interop import huggingface_tokenizer
 from albert.interop.weights import (
     Weights,
     entries,
@@ -32,7 +31,7 @@ ACTIVATIONS = {
     "gelu": "gelu_erf",
     "relu": "relu",
 }
-MODEL, CONFIG, VOCABULARY = "model.safetensors", "config.json", "spiece.model"
+MODEL, CONFIG = "model.safetensors", "config.json"
 _MAPPING = "encoder/embedding_hidden_mapping_in"
 # Copies of tensors that it ties, and a buffer of older versions.
 _TIED = {
@@ -128,7 +127,9 @@ def read(folder: Path, vocabulary: Path | None = None) -> Weights:
     narrow = sorted({str(tensors[n].dtype) for n in weights.names.values()} - {"float32"})
     if narrow:
         weights.notes.append(f"{', '.join(narrow)} became float32")
-    weights.tokenizer = open_vocabulary(vocabulary) if vocabulary else _read_vocabulary(folder)
+    weights.tokenizer = (
+        open_vocabulary(vocabulary) if vocabulary else huggingface_tokenizer.read(folder)
+    )
     return weights
 
 
@@ -148,10 +149,7 @@ def write(weights: Weights, folder: Path) -> dict[str, str]:
     safetensors.numpy.save_file(tensors, folder / MODEL, metadata={"format": "pt"})
     (folder / CONFIG).write_text(json.dumps(_written_config(config), indent=2) + "\n")
     if weights.tokenizer:
-        weights.tokenizer.save(folder / VOCABULARY)
-        (folder / "tokenizer_config.json").write_text(
-            json.dumps(_tokenizer_config(weights.tokenizer, config), indent=2) + "\n"
-        )
+        huggingface_tokenizer.write(weights.tokenizer, config.max_position_embeddings, folder)
     return {entry.path: entry.name for entry in present if entry.path in weights.params}
 
 
@@ -210,73 +208,3 @@ def _written_config(config: AlbertConfig) -> dict:
         "tie_word_embeddings": True,
         "dtype": "float32",
     }
-
-
-def _tokenizer_config(tokenizer: Tokenizer, config: AlbertConfig) -> dict:
-    return {
-        "tokenizer_class": "AlbertTokenizer",
-        "do_lower_case": tokenizer.lower_case,
-        "keep_accents": not tokenizer.strip_accents,
-        "model_max_length": config.max_position_embeddings,
-        "pad_token": "<pad>",
-        "unk_token": "<unk>",
-        "cls_token": "[CLS]",
-        "sep_token": "[SEP]",
-        "mask_token": "[MASK]",
-        "bos_token": "[CLS]",
-        "eos_token": "[SEP]",
-    }
-
-
-def _read_vocabulary(folder: Path) -> Tokenizer | None:
-    path = folder / "tokenizer_config.json"
-    options = read_json(path) if path.is_file() else {}
-    lower_case = bool(options.get("do_lower_case", True))
-    strip_accents = not options.get("keep_accents", False)
-    if (folder / VOCABULARY).is_file():
-        return open_vocabulary(folder / VOCABULARY, lower_case, strip_accents)
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        return None
-    try:
-        return Tokenizer(path, lower_case, strip_accents, _sentencepiece_model(path))
-    except VocabularyError as error:
-        raise CheckpointError(str(error)) from error
-
-
-def _sentencepiece_model(path: Path) -> bytes:
-    """The SentencePiece model that a tokenizer.json was made from.
-
-    It holds all of it: pieces and scores, which of them are special, and the compiled
-    normalisation.
-    """
-    proto = importlib.import_module("sentencepiece.sentencepiece_model_pb2")
-
-    values = read_json(path)
-    model = proto.ModelProto()
-    kind = proto.ModelProto.SentencePiece
-    try:
-        if values["model"]["type"] != "Unigram":
-            raise CheckpointError(f"{path} is not a SentencePiece unigram vocabulary.")
-        added = {token["id"]: token["special"] for token in values["added_tokens"]}
-        for number, (piece, score) in enumerate(values["model"]["vocab"]):
-            entry = model.pieces.add(piece=piece, score=score)
-            if number == UNK:
-                entry.type = kind.UNKNOWN
-            elif number in added:
-                special = added[number] or piece in SPECIAL
-                entry.type = kind.CONTROL if special else kind.USER_DEFINED
-        for step in values["normalizer"]["normalizers"]:
-            if step["type"] == "Precompiled":
-                charsmap = base64.b64decode(step["precompiled_charsmap"])
-                model.normalizer_spec.precompiled_charsmap = charsmap
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read: it is damaged or of an unknown kind ({error!r})."
-        ) from error
-    trainer = model.trainer_spec
-    trainer.model_type = proto.TrainerSpec.UNIGRAM
-    trainer.vocab_size = len(model.pieces)
-    trainer.unk_id, trainer.pad_id, trainer.bos_id, trainer.eos_id = UNK, PAD, -1, -1
-    trainer.pad_piece = "<pad>"
-    return model.SerializeToString()
