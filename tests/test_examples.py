@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 import pickle
 
 import numpy as np
@@ -259,6 +260,77 @@ def test_in_order_and_swapped_are_what_they_say(tmp_path, tokenizer):
         example["input_ids"][position] = label
         in_order = example["input_ids"][1 : 1 + len(first)].tolist() == first
         assert example["sop_labels"] == (0 if in_order else 1)
+
+
+def released_examples(sentences, limit):
+    """Probability of every (first, second, label) that the released program makes of a chunk.
+
+    Cut uniformly between sentences, swapped half the time, then shortened a token at a time from
+    the longer segment, at its front or its back with equal probability.
+    """
+    found = {}
+
+    def shorten(a, b, label, probability):
+        if len(a) + len(b) <= limit:
+            key = (a, b, label)
+            found[key] = found.get(key, 0) + probability
+        elif len(a) > len(b):
+            shorten(a[1:], b, label, probability / 2)
+            shorten(a[:-1], b, label, probability / 2)
+        else:
+            shorten(a, b[1:], label, probability / 2)
+            shorten(a, b[:-1], label, probability / 2)
+
+    cuts = range(1, len(sentences))
+    for cut in cuts:
+        a, b = (tuple(itertools.chain(*part)) for part in (sentences[:cut], sentences[cut:]))
+        shorten(a, b, 0, 0.5 / len(cuts))
+        shorten(b, a, 1, 0.5 / len(cuts))
+    return found
+
+
+@pytest.mark.parametrize(
+    "sentences",
+    [
+        ["river", "small water", "the bright garden"],
+        ["stone", "a wheel", "music", "the ancient village"],
+        ["a river moves slowly under stone", "the captain never finds water"],
+    ],
+)
+def test_a_single_document_gives_the_released_examples(tmp_path, tokenizer, sentences):
+    """Every outcome of the released program, enumerated, and how often it comes."""
+    (tmp_path / "a.txt").write_text("\n".join(sentences))
+    corpus = prepare_corpus(parse_source(str(tmp_path / "a.txt"), "text"), tokenizer, "en", 0,
+                            tmp_path)  # fmt: skip
+    ids = [tokenizer.encode(sentence) for sentence in sentences]
+    # One chunk, of whole sentences, that is a few tokens too long.
+    limit = sum(map(len, ids)) - min(3, len(ids[-1]) - 1)
+    options = dataclasses.replace(
+        OPTIONS, seq_length=limit + 3, short_seq_prob=0.0, masking_rate=0.0
+    )  # fmt: skip
+    assert released_chunks([len(x) for x in ids], limit)[0] == (0, len(ids))
+    expected = released_examples(ids, limit)
+    examples = make_examples(corpus, tokenizer, options)
+    assert examples.rows_per_epoch == 1
+    rows = 4000
+    seen = dict.fromkeys(expected, 0)
+    for row in range(rows):
+        example = examples[row]
+        tokens = example["input_ids"].copy()
+        masked = example["mlm_weights"] > 0
+        tokens[example["mlm_positions"][masked]] = example["mlm_labels"][masked]
+        length = int(example["attention_mask"].sum())
+        assert (tokens[0], tokens[length - 1]) == (CLS, SEP)
+        body = tokens[1 : length - 1].tolist()
+        middle = body.index(SEP)
+        assert example["token_type_ids"][: middle + 2].sum() == 0
+        assert example["token_type_ids"][middle + 2 : length].all()
+        key = tuple(body[:middle]), tuple(body[middle + 1 :]), int(example["sop_labels"])
+        assert key in expected
+        seen[key] += 1
+    for key, probability in expected.items():
+        noise = math.sqrt(probability * (1 - probability) / rows)
+        assert abs(seen[key] / rows - probability) < 4.5 * noise, key
 
 
 def test_a_row_depends_on_nothing_but_corpus_seed_and_number(corpus, tokenizer):
