@@ -3,6 +3,10 @@
 Knows neither model nor data: trees in, trees out.
 """
 
+import functools
+import logging
+import re
+import sys
 from pathlib import Path
 
 import jax
@@ -17,6 +21,23 @@ _LOSS = "loss"  # the held-out figure that decides which checkpoint is best
 
 class CheckpointError(RuntimeError):
     """There is no such checkpoint, or it cannot be read."""
+
+
+@functools.cache
+def _one_error_is_enough() -> None:
+    """When one array cannot be read, the reads of others fail after it: each writes a page to
+    stderr, some as late as the program's end. These are left out, the first is raised."""
+    hook = sys.unraisablehook
+
+    def without_reads(unraisable):
+        read = "_read_array_index" in repr(unraisable.object)
+        if not read and "Event loop is closed" not in str(unraisable.exc_value):
+            hook(unraisable)
+
+    sys.unraisablehook = without_reads
+    logging.getLogger("asyncio").addFilter(
+        lambda record: "exception was never retrieved" not in record.getMessage()
+    )
 
 
 class Checkpoints:
@@ -118,16 +139,22 @@ class Checkpoints:
                 f"{self.folder} has no checkpoint of step {step}; "
                 f"it has {', '.join(map(str, self.steps())) or 'none'}."
             )
+        _one_error_is_enough()
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**arguments))
         except Exception as error:  # Orbax and TensorStore raise many kinds
             raise self._unreadable(step, error) from error
 
     def _unreadable(self, step: int, error: Exception) -> CheckpointError:
-        reason = str(error).strip().split("\n")[0][:300]
+        # TensorStore's message goes on for pages; in them stands which array it was.
+        text = str(error).strip()
+        array = re.search(r"'path': '([^'/]+)/'", text)
+        where = f", in {array[1]}" if array else ""
+        reason = re.split(r"\n|\. See full|: \[", text)[0][:200]
+        older = " Remove that folder to use an older one." if len(self.steps()) > 1 else ""
         return CheckpointError(
             f"The checkpoint {self.folder / str(step)} cannot be read, it is damaged or not "
-            f"of this model: {reason}. Remove that folder to use an older one."
+            f"of this model{where}: {reason}.{older}"
         )
 
     def wait(self) -> None:

@@ -28,6 +28,7 @@ from albert.data.prepare import (
 )
 from albert.data.tokenizer import Tokenizer
 from albert.interop import formats
+from albert.interop.workdir import is_run
 from albert.metrics import write_scalars
 from albert.model import Albert, AlbertConfig, abstract_params
 from albert.sharding import (
@@ -105,6 +106,10 @@ def evaluate_run(
     checkpoints = Checkpoints(workdir / "checkpoints")
     steps = _chosen_steps(checkpoints, step)
     info = checkpoints.info(steps[-1])
+    if not is_run(info):
+        raise CheckpointError(
+            f"{workdir} holds a model and not a run; evaluate it with --model={workdir} --text=..."
+        )
     config = from_json(info["config"])
     # The run's own copy of its vocabulary, wherever the original has gone.
     data = dataclasses.replace(config.data, tokenizer=str(workdir / "tokenizer.model"))

@@ -24,6 +24,7 @@ from albert.data.sources import SourceError
 from albert.evaluation import Evaluator, format_table, write_report
 from albert.init_from import describe_start, read_start, start_state
 from albert.interop.weights import Weights
+from albert.interop.workdir import is_run
 from albert.metrics import MetricWriter, format_count, format_seconds, peak_flops
 from albert.model import DTYPES, Albert, abstract_params
 from albert.optimiser import make_optimizer
@@ -58,10 +59,11 @@ def train(config: Config, workdir: Path) -> None:
         )
     ) as checkpoints:
         saved = max(checkpoints.steps(), default=None)
-        if saved is not None and not checkpoints.has_training(saved):
+        if saved is not None and not is_run(checkpoints.info(saved)):
             raise RunError(
-                f"{workdir} holds the weights of a model and not a run. Start from them in another "
-                f"--workdir with --config.init_from={workdir}"
+                f"{workdir} holds a model and not a run. Start from it in another --workdir with "
+                f"--config.init_from={workdir}, and --config.init_optimizer to go on with its "
+                "optimiser and step."
             )
         if saved is not None and saved >= config.train.num_steps:
             say(
@@ -115,6 +117,7 @@ def _run(
         if start:
             say(describe_start(config, start))
             state = start_state(config, start, state)
+            start.params, start.mu, start.nu = {}, None, None  # they are on the devices now
     first_step = int(state.step)
     if jax.process_index() == 0:
         # Only now, so that a run that cannot go on changes nothing.

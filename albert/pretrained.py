@@ -37,7 +37,7 @@ class Pretrained:
       params: its parameters, a nested dict of float32 arrays. Heads that the checkpoint lacks are
         not in it.
       tokenizer: its vocabulary; None when there was none beside the checkpoint.
-      step: updates made, where the checkpoint says so.
+      step: steps taken, where the checkpoint says so.
       missing: the heads that the checkpoint lacks, of "pooler", "mlm_head" and "sop_head".
       left_over: names in the checkpoint that are no part of the model.
     """
@@ -202,7 +202,7 @@ class Pretrained:
           batch_size: texts that are computed at once.
 
         Raises:
-          ValueError: there is no text, no such pooling, no pooler or no vocabulary.
+          ValueError: there is no such pooling, no pooler or no vocabulary.
         """
         if isinstance(texts, str):
             raise ValueError("encode takes a list of texts; for one, write encode([text])[0].")
@@ -223,7 +223,8 @@ class Pretrained:
         for begin in range(0, len(order), batch_size):
             chosen = order[begin : begin + batch_size]
             rows = self.tokenize([texts[i] for i in chosen], max_length=limit)
-            rows = _padded(rows, limit, batch_size)
+            count = 1 << (len(chosen) - 1).bit_length()  # few shapes to compile
+            rows = _padded(rows, limit, min(count, batch_size))
             found = self._sentence_vectors(self.params, *rows.values(), pooling=pooling)
             vectors[chosen] = np.asarray(found)[: len(chosen)]
         return vectors
@@ -240,12 +241,13 @@ class Pretrained:
           ValueError: there is no such format, or the parameters are not those of the model.
         """
         flat = {k: np.asarray(v) for k, v in flatten_dict(self.params, sep="/").items()}
+        absent = set(HEADS) - {part_of(name) for name in flat}
         for name, shape in parameter_shapes(self.config).items():
             found = flat[name].shape if name in flat else None
-            if found != shape and (found is not None or part_of(name) not in HEADS):
+            if found != shape and part_of(name) not in absent:
                 raise ValueError(f"params: {name} has shape {found}; the model's is {shape}.")
         weights = Weights(self.config, flat, self.step, tokenizer=self.tokenizer)
-        formats.write(weights, Path(path), format)
+        formats.write(weights, Path(path).expanduser(), format)
 
     def _vocabulary(self) -> Tokenizer:
         if self.tokenizer is None:

@@ -161,10 +161,10 @@ def wrong_decoder(tensors):
 
 
 BAD = {
-    "truncated": (truncate, r"model\.safetensors is damaged, cut off or not safetensors"),
+    "truncated": (truncate, r"model\.safetensors is damaged, cut off, not safetensors"),
     "foreign file": (
         lambda f: (f / huggingface.MODEL).write_text("hello"),
-        r"model\.safetensors is damaged, cut off or not safetensors",
+        r"model\.safetensors is damaged, cut off, not safetensors",
     ),
     "no weights": (lambda f: (f / huggingface.MODEL).unlink(), r"There is no model\.safetensors"),
     "old weights": (
@@ -193,7 +193,29 @@ BAD = {
     ),
     "text for a number": (
         lambda f: change_config(f, hidden_size="16"),
-        r"config\.json: hidden_size is '16'; it must be a number",
+        r"config\.json: hidden_size is '16'; it must be a whole number",
+    ),
+    "several activations": (
+        lambda f: change_config(f, hidden_act=["gelu"]),
+        r"config\.json: hidden_act is \['gelu'\]; known here are",
+    ),
+    "yes for a number": (
+        lambda f: change_config(f, vocab_size=True),
+        r"config\.json: vocab_size is True; it must be a whole number",
+    ),
+    "a giant": (
+        lambda f: change_config(f, vocab_size=10**400),
+        r"config\.json: vocab_size is 10+; it must be a whole number",
+    ),
+    "whole numbers": (
+        lambda f: change_tensors(f, lambda t: {k: v.astype(np.int32) for k, v in t.items()}),
+        r"model\.safetensors: albert\.\S+ is of type int32; it must be float32, bfloat16",
+    ),
+    "a type NumPy lacks": (
+        lambda f: change_tensors(
+            f, lambda t: {k: v.astype(ml_dtypes.float8_e4m3fn) for k, v in t.items()}
+        ),
+        r"model\.safetensors is damaged, cut off, not safetensors or of a type that NumPy lacks",
     ),
     "impossible": (
         lambda f: change_config(f, num_attention_heads=3),

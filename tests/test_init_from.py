@@ -110,8 +110,12 @@ def test_moments_that_are_not_there(run, tiny, tmp_path):
     tiny.init_optimizer = True
     with pytest.raises(CheckpointError, match="does not hold the optimiser's moments and step"):
         train(check(tiny), tmp_path / "run")
-    with pytest.raises(RunError, match="holds the weights of a model and not a run"):
-        train(check(tiny), tmp_path / "weights")
+    formats.write(formats.read(run, with_moments=True), tmp_path / "moments", "albert")
+    for folder in ("weights", "moments"):
+        with pytest.raises(RunError, match=r"holds a model and not a run.*--config\.init_from="):
+            train(check(tiny), tmp_path / folder)
+        with pytest.raises(CheckpointError, match="evaluate it with --model="):
+            evaluate_run(tmp_path / folder, "latest", None, None, 1)
     tiny.init_from = str(run)
     with pytest.raises(ConfigError, match=r"has made 8 steps already; raise train\.num_steps"):
         train(check(tiny), tmp_path / "run")

@@ -162,7 +162,7 @@ def test_a_run_is_continued_from_the_step_it_reached(run, tf, tmp_path):
 def test_exports_for_a_hub_are_read(trained, tf, tmp_path, vocabulary):
     stored = tensors_of(tf, trained / "trained.ckpt")
     hub = {f"module/{k}": v for k, v in stored.items() if not k.endswith(("adam_m", "adam_v"))}
-    hub.pop("module/global_step")
+    hub["global_step"] = hub.pop("module/global_step")
     hub = {k: v for k, v in hub.items() if "seq_relationship" not in k}
     save(tf, tmp_path / "hub" / "variables" / "variables", hub)
     (tmp_path / "hub" / "assets").mkdir()
@@ -173,7 +173,7 @@ def test_exports_for_a_hub_are_read(trained, tf, tmp_path, vocabulary):
     (tmp_path / "hub" / "assets" / "30k-clean.model").unlink()
     weights = formats.read(tmp_path / "hub", with_moments=True)
     assert weights.missing == ["sop_head"]
-    assert weights.step is None
+    assert weights.step == 8
     assert weights.mu is None
     assert weights.notes == ["no optimiser slots"]
     assert weights.names["pooler/bias"] == "module/bert/pooler/dense/bias"
@@ -206,11 +206,19 @@ def test_groups_and_random_models_go_there_and_back(tmp_path, tf):
         assert again.step == 7
 
 
-def test_the_vocabulary_travels(tmp_path, tf, vocabulary):
+@pytest.mark.parametrize("flags", [(True, True), (False, False)])
+def test_the_vocabulary_travels_with_its_options(tmp_path, tf, vocabulary, flags):
     weights = random_weights(vocab_size=96)
-    weights.tokenizer = Tokenizer(vocabulary)
+    weights.tokenizer = Tokenizer(vocabulary, *flags)
     formats.write(weights, tmp_path / "m", "original")
-    assert formats.read(tmp_path / "m").tokenizer.fingerprint == weights.tokenizer.fingerprint
+    again = formats.read(tmp_path / "m").tokenizer
+    assert again.fingerprint == weights.tokenizer.fingerprint
+    assert (again.lower_case, again.strip_accents) == flags
+    shutil.copy(vocabulary, tmp_path / "m" / "another.model")
+    with pytest.raises(CheckpointError, match=r"several vocabularies beside .*another\.model, "):
+        formats.read(tmp_path / "m")
+    named = formats.read(tmp_path / "m", vocabulary=vocabulary).tokenizer
+    assert named.lower_case == flags[0]
 
 
 def test_of_several_checkpoints_the_state_file_chooses(tmp_path, tf):

@@ -21,7 +21,9 @@ def format_of(path: Path) -> str:
         return "original"
     if not path.exists():
         raise CheckpointError(f"There is no {path}, nor a {path}.index.")
-    inside = ", ".join(sorted(p.name for p in path.iterdir())[:5]) if path.is_dir() else "a file"
+    if path.is_file():
+        raise CheckpointError(f"{path} is a file; name the folder of the model, {path.parent}.")
+    inside = ", ".join(sorted(p.name for p in path.iterdir())[:5])
     raise CheckpointError(
         f"{path} is not a model: it is neither a run's workdir or one of its checkpoints, nor a "
         f"Hugging Face folder with {huggingface.CONFIG}, nor a TensorFlow checkpoint. It holds "

@@ -1,6 +1,7 @@
 """Folders as Hugging Face transformers writes and reads them: config.json, model.safetensors and
 the vocabulary (huggingface_tokenizer.py)."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -15,7 +16,6 @@ from albert.interop import huggingface_tokenizer
 from albert.interop.weights import (
     Weights,
     entries,
-    open_vocabulary,
     read_config,
     read_json,
     take,
@@ -95,8 +95,10 @@ def read(folder: Path, vocabulary: Path | None = None) -> Weights:
         raise CheckpointError(f"There is no {MODEL} in {folder}.{hint}")
     try:
         tensors = safetensors.numpy.load_file(path)
-    except (safetensors.SafetensorError, KeyError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged, cut off or not safetensors: {error}.") from error
+    except (safetensors.SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is damaged, cut off, not safetensors or of a type that NumPy lacks: {error}."
+        ) from error
     # The encoder alone, saved from an AlbertModel, has its names without the prefix.
     prefix = "" if any(name.startswith("albert.") for name in tensors) else "albert."
     stored = {}
@@ -110,7 +112,7 @@ def read(folder: Path, vocabulary: Path | None = None) -> Weights:
     params = take(wanted, shapes, lambda n: tensors[stored[n]], path, folder / CONFIG)
     if config.map_equal_embeddings and _is_identity(params):
         # What is written there for a model without a mapping.
-        config = _without_mapping(config)
+        config = dataclasses.replace(config, map_equal_embeddings=False)
         params = {k: v for k, v in params.items() if not k.startswith(_MAPPING)}
         weights.notes.append(f"{_ELSEWHERE[_MAPPING]} is the identity and was left out")
     weights.config, weights.params = config, params
@@ -127,9 +129,7 @@ def read(folder: Path, vocabulary: Path | None = None) -> Weights:
     narrow = sorted({str(tensors[n].dtype) for n in weights.names.values()} - {"float32"})
     if narrow:
         weights.notes.append(f"{', '.join(narrow)} became float32")
-    weights.tokenizer = (
-        open_vocabulary(vocabulary) if vocabulary else huggingface_tokenizer.read(folder)
-    )
+    weights.tokenizer = huggingface_tokenizer.read(folder, vocabulary)
     return weights
 
 
@@ -142,7 +142,7 @@ def write(weights: Weights, folder: Path) -> dict[str, str]:
         width = config.hidden_size
         params[f"{_MAPPING}/kernel"] = np.eye(width, dtype=np.float32)
         params[f"{_MAPPING}/bias"] = np.zeros(width, np.float32)
-        config = _with_mapping(config)
+        config = dataclasses.replace(config, map_equal_embeddings=True)
     present = [entry for entry in entries(config, name_of) if entry.path in params]
     tensors = {entry.name: entry.write(params[entry.path]) for entry in present}
     # The metadata says whose layout it is; transformers refuses files without it.
@@ -173,15 +173,7 @@ def _read_config(path: Path) -> AlbertConfig:
         )
     config = read_config(path, ACTIVATIONS)
     same = config.embedding_size == config.hidden_size
-    return _with_mapping(config) if same else config
-
-
-def _with_mapping(config: AlbertConfig) -> AlbertConfig:
-    return AlbertConfig(**{**vars(config), "map_equal_embeddings": True})
-
-
-def _without_mapping(config: AlbertConfig) -> AlbertConfig:
-    return AlbertConfig(**{**vars(config), "map_equal_embeddings": False})
+    return dataclasses.replace(config, map_equal_embeddings=same)
 
 
 def _is_identity(params: dict[str, np.ndarray]) -> bool:

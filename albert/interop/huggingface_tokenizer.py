@@ -25,16 +25,16 @@ SENTENCEPIECE, PIPELINE, OPTIONS = "spiece.model", "tokenizer.json", "tokenizer_
 _NEVER = -1000.0
 
 
-def read(folder: Path) -> Tokenizer | None:
-    """The vocabulary of a folder; None when it has none.
+def read(folder: Path, vocabulary: Path | None = None) -> Tokenizer | None:
+    """The vocabulary of a folder, or that .model file with the folder's options; None without.
 
     Raises CheckpointError when a file is damaged or not a vocabulary of ALBERT's kind.
     """
-    if (folder / SENTENCEPIECE).is_file():
+    if vocabulary or (folder / SENTENCEPIECE).is_file():
         path = folder / OPTIONS
         options = read_json(path) if path.is_file() else {}
         return open_vocabulary(
-            folder / SENTENCEPIECE,
+            vocabulary or folder / SENTENCEPIECE,
             lower_case=bool(options.get("do_lower_case", True)),
             strip_accents=not options.get("keep_accents", False),
         )

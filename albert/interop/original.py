@@ -20,6 +20,7 @@ from albert.interop.weights import (
     entries,
     open_vocabulary,
     read_config,
+    read_json,
     take,
 )
 from albert.model import AlbertConfig
@@ -28,6 +29,8 @@ ACTIVATIONS = {"gelu": "gelu", "relu": "relu"}
 CONFIG_NAME = "albert_config.json"
 _SLOTS = ("adam_m", "adam_v")  # of both optimisers
 _STEP = "global_step"
+# Written into albert_config.json, where the released program ignores them, and read from there.
+_LOWER, _STRIP = "do_lower_case", "strip_accents"
 _HUB = "module/"  # in front of every name in exports for a hub
 
 _IN_LAYER = {
@@ -78,7 +81,9 @@ def find_prefix(path: Path) -> Path | None:
     found = sorted(p.with_suffix("") for p in folder.glob("*.index"))
     state = folder / "checkpoint"
     if len(found) > 1 and state.is_file():
-        chosen = re.search(r'^model_checkpoint_path: "(.*)"', state.read_text(), re.MULTILINE)
+        chosen = re.search(
+            r'^model_checkpoint_path: "(.*)"', state.read_text(errors="replace"), re.MULTILINE
+        )
         named = chosen and folder / Path(chosen[1]).name
         if named in found:
             return named
@@ -107,6 +112,7 @@ def read(prefix: Path, with_moments: bool = False, vocabulary: Path | None = Non
             "it there."
         )
     config = read_config(config_path, ACTIVATIONS)
+    options = read_json(config_path)
     tf = _tensorflow()
     try:
         reader = tf.train.load_checkpoint(str(prefix))
@@ -116,16 +122,16 @@ def read(prefix: Path, with_moments: bool = False, vocabulary: Path | None = Non
 
     def get(name: str) -> np.ndarray:
         try:
-            return reader.get_tensor(hub + name)
+            return reader.get_tensor(stored[name])
         except Exception as error:
-            raise _damaged(f"{prefix}, variable {hub + name}", error) from error
+            raise _damaged(f"{prefix}, variable {stored[name]}", error) from error
 
-    hub = _HUB if any(name.startswith(_HUB) for name in shapes) else ""
-    shapes = {name.removeprefix(hub): shape for name, shape in shapes.items()}
+    stored = {name.removeprefix(_HUB): name for name in shapes}
+    shapes = {name: shapes[whole] for name, whole in stored.items()}
     wanted = entries(config, name_of)
     weights = Weights(config, take(wanted, shapes, get, prefix, config_path))
     present = [entry for entry in wanted if entry.path in weights.params]
-    weights.names = {entry.path: hub + entry.name for entry in present}
+    weights.names = {entry.path: stored[entry.name] for entry in present}
     used = {entry.name for entry in present}
     if _STEP in shapes:
         weights.step = int(get(_STEP))
@@ -147,9 +153,13 @@ def read(prefix: Path, with_moments: bool = False, vocabulary: Path | None = Non
             )
         else:
             weights.notes.append("optimiser slots are there and were not read")
-    weights.left_over = sorted(hub + name for name in shapes.keys() - used)
+    weights.left_over = sorted(stored[name] for name in shapes.keys() - used)
     vocabulary = vocabulary or _beside(prefix, "*.model")
-    weights.tokenizer = open_vocabulary(vocabulary) if vocabulary else None
+    if vocabulary:
+        # The released program knows one flag, on its command line, and always strips accents.
+        weights.tokenizer = open_vocabulary(
+            vocabulary, bool(options.get(_LOWER, True)), bool(options.get(_STRIP, True))
+        )
     return weights
 
 
@@ -195,9 +205,11 @@ def write(weights: Weights, folder: Path) -> dict[str, str]:
             checkpoint_prefixes=prefixes, destination_prefix=str(folder / stem)
         )
     (folder / "checkpoint").write_text(f'model_checkpoint_path: "{stem}"\n')
-    (folder / CONFIG_NAME).write_text(json.dumps(released_config(config), indent=2) + "\n")
+    written = released_config(config)
     if weights.tokenizer:
         weights.tokenizer.save(folder / "tokenizer.model")
+        written |= {_LOWER: weights.tokenizer.lower_case, _STRIP: weights.tokenizer.strip_accents}
+    (folder / CONFIG_NAME).write_text(json.dumps(written, indent=2) + "\n")
     return {entry.path: entry.name for entry in present}
 
 
@@ -212,7 +224,12 @@ def _beside(prefix: Path, pattern: str) -> Path | None:
     """A file in the checkpoint's folder, or where exports for a hub keep theirs."""
     for folder in (prefix.parent, prefix.parent / "assets", prefix.parent.parent / "assets"):
         found = sorted(folder.glob(pattern))
-        if len(found) == 1:
+        if len(found) > 1:
+            raise CheckpointError(
+                f"There are several vocabularies beside {prefix}; name one of "
+                f"{', '.join(map(str, found))}."
+            )
+        if found:
             return found[0]
     return None
 

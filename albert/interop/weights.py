@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import flax.linen as nn
+import ml_dtypes
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -23,6 +24,7 @@ from albert.model import Albert, AlbertConfig, abstract_params
 
 # Parts that a checkpoint may lack as a whole: nothing else is computed from them.
 HEADS = ("pooler", "mlm_head", "sop_head")
+FLOATS = tuple(map(np.dtype, (np.float32, ml_dtypes.bfloat16, np.float16, np.float64)))
 # What `AlbertConfig` of the released program assumes where a file says nothing; Hugging Face's
 # has the same numbers.
 _UNSAID = {
@@ -156,7 +158,16 @@ def take(
     ]
     if other:
         raise CheckpointError(f"{where} does not fit {asked_by}: {_some(other, '; ')}.")
-    return {entry.path: entry.read(get(entry.name)) for entry in wanted}
+    params = {}
+    for entry in wanted:
+        value = get(entry.name)
+        if value.dtype not in FLOATS:
+            raise CheckpointError(
+                f"{where}: {entry.name} is of type {value.dtype}; it must be "
+                f"{', '.join(map(str, FLOATS))}."
+            )
+        params[entry.path] = entry.read(value)
+    return params
 
 
 def _some(items: list[str], separator: str = ", ") -> str:
@@ -187,21 +198,21 @@ def read_config(path: Path, activations: Mapping[str, str]) -> AlbertConfig:
     """
     values = read_json(path)
     fields: dict = {}
-    for name, unsaid in _UNSAID.items():
+    if "vocab_size" not in values:
+        raise CheckpointError(f"{path}: vocab_size is missing.")
+    for name, unsaid in {"vocab_size": 0, **_UNSAID}.items():
         value = values.get(name, unsaid)
-        kind = (int, float) if isinstance(unsaid, float) else int
-        if not isinstance(value, kind) or isinstance(value, bool) or not math.isfinite(value):
-            raise CheckpointError(f"{path}: {name} is {value!r}; it must be a number.")
+        whole = isinstance(unsaid, int)
+        if type(value) not in ((int,) if whole else (int, float)) or not abs(value) < 2**31:
+            noun = "whole number" if whole else "number"
+            raise CheckpointError(f"{path}: {name} is {value!r}; it must be a {noun}.")
         fields[name] = type(unsaid)(value)
-    if not isinstance(values.get("vocab_size"), int):
-        raise CheckpointError(f"{path}: vocab_size is missing or not a whole number.")
     activation = values.get("hidden_act", next(iter(activations)))
-    if activation not in activations:
+    if not isinstance(activation, str) or activation not in activations:
         raise CheckpointError(
             f"{path}: hidden_act is {activation!r}; known here are {', '.join(activations)}."
         )
     config = AlbertConfig(
-        vocab_size=values["vocab_size"],
         **fields,
         hidden_act=activations[activation],
         map_equal_embeddings=False,
@@ -216,6 +227,8 @@ def read_config(path: Path, activations: Mapping[str, str]) -> AlbertConfig:
 
 def open_vocabulary(path: Path, lower_case: bool = True, strip_accents: bool = True) -> Tokenizer:
     """The vocabulary of a model; raises CheckpointError."""
+    if not path.is_file():
+        raise CheckpointError(f"There is no vocabulary file {path}.")
     try:
         return Tokenizer(path, lower_case, strip_accents)
     except VocabularyError as error:

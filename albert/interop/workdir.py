@@ -17,7 +17,13 @@ CHECKPOINTS, VOCABULARY = "checkpoints", "tokenizer.model"
 
 def is_workdir(path: Path) -> bool:
     """Whether `path` is a run's folder or one checkpoint in it."""
+    path = path.resolve()
     return (path / CHECKPOINTS).is_dir() or _is_checkpoint(path)
+
+
+def is_run(info: dict) -> bool:
+    """Whether a checkpoint's description is that of a run, and not of a model alone."""
+    return "data" in info
 
 
 def _is_checkpoint(path: Path) -> bool:
@@ -32,46 +38,56 @@ def read(path: Path, with_moments: bool = False, vocabulary: Path | None = None)
     path = path.resolve()
     workdir = path.parent.parent if _is_checkpoint(path) else path
     with contextlib.closing(Checkpoints(workdir / CHECKPOINTS)) as checkpoints:
-        found = checkpoints.steps()
+        found = [int(path.name)] if _is_checkpoint(path) else checkpoints.steps()
         if not found:
             raise CheckpointError(f"{workdir / CHECKPOINTS} holds no finished checkpoint yet.")
-        step = int(path.name) if _is_checkpoint(path) else found[-1]
-        where = checkpoints.folder / str(step)
-        info = checkpoints.info(step)
         try:
-            config = model_from_json(info["config"]["model"])
-            text = info["config"]["data"]
-            flags = bool(text["lower_case"]), bool(text["strip_accents"])
-        except (ConfigError, KeyError, TypeError) as error:
-            raise CheckpointError(
-                f"The description in {where / 'info'} is not one this version can read: {error}"
-            ) from error
-        params = flatten_dict(checkpoints.restore_arrays(step, "params"), sep="/")
-        shapes = {name: value.shape for name, value in params.items()}
-        wanted = entries(config, lambda path: (path, False))
-        # Nothing is merged or transposed in our own files.
-        wanted = [dataclasses.replace(entry, matrix=entry.ours) for entry in wanted]
-        taken = take(wanted, shapes, params.__getitem__, where, "its config")
-        weights = Weights(config, taken, names={path: path for path in taken})
-        weights.left_over = sorted(params.keys() - taken.keys())
-        if not checkpoints.has_training(step):
-            weights.step = info.get("step")
-            weights.notes.append("no optimiser slots")
-        elif with_moments:
-            training = checkpoints.restore_arrays(step, "training")
-            weights.step = int(training["step"]) - int(training["bad_steps"])
-            weights.mu, weights.nu = (
-                _find(training["opt_state"], name, taken.keys()) for name in ("mu", "nu")
-            )
-            if weights.mu is None or weights.nu is None:
-                weights.mu = weights.nu = None
-                weights.notes.append("the run's optimiser has no two moments: left out")
-        else:
-            weights.step = step
-            weights.notes.append("optimiser slots are there and were not read")
-    vocabulary = vocabulary or workdir / VOCABULARY
-    if vocabulary.is_file():
-        weights.tokenizer = open_vocabulary(vocabulary, *flags)
+            return _read(workdir, checkpoints, found[-1], with_moments, vocabulary)
+        except CheckpointError:
+            if _is_checkpoint(path) or (checkpoints.folder / str(found[-1])).is_dir():
+                raise
+    # A run that is still going has removed it since: take the newest that there is now.
+    return read(path, with_moments, vocabulary)
+
+
+def _read(
+    workdir: Path, checkpoints: Checkpoints, step: int, with_moments: bool, vocabulary: Path | None
+) -> Weights:
+    where = checkpoints.folder / str(step)
+    info = checkpoints.info(step)
+    try:
+        config = model_from_json(info["config"]["model"])
+        text = info["config"]["data"]
+        flags = bool(text["lower_case"]), bool(text["strip_accents"])
+    except (ConfigError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"The description in {where / 'info'} is not one this version can read: {error}"
+        ) from error
+    params = flatten_dict(checkpoints.restore_arrays(step, "params"), sep="/")
+    shapes = {name: value.shape for name, value in params.items()}
+    wanted = entries(config, lambda path: (path, False))
+    # Nothing is merged or transposed in our own files.
+    wanted = [dataclasses.replace(entry, matrix=entry.ours) for entry in wanted]
+    taken = take(wanted, shapes, params.__getitem__, where, "its config")
+    weights = Weights(config, taken, names={path: path for path in taken})
+    weights.left_over = sorted(params.keys() - taken.keys())
+    if not checkpoints.has_training(step):
+        weights.step = info.get("step")
+        weights.notes.append("no optimiser slots")
+    elif with_moments:
+        training = checkpoints.restore_arrays(step, "training")
+        weights.step = int(training["step"]) - int(training["bad_steps"])
+        weights.mu, weights.nu = (
+            _find(training["opt_state"], name, taken.keys()) for name in ("mu", "nu")
+        )
+        if weights.mu is None or weights.nu is None:
+            weights.mu = weights.nu = None
+            weights.notes.append("the run's optimiser has no two moments: left out")
+    else:
+        weights.step = step
+        weights.notes.append("optimiser slots are there and were not read")
+    if vocabulary or (workdir / VOCABULARY).is_file():
+        weights.tokenizer = open_vocabulary(vocabulary or workdir / VOCABULARY, *flags)
     return weights
 
 
