@@ -148,7 +148,7 @@ class Checkpoints:
     def _unreadable(self, step: int, error: Exception) -> CheckpointError:
         # TensorStore's message goes on for pages; in them stands which array it was.
         text = str(error).strip()
-        array = re.search(r"'path': '([^'/]+)/'", text)
+        array = re.search(r"""(?:'path': '|reading ")([^'"/]+)/""", text)
         where = f", in {array[1]}" if array else ""
         reason = re.split(r"\n|\. See full|: \[", text)[0][:200]
         older = " Remove that folder to use an older one." if len(self.steps()) > 1 else ""

@@ -72,12 +72,6 @@ def _parse_flags(argv: list[str]) -> list[str]:
 
 
 def _main(main: Callable[[], None], argv: list[str]) -> int:
-    from albert.checkpoint import CheckpointError
-    from albert.config import ConfigError
-    from albert.data.sources import SourceError
-    from albert.data.tokenizer import VocabularyError
-    from albert.loop import RunError
-
     if len(argv) > 1:
         print(f"Not understood: {' '.join(argv[1:])}. See --help.", file=sys.stderr)
         return 2
@@ -85,12 +79,25 @@ def _main(main: Callable[[], None], argv: list[str]) -> int:
     warnings.showwarning = lambda message, *_, **__: print(f"Warning: {message}", file=sys.stderr)
     try:
         main()
-    except (CheckpointError, ConfigError, RunError, SourceError, VocabularyError) as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2
     except OSError as error:
         if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise  # no file to name: not a matter of what the user gave
         print(f"{error.filename or 'Writing'}: {error.strerror}", file=sys.stderr)
         return 2
+    except Exception as error:
+        if not isinstance(error, _matters_of_use()):
+            raise
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2
     return 0
+
+
+def _matters_of_use() -> tuple[type[Exception], ...]:
+    """Errors whose message is for the user; imported when one is there to be told."""
+    from albert.checkpoint import CheckpointError
+    from albert.config import ConfigError
+    from albert.data.sources import SourceError
+    from albert.data.tokenizer import VocabularyError
+    from albert.loop import RunError
+
+    return CheckpointError, ConfigError, RunError, SourceError, VocabularyError
