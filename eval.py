@@ -9,7 +9,7 @@
 
 Prints MLM and SOP figures and a few filled-in masks; for a workdir it also writes eval_STEP.json
 and TensorBoard scalars there. A run is evaluated with its own config; --model with --config, which
-says how text becomes rows.
+says how text becomes rows and how many are computed at once; its model section is not used.
 """
 
 import sys

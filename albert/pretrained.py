@@ -60,6 +60,10 @@ class Pretrained:
             if part_of(path) in self.missing
         }
 
+    def __repr__(self):
+        sizes = sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        return f"Pretrained({sizes:,} parameters, {self.tokenizer}, missing {self.missing})"
+
     def __call__(self, input_ids, attention_mask=None, token_type_ids=None) -> AlbertOutput:
         """Runs the encoder and its heads, without dropout.
 
@@ -232,9 +236,11 @@ class Pretrained:
     def save(self, path: str | os.PathLike, format: str = "albert") -> None:
         """Writes the model with its vocabulary as a new folder, whole or not at all.
 
+        An optimiser's moments are not part of a loaded model; `tools/convert.py` takes them along.
+
         Args:
           path: the folder; must not be there yet.
-          format: "albert", "huggingface" or "original".
+          format: "albert", as a workdir; "huggingface"; "original", the released program's.
 
         Raises:
           CheckpointError: the folder is there, or the format cannot hold such a model.

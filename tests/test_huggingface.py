@@ -73,13 +73,22 @@ def test_equal_embeddings_get_an_identity_there(tmp_path):
     assert not tensors[f"{MAPPING}.bias"].any()
 
 
-@pytest.mark.parametrize("lacking", [["sop_head"], ["pooler", "sop_head"],
-                                     ["pooler", "mlm_head", "sop_head"]])  # fmt: skip
-def test_missing_heads_are_reported_and_stay_missing(lacking, tmp_path):
+@pytest.mark.parametrize(
+    ("lacking", "architecture"),
+    [
+        ([], "AlbertForPreTraining"),
+        (["sop_head"], "AlbertForMaskedLM"),
+        (["pooler", "sop_head"], "AlbertForMaskedLM"),
+        (["pooler", "mlm_head", "sop_head"], "AlbertModel"),
+    ],
+)
+def test_missing_heads_are_reported_and_stay_missing(lacking, architecture, tmp_path):
     weights = random_weights(lacking=lacking)
     formats.write(weights, tmp_path / "hf", "huggingface")
     again = formats.read(tmp_path / "hf")
     assert again.missing == lacking
+    named = json.loads((tmp_path / "hf" / "config.json").read_text())["architectures"]
+    assert named == [architecture]
     assert_same(again, weights)
 
 

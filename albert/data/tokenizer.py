@@ -105,6 +105,9 @@ class Tokenizer:
         self.starts_word = np.array([starts_word(piece) for piece in self._pieces])
         self._digit_comma = {i for i, p in enumerate(self._pieces) if ends_in_digit_comma(p)}
 
+    def __repr__(self):
+        return f"Tokenizer({str(self.path)!r}, {self.vocab_size} pieces)"
+
     def __reduce__(self):
         return (Tokenizer, (self.path, self.lower_case, self.strip_accents, self._given))
 

@@ -101,10 +101,7 @@ def read(folder: Path, vocabulary: Path | None = None) -> Weights:
         ) from error
     # The encoder alone, saved from an AlbertModel, has its names without the prefix.
     prefix = "" if any(name.startswith("albert.") for name in tensors) else "albert."
-    stored = {}
-    for name in tensors:
-        whole = prefix + name
-        stored[whole] = name
+    stored = {prefix + name: name for name in tensors}
     shapes = {whole: tensors[name].shape for whole, name in stored.items()}
 
     wanted = entries(config, name_of)
@@ -134,7 +131,7 @@ def read(folder: Path, vocabulary: Path | None = None) -> Weights:
 
 
 def write(weights: Weights, folder: Path) -> dict[str, str]:
-    """Writes what `AlbertForPreTraining.from_pretrained` reads; returns path -> name."""
+    """Writes what `from_pretrained` of any ALBERT class reads; returns path -> name."""
     config = weights.config
     params = dict(weights.params)
     if not config.maps_embeddings:
@@ -147,7 +144,8 @@ def write(weights: Weights, folder: Path) -> dict[str, str]:
     tensors = {entry.name: entry.write(params[entry.path]) for entry in present}
     # The metadata says whose layout it is; transformers refuses files without it.
     safetensors.numpy.save_file(tensors, folder / MODEL, metadata={"format": "pt"})
-    (folder / CONFIG).write_text(json.dumps(_written_config(config), indent=2) + "\n")
+    written = {"architectures": [_architecture(weights.missing)], **_written_config(config)}
+    (folder / CONFIG).write_text(json.dumps(written, indent=2) + "\n")
     if weights.tokenizer:
         huggingface_tokenizer.write(weights.tokenizer, config.max_position_embeddings, folder)
     return {entry.path: entry.name for entry in present if entry.path in weights.params}
@@ -181,6 +179,13 @@ def _is_identity(params: dict[str, np.ndarray]) -> bool:
     return not bias.any() and np.array_equal(kernel, np.eye(len(kernel)))
 
 
+def _architecture(missing: list[str]) -> str:
+    """The class there that has no head which the weights lack."""
+    if "mlm_head" in missing:
+        return "AlbertModel"
+    return "AlbertForMaskedLM" if "sop_head" in missing else "AlbertForPreTraining"
+
+
 def _written_config(config: AlbertConfig) -> dict:
     names = ("vocab_size", "embedding_size", "hidden_size", "num_hidden_layers",
              "num_hidden_groups", "inner_group_num", "num_attention_heads", "intermediate_size",
@@ -188,7 +193,6 @@ def _written_config(config: AlbertConfig) -> dict:
              "type_vocab_size", "initializer_range")  # fmt: skip
     theirs = {ours: name for name, ours in reversed(ACTIVATIONS.items())}
     return {
-        "architectures": ["AlbertForPreTraining"],
         "model_type": "albert",
         **{name: getattr(config, name) for name in names},
         "hidden_act": theirs[config.hidden_act],

@@ -53,7 +53,7 @@ class Weights:
 
     config: AlbertConfig
     params: dict[str, np.ndarray]
-    step: int | None = None  # updates made, where the file says so
+    step: int | None = None  # steps taken, where the file says so
     mu: dict[str, np.ndarray] | None = None  # first moments of the gradient
     nu: dict[str, np.ndarray] | None = None  # second moments
     tokenizer: Tokenizer | None = None
