@@ -1,6 +1,7 @@
 """The rooms of the house and which way imports run; see docs/design.md."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -113,3 +114,13 @@ def test_help_teaches_without_loading_jax(program):
 def test_no_file_is_too_long():
     for path in (ROOT / "albert").rglob("*.py"):
         assert path.read_text().count("\n") <= 400, path
+
+
+def test_the_tests_that_the_docs_name_exist():
+    named = set()
+    for path in (ROOT / "docs").glob("*.md"):
+        named |= set(re.findall(r"(test_\w+\.py)(?:::(test_\w+))?", path.read_text()))
+    assert len(named) > 20
+    for file, function in named:
+        source = (ROOT / "tests" / file).read_text()
+        assert f"def {function}" in source, f"{file}::{function}"
