@@ -125,10 +125,12 @@ class Corpus:
         sentences: list[np.ndarray] = []
         while len(sentences) < last - first:
             record = self._passages[passage]
-            ends = np.cumsum(record["sentence_lengths"])[:-1]
+            bounds = [0, *np.cumsum(record["sentence_lengths"]).tolist()]
             offset = first + len(sentences) - int(starts[passage])
-            wanted = np.split(record["ids"].astype(np.int32), ends)[offset:]
-            sentences += wanted[: last - first - len(sentences)]
+            bounds = bounds[offset : offset + last - first - len(sentences) + 1]
+            # numpy.split would take a quarter of the time of making a row.
+            ids = record["ids"]
+            sentences += [ids[a:b].astype(np.int32) for a, b in itertools.pairwise(bounds)]
             passage += 1
         return sentences
 
