@@ -19,6 +19,8 @@ from absl import flags
 
 from albert import cli
 
+# Asked before the flag is defined, which takes overrides that cannot be out of sys.argv.
+_HAS_CONFIG = any(a.lstrip("-").startswith(("config", "noconfig.")) for a in sys.argv[1:])
 _CONFIG = cli.define_config("configs/default.py")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run. Default: runs/quickstart.")
 _MODEL = flags.DEFINE_string("model", None, "Any model that albert.load takes, rather than a run.")
@@ -35,9 +37,8 @@ _EXAMPLES = flags.DEFINE_integer("examples", 5, "Filled-in masks to show.", lowe
 def main() -> None:
     from albert.config import ConfigError
 
-    own_config = not any(a.lstrip("-").startswith(("config", "noconfig.")) for a in sys.argv[1:])
     if _MODEL.value is None:
-        if not own_config:
+        if _HAS_CONFIG:
             raise ConfigError(["--config goes with --model; a run is evaluated with its own"])
         from albert.evaluation import evaluate_run
 

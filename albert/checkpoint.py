@@ -98,7 +98,7 @@ class Checkpoints:
         )
 
     def has_training(self, step: int) -> bool:
-        """Whether a run can go on from this checkpoint; False for weights alone."""
+        """Whether an optimiser's state was saved as well; False for weights alone."""
         return (self.folder / str(step) / _TRAINING).is_dir()
 
     def info(self, step: int) -> dict:

@@ -1,5 +1,9 @@
 """Starting a run from another model, and evaluating any model."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from conftest import write_text
@@ -174,3 +178,13 @@ def test_what_an_evaluation_lacks_is_told_at_once(run, tiny, tmp_path):
     assert "no vocabulary beside" in text
     assert "no text to evaluate on; name it with --text" in text
     assert "set --config.data.seq_length=64" in text
+
+
+@pytest.mark.parametrize("override", ["--config.seed=1", "--config.sede=1"])
+def test_a_run_is_not_evaluated_with_another_config(run, override):
+    done = subprocess.run(
+        [sys.executable, "eval.py", f"--workdir={run}", override],
+        cwd=Path(__file__).resolve().parent.parent, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "--config goes with --model; a run is evaluated with its own" in done.stderr
