@@ -96,8 +96,9 @@ def _matters_of_use() -> tuple[type[Exception], ...]:
     """Errors whose message is for the user; imported when one is there to be told."""
     from albert.checkpoint import CheckpointError
     from albert.config import ConfigError
-    from albert.data.sources import SourceError
+    from albert.data.reading import SourceError
+    from albert.data.store import StoreError
     from albert.data.tokenizer import VocabularyError
     from albert.loop import RunError
 
-    return CheckpointError, ConfigError, RunError, SourceError, VocabularyError
+    return CheckpointError, ConfigError, RunError, SourceError, StoreError, VocabularyError

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from albert.data.prepare import DataConfig, open_tokenizer
 from albert.data.tokenizer import VocabularyError
-from albert.model import AlbertConfig
+from albert.model_config import AlbertConfig
 from albert.optimiser import OptimizerConfig
 from albert.sharding import MESH_AXES, ShardingConfig, partition_problems
 

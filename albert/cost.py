@@ -8,7 +8,8 @@ import flax.linen as nn
 import jax
 
 from albert.config import Config
-from albert.model import DTYPES, Albert, AlbertConfig, abstract_params
+from albert.model import Albert, abstract_params
+from albert.model_config import DTYPES, AlbertConfig
 from albert.optimiser import make_optimizer
 
 

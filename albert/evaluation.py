@@ -30,7 +30,8 @@ from albert.data.tokenizer import Tokenizer
 from albert.interop import formats
 from albert.interop.workdir import is_run
 from albert.metrics import write_scalars
-from albert.model import Albert, AlbertConfig, abstract_params
+from albert.model import Albert, abstract_params
+from albert.model_config import AlbertConfig
 from albert.sharding import (
     ShardingConfig,
     batch_sharding,
@@ -239,10 +240,12 @@ def figures(sums: dict[str, np.ndarray]) -> dict[str, float]:
     result = {}
     for task in ("mlm", "sop"):
         nll, hit, count = sums[task]
+        if task == "sop" and not count:
+            continue  # data.sentence_objective is "none"
         result[f"{task}_loss"] = nll / max(count, 1)
         result[f"{task}_accuracy"] = hit / max(count, 1)
         result[f"{task}_targets"] = count
-    result["loss"] = result["mlm_loss"] + result["sop_loss"]
+    result["loss"] = result["mlm_loss"] + result.get("sop_loss", 0.0)
     result["mlm_perplexity"] = math.exp(min(result["mlm_loss"], 700.0))
     share = sums["words"][sums["words"] > 0] / max(sums["words"].sum(), 1)
     result["unigram_entropy"] = -(share * np.log(share)).sum()
@@ -263,7 +266,7 @@ def format_table(of: str, result: dict[str, float]) -> str:
         sop_rows = [
             ("SOP loss (nats)", f"{result['sop_loss']:.3f}", f"chance {math.log(2):.3f}"),
             ("SOP accuracy", f"{100 * result['sop_accuracy']:.1f} %",
-             f"chance 50.0 +- {100 * noise:.1f} over {result['sop_targets']:.0f} rows"),
+             f"chance 50.0 +- {100 * noise:.1f} over {result['sop_targets']:.0f} examples"),
         ]  # fmt: skip
     gap = result["unigram_entropy"] - result["mlm_loss"]
     rows = [
@@ -312,9 +315,11 @@ def filled_masks(
         if not at:
             continue  # a row whose every word is longer than its budget, or padding
         middle = sorted(at)[len(at) // 2]
-        length = int(batch["attention_mask"][row].sum())
+        # Its own example only: the tokens of the others in a packed row mean nothing to it.
+        numbers = batch.get("segment_ids", batch["attention_mask"])[row]
+        own = np.flatnonzero(numbers == numbers[middle])
         words = []
-        for position in range(max(1, middle - 14), min(length - 1, middle + 15)):
+        for position in range(max(own[0] + 1, middle - 14), min(own[-1], middle + 15)):
             if position not in at:
                 words.append(tokenizer.pieces([batch["input_ids"][row][position]])[0])
                 continue

@@ -19,14 +19,15 @@ from albert.checkpoint import Checkpoints
 from albert.config import Config, check_devices
 from albert.cost import flops_per_token
 from albert.data.pipeline import BatchSource, iterate
-from albert.data.prepare import PreparedData, open_tokenizer, prepare
-from albert.data.sources import SourceError
+from albert.data.prepare import PreparedData, changed_corpora, open_tokenizer, prepare
+from albert.data.reading import SourceError
 from albert.evaluation import Evaluator, format_table, write_report
 from albert.init_from import describe_start, read_start, start_state
 from albert.interop.weights import Weights
 from albert.interop.workdir import is_run
 from albert.metrics import MetricWriter, format_count, format_seconds, peak_flops
-from albert.model import DTYPES, Albert, abstract_params
+from albert.model import Albert, abstract_params
+from albert.model_config import DTYPES
 from albert.optimiser import make_optimizer
 from albert.sharding import batch_sharding, local_rows, make_mesh, put_batch
 from albert.train_step import TrainState, on_mesh
@@ -87,7 +88,7 @@ def train(config: Config, workdir: Path) -> None:
                 f"{config.train.batch_size}. Add text or lower train.batch_size."
             )
         if saved is not None:
-            _check_same_run(checkpoints.info(saved), config, data.identity, workdir, say)
+            _check_same_run(checkpoints.info(saved), config, data, workdir, say)
         _run(config, workdir, data, checkpoints, saved, start, say)
 
 
@@ -133,6 +134,10 @@ def _run(
             config.train.batch_size,
             local_rows(rows_sharding, config.train.batch_size),
             config.train.num_steps,
+        )
+        say(
+            f"{data.train.rows_per_epoch:,} rows an epoch, "
+            f"{100 * data.train.padding():.1f} % of their positions padding."
         )
         best_loss = math.inf
         last_save = time.monotonic()
@@ -212,10 +217,10 @@ def _claim(workdir: Path) -> None:
 
 
 def _check_same_run(
-    saved: dict, config: Config, identity: dict, workdir: Path, say: Callable[[str], None]
+    saved: dict, config: Config, data: PreparedData, workdir: Path, say: Callable[[str], None]
 ) -> None:
     """Refuses to go on with another model or other rows; tells of any other change."""
-    now = json.loads(json.dumps({"config": dataclasses.asdict(config), "data": identity}))
+    now = json.loads(json.dumps({"config": dataclasses.asdict(config), "data": data.identity}))
 
     def changes(name: str, before: dict, after: dict) -> list[str]:
         return [
@@ -225,6 +230,7 @@ def _check_same_run(
         ]
 
     refused = changes("data", saved["data"], now["data"])
+    refused += changed_corpora(config.data, saved["data"]["train"], data.train)
     told: list[str] = []
     for section, fields in now["config"].items():
         if section in ("seed", "data", "init_from", "init_optimizer"):
@@ -319,8 +325,9 @@ class _Log:
     def _write(self, step: int) -> None:
         config = self._config
         last = self._done[-1]
-        means = ("loss", "mlm_loss", "mlm_accuracy", "sop_loss", "sop_accuracy", "grad_norm",
-                 "update_norm")  # fmt: skip
+        means = ["loss", "mlm_loss", "mlm_accuracy", "grad_norm", "update_norm"]
+        if config.data.sentence_objective != "none":
+            means += ["sop_loss", "sop_accuracy"]
         # Steps that were skipped have no figures worth a mean; bad_steps tells of them.
         finite = [v for v in self._done if math.isfinite(v["loss"] + v["grad_norm"])]
         values = {n: float(np.mean([v[n] for v in finite])) for n in means} if finite else {}
@@ -329,11 +336,12 @@ class _Log:
         line = f"step {step}/{config.train.num_steps}  "
         line += (
             f"loss {values['loss']:.3f}  "
-            f"mlm {values['mlm_loss']:.3f} ({100 * values['mlm_accuracy']:.1f} %)  "
-            f"sop {values['sop_loss']:.3f} ({100 * values['sop_accuracy']:.1f} %)"
+            f"mlm {values['mlm_loss']:.3f} ({100 * values['mlm_accuracy']:.1f} %)"
             if finite
             else "loss not finite"
         )
+        if finite and "sop_loss" in values:
+            line += f"  sop {values['sop_loss']:.3f} ({100 * values['sop_accuracy']:.1f} %)"
         if self._timed_steps:
             seconds = self._elapsed / self._timed_steps
             real = float(np.mean([v["real_tokens"] for v in self._done]))
@@ -360,12 +368,14 @@ class _Log:
     def evaluated(self, step: int, result: dict[str, float]) -> None:
         if self._writer:
             self._writer.write(step, "valid", result)
-        self._say(
+        line = (
             f"step {step}  held-out: mlm {result['mlm_loss']:.3f} "
             f"({100 * result['mlm_accuracy']:.1f} %), unigram entropy "
-            f"{result['unigram_entropy']:.3f}; sop {result['sop_loss']:.3f} "
-            f"({100 * result['sop_accuracy']:.1f} %)"
+            f"{result['unigram_entropy']:.3f}"
         )
+        if "sop_loss" in result:
+            line += f"; sop {result['sop_loss']:.3f} ({100 * result['sop_accuracy']:.1f} %)"
+        self._say(line)
 
     def _stop(self, step: int, values: dict[str, float]):
         self._checkpoints.wait()

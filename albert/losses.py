@@ -27,13 +27,14 @@ def masked_lm_terms(logits, labels, weights):
 
 
 def sentence_order_terms(logits, labels):
-    """Cross entropy, hit and weight of every row. Label 0 in order, 1 swapped, -1 no label.
+    """Cross entropy, hit and weight of every example. Label 0 in order, 1 swapped, -1 no label.
 
-    float32 [B, 2], int [B] -> three of float32 [B].
+    float32 [..., 2], int [...] -> three of float32 [...]; [B], or [B, K] for packed rows.
     """
     weights = (labels >= 0).astype(jnp.float32)
     log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
-    nll = -jnp.take_along_axis(log_probabilities, jnp.maximum(labels, 0)[:, None], axis=-1)[:, 0]
+    chosen = jnp.maximum(labels, 0)[..., None]
+    nll = -jnp.take_along_axis(log_probabilities, chosen, axis=-1)[..., 0]
     hit = (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
     return nll * weights, hit * weights, weights
 
@@ -48,7 +49,7 @@ def pretraining_loss(output, batch, mlm_weight, sop_weight):
       output: AlbertOutput of the rows.
       batch: the rows; see `albert.data.examples` for the fields.
       mlm_weight: float32 scalar, sum(w) over the whole batch.
-      sop_weight: float32 scalar, number of labelled rows in the whole batch.
+      sop_weight: float32 scalar, number of labelled examples in the whole batch.
 
     Returns:
       (loss, metrics): a scalar and a dict of scalars, additive over the parts of a batch.

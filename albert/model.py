@@ -3,12 +3,12 @@
 Shapes, here and in every docstring of the package:
     B batch    L sequence length    P masked positions per sequence    V vocabulary
     E embedding size    H hidden size    A heads    D = H/A    I feed-forward width    N layers
+    K examples in a packed row
 
 Source of every formula: Lan et al. 2019 (arXiv 1909.11942) and the released program,
 google-research/albert. Where the two differ, the program decides.
 """
 
-import dataclasses
 import math
 
 import flax
@@ -16,97 +16,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-ACTIVATIONS = {
-    "gelu": lambda x: jax.nn.gelu(x, approximate=True),  # the released program's, with tanh
-    "gelu_erf": lambda x: jax.nn.gelu(x, approximate=False),  # what Hugging Face names "gelu"
-    "relu": jax.nn.relu,
-}
-# What the backward pass may keep of each layer instead of computing it again.
-REMAT_POLICIES = {
-    "none": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # dense outputs are kept
-    "full": jax.checkpoint_policies.nothing_saveable,  # only the layer's input is kept
-}
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
+from albert.model_config import ACTIVATIONS, DTYPES, REMAT_POLICIES, AlbertConfig
+
 LAYER_NORM_EPSILON = 1e-12
-
-
-@dataclasses.dataclass(frozen=True)
-class AlbertConfig:
-    """Sizes and numerics of a model; the names down to `initializer_range` are those of
-    `albert_config.json`."""
-
-    vocab_size: int
-    embedding_size: int
-    hidden_size: int
-    num_hidden_layers: int
-    num_hidden_groups: int  # sets of weights; layer l uses set l * groups // layers
-    inner_group_num: int  # layers in one set, applied one after the other at every step
-    num_attention_heads: int
-    intermediate_size: int
-    hidden_act: str  # a key of ACTIVATIONS
-    hidden_dropout_prob: float
-    attention_probs_dropout_prob: float
-    max_position_embeddings: int
-    type_vocab_size: int
-    initializer_range: float
-    map_equal_embeddings: bool  # E -> H even where E = H, as Hugging Face has it
-    dtype: str  # of activations and products; LayerNorm, softmax and losses are always float32
-    param_dtype: str  # of parameters, their gradients and the optimiser's moments
-    remat: str  # a key of REMAT_POLICIES
-
-    def problems(self) -> list[str]:
-        """What is wrong with the sizes, one sentence each; empty when the model can be built."""
-        found = []
-        for name in ("vocab_size", "embedding_size", "hidden_size", "num_hidden_layers",
-                     "num_hidden_groups", "inner_group_num", "num_attention_heads",
-                     "intermediate_size", "max_position_embeddings",
-                     "type_vocab_size"):  # fmt: skip
-            if getattr(self, name) < 1:
-                found.append(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
-            if not 0 <= getattr(self, name) < 1:
-                found.append(f"{name} is {getattr(self, name)}; it must be in [0, 1)")
-        choices = {"hidden_act": ACTIVATIONS, "dtype": DTYPES, "param_dtype": DTYPES,
-                   "remat": REMAT_POLICIES}  # fmt: skip
-        for name, legal in choices.items():
-            if getattr(self, name) not in legal:
-                found.append(
-                    f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(legal)}"
-                )
-        if self.initializer_range <= 0:
-            found.append(f"initializer_range is {self.initializer_range}; it must be positive")
-        if found:
-            return found
-        if self.hidden_size % self.num_attention_heads:
-            found.append(
-                f"hidden_size {self.hidden_size} is not a multiple of "
-                f"num_attention_heads {self.num_attention_heads}"
-            )
-        if self.num_hidden_groups > self.num_hidden_layers:
-            found.append(
-                f"num_hidden_groups {self.num_hidden_groups} is more than "
-                f"num_hidden_layers {self.num_hidden_layers}: some weights would never be used"
-            )
-        return found
-
-    @property
-    def maps_embeddings(self) -> bool:
-        """Whether a dense layer E -> H stands between embeddings and encoder."""
-        return self.map_equal_embeddings or self.embedding_size != self.hidden_size
-
-    @property
-    def group_lengths(self) -> list[int]:
-        """How many consecutive steps each group of weights is applied for; sums to N.
-
-        The released program computes int(l / N * G) in floating point; integers give the
-        same groups wherever that has no rounding error.
-        """
-        groups = [
-            layer * self.num_hidden_groups // self.num_hidden_layers
-            for layer in range(self.num_hidden_layers)
-        ]
-        return [groups.count(group) for group in range(self.num_hidden_groups)]
 
 
 @flax.struct.dataclass
@@ -115,10 +27,10 @@ class AlbertOutput:
     lacks, is None."""
 
     last_hidden_state: jax.Array  # [B, L, H]
-    pooled_output: jax.Array | None  # [B, H]
+    pooled_output: jax.Array | None  # [B, H], or [B, K, H] of packed rows
     hidden_states: jax.Array | None  # [depth + 1, B, L, H]: the encoder's input, every layer
     mlm_logits: jax.Array | None  # float32 [B, P, V], or [B, L, V] when no positions were given
-    sop_logits: jax.Array | None  # float32 [B, 2]: in order, swapped
+    sop_logits: jax.Array | None  # float32 [B, 2] or [B, K, 2]: in order, swapped
 
 
 def _initializer(config, *axes):
@@ -196,8 +108,11 @@ class Embeddings(nn.Module):
         self.layer_norm = _layer_norm(c, "embed", "layer_norm")
         self.dropout = nn.Dropout(c.hidden_dropout_prob)
 
-    def __call__(self, input_ids, token_type_ids, deterministic):
-        """int [B, L], int [B, L] -> [B, L, E]. Ids are checked where data enters, not here."""
+    def __call__(self, input_ids, token_type_ids, position_ids, deterministic):
+        """int [B, L] each -> [B, L, E]; `position_ids` None counts from 0.
+
+        Ids are checked where data enters, not here.
+        """
         length = input_ids.shape[1]
         if length > self.config.max_position_embeddings:
             raise ValueError(
@@ -205,7 +120,8 @@ class Embeddings(nn.Module):
                 f"max_position_embeddings {self.config.max_position_embeddings}"
             )
         x = self.word_embeddings[input_ids] + self.token_type_embeddings[token_type_ids]
-        x = self.layer_norm(x + self.position_embeddings[:length])
+        positions = slice(length) if position_ids is None else position_ids
+        x = self.layer_norm(x + self.position_embeddings[positions])
         return self.dropout(x.astype(DTYPES[self.config.dtype]), deterministic=deterministic)
 
 
@@ -217,7 +133,7 @@ class SelfAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x, bias):
-        """[B, L, H], float32 [B, 1, 1, L] -> [B, L, H]."""
+        """[B, L, H], float32 [B, 1, 1 or L, L] -> [B, L, H]."""
         c = self.config
         h, a, d = c.hidden_size, c.num_attention_heads, c.hidden_size // c.num_attention_heads
         axes = ("hidden", "heads", "head_dim")
@@ -244,7 +160,7 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(self, x, bias):
-        """[B, L, H], float32 [B, 1, 1, L] -> [B, L, H]."""
+        """[B, L, H], float32 [B, 1, 1 or L, L] -> [B, L, H]."""
         c = self.config
         dropout = nn.Dropout(c.hidden_dropout_prob, deterministic=self.deterministic)
         attended = SelfAttention(c, self.deterministic, name="attention")(x, bias)
@@ -282,7 +198,7 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, x, bias, deterministic, keep_hidden):
-        """[B, L, E], float32 [B, 1, 1, L] -> [B, L, H] and every layer's [depth + 1, B, L, H]."""
+        """[B, L, E], float32 [B, 1, 1 or L, L] -> [B, L, H], every layer's [depth + 1, B, L, H]."""
         c = self.config
         if c.maps_embeddings:
             sizes = c.embedding_size, c.hidden_size
@@ -351,6 +267,9 @@ class Albert(nn.Module):
         attention_mask,
         token_type_ids,
         mlm_positions=None,
+        segment_ids=None,
+        position_ids=None,
+        cls_positions=None,
         *,
         deterministic=True,
         output_hidden_states=False,
@@ -362,17 +281,28 @@ class Albert(nn.Module):
           attention_mask: [B, L], 1 for a token and 0 for padding.
           token_type_ids: int [B, L], 0 for the first segment and 1 for the second.
           mlm_positions: int [B, P], where to predict; None predicts everywhere.
+          segment_ids: int [B, L] of packed rows: tokens see those with the same number only.
+          position_ids: int [B, L] of packed rows, each in [0, max_position_embeddings).
+          cls_positions: int [B, K] of packed rows: where its K examples begin; all are pooled.
           deterministic: False turns dropout on, which needs a "dropout" random stream.
           output_hidden_states: also return the encoder's input and every layer's output.
 
         Raises:
           ValueError: L is over `max_position_embeddings`.
         """
-        x = self.embeddings(input_ids, token_type_ids, deterministic)
+        x = self.embeddings(input_ids, token_type_ids, position_ids, deterministic)
+        if segment_ids is None:
+            seen = attention_mask[:, None, None, :]
+        else:
+            seen = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
         # Finite even for a row of padding only: its softmax is uniform, never 0/0.
-        bias = (1.0 - attention_mask[:, None, None, :].astype(jnp.float32)) * -10000.0
+        bias = (1.0 - seen.astype(jnp.float32)) * -10000.0
         hidden, hidden_states = self.encoder(x, bias, deterministic, output_hidden_states)
-        pooled = jnp.tanh(self.pooler(hidden[:, 0]))
+        if cls_positions is None:
+            first = hidden[:, 0]
+        else:
+            first = jnp.take_along_axis(hidden, cls_positions[:, :, None], axis=1)
+        pooled = jnp.tanh(self.pooler(first))
         predicted = hidden
         if mlm_positions is not None:
             predicted = jnp.take_along_axis(hidden, mlm_positions[:, :, None], axis=1)

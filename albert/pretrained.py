@@ -16,7 +16,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from albert.data.tokenizer import MASK, PAD, Tokenizer
 from albert.interop import formats
 from albert.interop.weights import HEADS, Weights, parameter_shapes, part_of
-from albert.model import DTYPES, Albert, AlbertConfig, AlbertOutput
+from albert.model import Albert, AlbertOutput
+from albert.model_config import DTYPES, AlbertConfig
 
 POOLING = ("mean", "pooled", "cls")
 

@@ -17,6 +17,8 @@ from albert.sharding import ShardingConfig, batch_sharding, placed, replicated
 MAX_SPAN = 4  # masked runs of this length and longer are counted together
 # What the model was shown at a masked position.
 SHOWN = ("mask", "unchanged", "random")
+# What packed rows have besides, for the model.
+PACKED_FIELDS = ("segment_ids", "position_ids", "cls_positions")
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -43,6 +45,7 @@ def apply_model(model: Albert, params, rows, **kwargs):
         rows["attention_mask"],
         rows["token_type_ids"],
         rows["mlm_positions"],
+        **{name: rows[name] for name in PACKED_FIELDS if name in rows},
         **kwargs,
     )
 

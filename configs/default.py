@@ -32,26 +32,34 @@ def get_config(arg: str = "") -> ConfigDict:
     model.param_dtype = "float32"
     model.remat = "none"  # none, dots (keep products) or full: less memory, more operations
 
-    # Data. A source is PATH, lines:PATH, text:PATH, jsonl:PATH, tfds:NAME or python-docs;
-    # PATH is a file, folder or glob, plain or .gz, .xz, .zst (albert/data/sources.py).
+    # Data. A source is PATH, lines:PATH, text:PATH, jsonl:PATH, parquet:PATH, tfds:NAME or
+    # python-docs; PATH is a file, folder or glob, plain or .gz, .xz, .zst (data/sources.py).
     config.data = data = ConfigDict()
     data.train_sources = ()
     data.train_weights = ()  # share of the rows of each source; empty: by size
+    data.temperature = 1.0  # shares ** (1 / temperature): over 1 brings sources closer together
     data.valid_sources = ()  # held-out text; empty: valid_fraction of the training documents
     data.valid_fraction = 0.005
-    data.text_field = "text"  # of JSON lines and TFDS records
+    data.text_field = "text"  # of JSON lines, Parquet columns and TFDS records
     data.language = "en"  # for splitting paragraphs into sentences
     data.max_documents = 0  # of each source; 0 for all
+    data.max_bad_share = 0.001  # broken records that are left out; more of them stop the run
     data.tokenizer = ""  # SentencePiece .model; empty: train one with model.vocab_size pieces
     data.lower_case = True
     data.strip_accents = True
+    data.character_coverage = 0.99995  # of a trained vocabulary; 0.9995 for Chinese, Japanese
     data.folder = "prepared"  # prepared corpora and vocabularies are kept and found here
     data.seq_length = 512
     data.max_predictions = 77  # masked positions of a row at most; about 0.15 * seq_length
+    data.packing = 0  # examples in a row at most; 0: one, as released
     data.masking_rate = 0.15
-    data.max_ngram = 3  # longest run of words that is masked as one
+    data.masking_unit = "word"  # word or piece: what an n-gram is made of
+    data.max_ngram = 3  # longest run of them that is masked as one
+    data.corruption = (0.8, 0.1, 0.1)  # of the masked: [MASK], left as it is, any piece
+    data.sentence_objective = "sop"  # sop, nsp, or none: one segment, no second loss
     data.short_seq_prob = 0.1  # share of documents cut into shorter chunks
-    data.single_segment = "split"  # chunks of one sentence: split, drop, or random as released
+    data.single_segment = "split"  # sop: chunks of one sentence: split, drop, random as released
+    data.static_copies = 0  # epochs that differ before they repeat, as released 40; 0: all differ
     data.workers = 4  # processes that make batches; 0: a thread
 
     # Optimiser: lamb and adamw as released, or optax.NAME for optax's own.

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rows import read_corpus
 
 from albert.config import check
 from albert.data.tokenizer import Tokenizer
@@ -76,6 +77,11 @@ def tokenizer(vocabulary) -> Tokenizer:
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("prepared")
+
+
+@pytest.fixture(scope="session")
+def corpus(text, tokenizer, prepared):
+    return read_corpus(text, tokenizer, prepared)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from albert.interop.weights import Weights, parameter_shapes
-from albert.model import AlbertConfig
+from albert.model_config import AlbertConfig
 
 TINY = AlbertConfig(
     vocab_size=50, embedding_size=8, hidden_size=16, num_hidden_layers=3, num_hidden_groups=1,

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from runs import assert_bit_equal, final_params, records
 from albert import loop
 from albert.checkpoint import CheckpointError, Checkpoints
 from albert.config import ConfigError, check
-from albert.data.sources import SourceError
+from albert.data.reading import SourceError
 from albert.evaluation import evaluate_run
 from albert.loop import RunError, train
 
@@ -336,6 +337,76 @@ def test_describe_ends_with_one_json_object(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("objective", ["sop", "none"])
+def test_a_packed_run_goes_on_to_the_same_bits(tiny, tmp_path, objective):
+    """Packed rows, accumulation and eight devices, stopped half-way and continued."""
+    tiny.data.packing = 4
+    tiny.data.sentence_objective = objective
+    tiny.train.accumulation = 2
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(check(tiny), whole)
+    tiny.train.checkpoint_every = 3
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop._Log, "step", stop_at(6))
+        with pytest.raises(KeyboardInterrupt):
+            train(check(tiny), parts)
+    train(check(tiny), parts)
+    assert_bit_equal(final_params(parts, 8), final_params(whole, 8))
+    assert ("sop_loss" in records(whole)[-1]) == (objective == "sop")
+    assert ("sop_loss" in records(whole, "valid")[-1]) == (objective == "sop")
+    report = json.loads((whole / "eval_8.json").read_text())
+    assert len(report["examples"]) == 5
+    assert not any("[CLS]" in line or "[SEP] ." in line for line in report["examples"])
+
+
+def stop_at(last):
+    """`_Log.step` that stops the run at a step."""
+
+    def step(self, number, *arguments, original=loop._Log.step):
+        if number == last:
+            raise KeyboardInterrupt
+        return original(self, number, *arguments)
+
+    return step
+
+
+def test_changed_text_under_a_run_is_named(tiny, tmp_path):
+    path = write_text(tmp_path / "a.txt", 200)
+    tiny.data.train_sources = (str(path),)
+    tiny.data.folder = str(tmp_path / "prepared")
+    tiny.train.num_steps = 4
+    train(check(tiny), tmp_path / "run")
+    write_text(path, 200, seed=5)
+    tiny.train.num_steps = 8
+    with pytest.raises(RunError, match=r"a\.txt: other changed files \(a\.txt\)"):
+        train(check(tiny), tmp_path / "run")
+
+
+def test_a_worker_that_is_killed_ends_the_run(tiny, tmp_path):
+    """Within seconds, with a word and a code, and without a step that lacks its batch."""
+    extra = ["--config.data.workers=2", "--config.train.log_every=1"]
+    extra += [f"--config.train.{name}=5000"
+              for name in ("num_steps", "eval_every", "checkpoint_every")]  # fmt: skip
+    with subprocess.Popen(
+        command(tiny, tmp_path, *extra), cwd=ROOT,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    ) as process:  # fmt: skip
+        printed = []
+        for line in process.stdout:
+            printed.append(line)
+            if line.startswith("step 3/"):
+                children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+                for child in children.split():
+                    if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
+                        os.kill(int(child), signal.SIGKILL)
+                        break
+                killed = time.monotonic()
+        code = process.wait(timeout=60)
+    assert time.monotonic() - killed < 60
+    assert code != 0
+    assert "worker" in "".join(printed[-40:])
+
+
 def test_two_processes_of_four_devices_equal_one_of_eight(tiny, tmp_path):
     """Real processes over gloo: same losses, and each makes only its own rows."""
     alone = tmp_path / "alone"
@@ -364,5 +435,15 @@ def test_two_processes_of_four_devices_equal_one_of_eight(tiny, tmp_path):
     assert "Held-out text" in printed[0]
     assert "step" not in printed[1]
     ours, theirs = ([r["loss"] for r in records(d)] for d in (several, alone))
+    assert len(ours) == 40
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+    # The last ten steps again, by one process.
+    for step in (35, 40):
+        shutil.rmtree(several / "checkpoints" / str(step))
+    subprocess.run(
+        command(tiny, several, "--config.train.log_every=1"), cwd=ROOT, check=True,
+        capture_output=True,
+    )  # fmt: skip
+    ours = [r["loss"] for r in records(several)]
     assert len(ours) == 40
     np.testing.assert_allclose(ours, theirs, rtol=1e-5)

@@ -10,14 +10,8 @@ from flax.traverse_util import flatten_dict
 from models import TINY
 
 from albert.cost import parameters_by_part
-from albert.model import (
-    REMAT_POLICIES,
-    Albert,
-    AlbertConfig,
-    Layer,
-    abstract_params,
-    init_params,
-)
+from albert.model import Albert, Layer, abstract_params, init_params
+from albert.model_config import REMAT_POLICIES, AlbertConfig
 from albert.sharding import LOGICAL_AXES
 from configs import base, large, xlarge, xxlarge
 

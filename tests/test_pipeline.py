@@ -1,15 +1,16 @@
 import dataclasses
+import pickle
 
 import numpy as np
 import pytest
-from test_examples import corpus, make_examples  # noqa: F401
+from rows import OPTIONS, make_examples
 
 from albert.data.pipeline import BatchSource, heldout_batch, iterate
 
 
-@pytest.fixture
-def examples(corpus, tokenizer):  # noqa: F811
-    return make_examples(corpus, tokenizer)
+@pytest.fixture(params=[0, 4], ids=["unpacked", "packed"])
+def examples(corpus, tokenizer, request):
+    return make_examples(corpus, tokenizer, dataclasses.replace(OPTIONS, packing=request.param))
 
 
 def assert_same(ours, theirs):
@@ -18,7 +19,7 @@ def assert_same(ours, theirs):
         np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
 
 
-@pytest.mark.parametrize("workers", [0, 1, 2])
+@pytest.mark.parametrize("workers", [0, 1, 2, 4])
 def test_batches_in_order_from_any_step(examples, workers):
     source = BatchSource(examples, 8, tuple(range(8)), 12)
     batches = list(iterate(source, 5, workers))
@@ -27,10 +28,29 @@ def test_batches_in_order_from_any_step(examples, workers):
         assert_same(batch, source[step])
 
 
-def test_processes_share_a_batch_by_rows(examples):
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_processes_share_a_batch_by_rows(examples, processes):
+    """Each makes its own rows only, from nothing that another made."""
     whole = BatchSource(examples, 8, tuple(range(8)), 10)[3]
-    parts = [BatchSource(examples, 8, rows, 10)[3] for rows in ((0, 1, 2, 3), (4, 5, 6, 7))]
+    parts = []
+    for process in range(processes):
+        rows = tuple(range(process * 8 // processes, (process + 1) * 8 // processes))
+        own = pickle.loads(pickle.dumps(BatchSource(examples, 8, rows, 10)))
+        parts.append(own[3])
     assert_same({name: np.concatenate([part[name] for part in parts]) for name in whole}, whole)
+
+
+def test_the_order_of_rows_outlives_a_change_of_processes(examples):
+    """Five steps on two processes, the rest on four: the rows of a run on one."""
+    alone = BatchSource(examples, 8, tuple(range(8)), 10)
+    found = []
+    for step in range(10):
+        processes = 2 if step < 5 else 4
+        rows = np.arange(8).reshape(processes, -1)
+        parts = [BatchSource(examples, 8, tuple(r), 10)[step] for r in rows.tolist()]
+        found.append({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+    for step, batch in enumerate(found):
+        assert_same(batch, alone[step])
 
 
 def test_held_out_rows_past_the_end_count_for_nothing(examples):

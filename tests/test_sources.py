@@ -1,19 +1,28 @@
 import gzip
+import itertools
 import json
 import lzma
 import re
+from typing import ClassVar
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 import tensorflow_datasets as tfds
 from backports import zstd
+from etils import epath
+from fsspec.implementations.memory import MemoryFileSystem
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from albert.data import text_files
 from albert.data.python_docs import clean
-from albert.data.sources import SourceError, parse_source
+from albert.data.reading import SourceError, read_documents
+from albert.data.sources import parse_source
 
 
-def documents(spec, field="text"):
-    return list(parse_source(str(spec), field).documents())
+def documents(spec, field="text", max_bad_share=0.0):
+    return list(read_documents(parse_source(str(spec), field), max_bad_share))
 
 
 TEXT = "First one.\nSecond \u00e9one.\n\n\n  \nThird.\n"
@@ -43,7 +52,7 @@ def test_folders_and_globs_in_name_order(tmp_path):
 
 def test_json_lines(tmp_path):
     path = tmp_path / "a.jsonl"
-    path.write_text('{"text": "One.\\nTwo."}\n\n{"text": " "}\n{"text": "Three."}\n')
+    path.write_text('{"text": "One.\\nTwo."}\n\n{"text": "Three."}\n')
     assert documents(path) == [["One.", "Two."], ["Three."]]
     path.write_text('{"body": "x"}\n')
     assert documents(path, "body") == [["x"]]
@@ -54,11 +63,62 @@ def test_json_lines(tmp_path):
         documents(path)
 
 
-def test_undecodable_text_names_file_and_line(tmp_path):
-    path = tmp_path / "a.txt"
-    path.write_bytes(b"fine\nbad \xff byte\n")
-    with pytest.raises(SourceError, match=r"a\.txt, line 2: not UTF-8 \(byte 0xff at position 5\)"):
+def big_line(size):
+    return b"x" * size
+
+
+BAD_LINES = [
+    (b"bad \xff byte", "not UTF-8 (byte 0xff at position 5)"),
+    (b"nothing \x00 here", "a NUL byte at position 9"),
+    (big_line(10_000_000), "longer than 1048576 bytes"),
+    (big_line(40_000_000), "longer than 1048576 bytes"),
+]
+
+
+@pytest.mark.parametrize(("line", "reason"), BAD_LINES, ids=["utf-8", "nul", "10MB", "40MB"])
+@pytest.mark.parametrize("compress", [bytes, gzip.compress], ids=["plain", "gz"])
+def test_a_bad_line_is_left_out_and_named(tmp_path, line, reason, compress):
+    path = tmp_path / ("a.txt" if compress is bytes else "a.txt.gz")
+    path.write_bytes(compress(b"One.\n\nTwo.\n" + line + b"\nThree.\n\nFour.\n"))
+    with pytest.raises(SourceError, match=re.escape(f"{path}, line 4: {reason}")):
         documents(path)
+    with pytest.raises(SourceError, match="1 of 5 records are bad"):
+        documents(path, max_bad_share=0.19)
+    found = documents(path, max_bad_share=0.2)
+    if len(line) < text_files.MAX_DOCUMENT_BYTES:
+        assert found == [["One."], ["Two.", "Three."], ["Four."]]
+    else:  # what is far too long for any document ends the one that it is in
+        assert found == [["One."], ["Two."], ["Three."], ["Four."]]
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        (b'{"text": ', "not JSON"),
+        (b'{"text": "bad \xff"}', "not UTF-8"),
+        (b'{"text": "a \\u0000"}', "a NUL character at position 3"),
+        (b'{"text": " \\n "}', "the field 'text' is empty"),
+        (b'{"body": "x"}', "no text in the field 'text'"),
+        (b'["x"]', "no text in the field 'text'"),
+        (b'{"text": 3}', "no text in the field 'text'"),
+        (b"[" * 100_000, "not JSON"),
+        (b'{"text": "' + big_line(20_000_000) + b'"}', "longer than 16777216 bytes"),
+    ],
+    ids=["cut", "utf-8", "nul", "empty", "field", "list", "number", "deep", "20MB"],
+)
+def test_a_bad_record_is_left_out_and_named(tmp_path, record, reason):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text": "One."}\n' + record + b'\n{"text": "Two."}\n')
+    with pytest.raises(SourceError, match=re.escape(f"{path}, line 2: {reason}")):
+        documents(path)
+    assert documents(path, max_bad_share=0.34) == [["One."], ["Two."]]
+
+
+def test_far_too_many_bad_records_stop_at_once(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text("not JSON\n" * 200_000 + '{"text": "x"}\n' * 10**6)
+    with pytest.raises(SourceError, match=r"a\.jsonl, line 1: not JSON(.|\n)*and \d+ more"):
+        next(read_documents(parse_source(str(path), "text"), 0.001))
 
 
 @pytest.mark.parametrize(
@@ -68,8 +128,113 @@ def test_undecodable_text_names_file_and_line(tmp_path):
 def test_a_cut_off_file_is_named(tmp_path, suffix, compress):
     path = tmp_path / f"a.txt{suffix}"
     path.write_bytes(compress(("line of text %d\n" * 3000).encode())[:-20])
-    with pytest.raises(SourceError, match=r"a\.txt.*damaged or cut off after line"):
+    words = r"a\.txt\.\w+: the compressed file is damaged or cut off after line \d+"
+    with pytest.raises(SourceError, match=words):
         documents(path)
+    assert documents(path, max_bad_share=1.0) in ([], [["line of text %d"] * 3000])
+
+
+def test_what_a_cut_off_file_holds_is_kept(tmp_path):
+    rng = np.random.default_rng(0)
+    lines = [" ".join(map(str, rng.integers(0, 10**9, 20))) for _ in range(40_000)]
+    path = tmp_path / "a.txt.gz"
+    path.write_bytes(gzip.compress("\n\n".join(lines).encode())[:-2_000_000])
+    found = documents(path, max_bad_share=0.001)
+    assert 1000 < len(found) < 40_000
+    assert [document[0] for document in found] == lines[: len(found)]
+
+
+@given(
+    st.lists(st.lists(st.sampled_from(["a", "bc d", "\u00e9", "x" * 40]), max_size=6), max_size=12),
+    st.sampled_from(["\n", "\r\n"]),
+    st.sampled_from(["", " ", "\t"]),
+    st.integers(5, 60),
+    st.integers(1, 200),
+)
+@settings(deadline=None)
+def test_parts_and_blocks_cut_between_documents(
+    tmp_path_factory, texts, newline, blank, block, part
+):
+    """However small they are, the documents are those of reading line by line."""
+    path = tmp_path_factory.mktemp("cut") / "a.txt"
+    lines = [line for text in texts for line in [*text, blank]]
+    path.write_bytes(newline.join(lines).encode())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text_files, "BLOCK_BYTES", block)
+        patch.setattr(text_files, "PART_BYTES", part)
+        source = parse_source(f"lines:{path}", "text") if path.stat().st_size else None
+        if source is None:
+            return
+        pieces = [piece for part in source.parts() for piece in part]
+        assert [p.begin for p in pieces[1:]] == [p.end for p in pieces[:-1]]
+        assert pieces[-1].end == path.stat().st_size
+        assert documents(f"lines:{path}") == [text for text in texts if text]
+
+
+def test_a_file_without_blank_lines_does_not_fill_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(text_files, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(text_files, "MAX_DOCUMENT_BYTES", 5000)
+    monkeypatch.setattr(text_files, "PART_BYTES", 20_000)
+    path = tmp_path / "a.txt"
+    path.write_text("".join(f"line {i}\n" for i in range(10_000)))
+    source = parse_source(str(path), "text")
+    blocks = [block for part in source.parts() for block in source.blocks(part)]
+    assert max(len(block.data) for block in blocks) <= 7000
+    assert len(source.parts()) > 3
+    assert [line for d in documents(path) for line in d] == [f"line {i}" for i in range(10_000)]
+
+
+def test_parquet(tmp_path):
+    path = tmp_path / "a.parquet"
+    texts = ["One.\nTwo.", "Three.", None, " ", "Four."]
+    pyarrow.parquet.write_table(pyarrow.table({"text": texts, "n": range(5)}), path)
+    assert documents(path, max_bad_share=0.5) == [["One.", "Two."], ["Three."], ["Four."]]
+    assert documents(tmp_path, max_bad_share=0.5) == documents(f"parquet:{path}", "text", 0.5)
+    with pytest.raises(SourceError, match=r"a\.parquet, row 2: no text in the field 'text'"):
+        documents(path)
+    with pytest.raises(SourceError, match=r"a\.parquet: no column 'body'; it has text, n"):
+        documents(path, "body")
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(SourceError, match=r"a\.parquet, row 0: not Parquet, or damaged"):
+        documents(path)
+
+
+class Bucket(MemoryFileSystem):
+    """An object store in memory: its names, as gcsfs and s3fs give them, have no scheme."""
+
+    cachable = False
+    store: ClassVar = {}
+    pseudo_dirs: ClassVar = [""]
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return "/" + path.removeprefix("gs://").strip("/")
+
+    def glob(self, path, **kwargs):
+        return [name.lstrip("/") for name in super().glob(path, **kwargs)]
+
+
+@pytest.fixture
+def store():
+    bucket = Bucket()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(epath.gpath, "_is_tf_installed", lambda: False)
+        patch.setattr(type(epath.backend.fsspec_backend), "fs", lambda self, path: bucket)
+        yield bucket
+    bucket.store.clear()
+
+
+def test_object_stores_by_path(store):
+    store.pipe("/bucket/wiki/a.txt", TEXT.encode())
+    store.pipe("/bucket/wiki/sub/b.txt.gz", gzip.compress(b"Other.\n"))
+    expected = [["First one.", "Second \u00e9one."], ["Third."]]
+    assert documents("gs://bucket/wiki/a.txt") == expected
+    assert documents("gs://bucket/wiki/") == [*expected, ["Other."]]
+    assert documents("gs://bucket/wiki/*.txt") == expected
+    source = parse_source("gs://bucket/wiki/a.txt", "text")
+    assert source.identity()["files"][0]["bytes"] == len(TEXT.encode())
+    with pytest.raises(SourceError, match="There is no file gs://bucket/none"):
+        documents("gs://bucket/none/*.txt")
 
 
 @pytest.mark.parametrize(
@@ -123,17 +288,17 @@ def test_tfds_by_name(tmp_path, monkeypatch):
     assert sorted(found) == [[f"Text {i}.", "More of it."] for i in range(3)]
     assert len(documents("tfds:tiny@test", "body")) == 1
     assert parse_source("tfds:tiny", "body").identity()["examples"] == 3
-    with pytest.raises(SourceError, match="record 0: no text in the feature 'text'; it has body"):
+    with pytest.raises(SourceError, match="no feature 'text'; it has body"):
         documents("tfds:tiny")
 
 
 def test_python_docs_hold_prose():
     source = parse_source("python-docs", "text")
-    read = source.documents()
+    read = read_documents(source, 0.0)
     found = [next(read) for _ in range(500)]
     assert np.mean([sum(len(p) for p in d) for d in found]) > 200
     assert len({json.dumps(d) for d in found}) == 500
-    assert [d for d, _ in zip(source.documents(), range(3), strict=False)] == found[:3]
+    assert list(itertools.islice(read_documents(source, 0.0), 3)) == found[:3]
     assert source.identity()["python"]
 
 

@@ -2,7 +2,7 @@
 
 A prepared corpus is a folder:
 
-    corpus.json           what it was made from, and its counts
+    corpus.json           what it was made from, its counts, and the records left out as bad
     passages/             TFDS dataset: runs of whole sentences, PASSAGE_TOKENS or a little more
     sentence_lengths.npy  tokens of every sentence, in order
     document_starts.npy   first sentence of every document, and the number of sentences
@@ -10,46 +10,39 @@ A prepared corpus is a folder:
     passage_starts.npy    first sentence of every passage, and the number of sentences
 
 Passages bound what reading one example costs, however long the book it is cut from. The index
-alone decides an epoch's plan, so planning reads no text. Never imports jax.
+alone decides an epoch's plan, so planning reads no text. `corpus_writer.py` makes it. Never
+imports jax.
 """
 
-import concurrent.futures
-import contextlib
 import hashlib
-import importlib.metadata
-import io
 import itertools
 import json
-import multiprocessing
 import os
-from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from tensorflow_datasets.proto import tf_example_pb2
 from tqdm import tqdm
 
-from albert.data.sources import Source, SourceError, split_sentences
-from albert.data.store import fingerprint_of, made_once
-from albert.data.tokenizer import Tokenizer
-
-FORMAT = 1  # part of every fingerprint: raise it when the folder's contents change meaning
 PASSAGE_TOKENS = 2048
-_BATCH_CHARACTERS = 1_000_000  # of text sent to a tokenising process at a time
-_SPLIT = "documents"
+SPLIT = "documents"
+_INDEXED_AT_ONCE = 1024  # passages
 
 
-class Passages(tfds.core.GeneratorBasedBuilder):
-    """TFDS builder over passages that come from `generate`, an iterator of feature dicts."""
+class Passages(tfds.core.ShardBasedBuilder):
+    """TFDS builder over passages; every shard is a function that gives them in order."""
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("2.0.0")
 
-    def __init__(self, *, dtype=np.uint16, generate=(), **kwargs):
+    def __init__(self, *, dtype=np.uint16, shards: Sequence[Callable[[], Iterable]] = (), **kwargs):
+        """`dtype` of the ids; each of `shards` gives (key, features) pairs."""
         self._dtype = dtype
-        self._generate = generate
-        super().__init__(**kwargs)
+        self._shards = list(shards)
+        super().__init__(file_format="array_record", **kwargs)
 
     def _info(self):
         raw = tfds.features.Encoding.BYTES
@@ -63,17 +56,14 @@ class Passages(tfds.core.GeneratorBasedBuilder):
                     "sentence_lengths": tfds.features.Tensor(
                         shape=(None,), dtype=np.uint32, encoding=raw
                     ),
-                    "document": np.int64,
+                    "starts_document": np.bool_,
                 }
             ),
         )
 
-    def _split_generators(self, dl_manager):
+    def _shard_iterators_per_split(self, dl_manager):
         del dl_manager
-        return {_SPLIT: self._generate_examples()}
-
-    def _generate_examples(self):
-        yield from enumerate(self._generate)
+        return {SPLIT: self._shards}
 
 
 class Corpus:
@@ -94,237 +84,184 @@ class Corpus:
     def num_documents(self) -> int:
         return len(self.document_starts) - 1
 
+    @property
+    def num_sentences(self) -> int:
+        return len(self.sentence_lengths)
+
+    def _array(self, name: str) -> np.ndarray:
+        # A plain view: indexing a numpy.memmap costs a microsecond more every time.
+        return np.asarray(np.load(self.path / f"{name}.npy", mmap_mode="r")).view(np.ndarray)
+
     @cached_property
     def sentence_lengths(self) -> np.ndarray:
         """uint32 [sentences]."""
-        return np.load(self.path / "sentence_lengths.npy", mmap_mode="r")
+        return self._array("sentence_lengths")
 
     @cached_property
     def document_starts(self) -> np.ndarray:
         """int64 [documents + 1]."""
-        return np.load(self.path / "document_starts.npy", mmap_mode="r")
+        return self._array("document_starts")
 
     @cached_property
     def document_hashes(self) -> np.ndarray:
         """uint64 [documents]."""
-        return np.load(self.path / "document_hashes.npy", mmap_mode="r")
+        return self._array("document_hashes")
 
     @cached_property
     def _passage_starts(self) -> np.ndarray:
-        return np.load(self.path / "passage_starts.npy", mmap_mode="r")
+        return self._array("passage_starts")
 
     @cached_property
-    def _passages(self):
-        builder = tfds.builder_from_directory(self.path / "passages" / str(Passages.VERSION))
-        return builder.as_data_source(_SPLIT)
+    def _records(self):
+        return _open(self.path, tfds.decode.DeserializeMethod.RAW_BYTES)
 
-    def read(self, first: int, last: int) -> list[np.ndarray]:
-        """The ids of sentences first, ..., last - 1, an int32 array each."""
-        starts = self._passage_starts
-        passage = int(np.searchsorted(starts, first, side="right")) - 1
-        sentences: list[np.ndarray] = []
-        while len(sentences) < last - first:
-            record = self._passages[passage]
-            bounds = [0, *np.cumsum(record["sentence_lengths"]).tolist()]
-            offset = first + len(sentences) - int(starts[passage])
-            bounds = bounds[offset : offset + last - first - len(sentences) + 1]
-            # numpy.split would take a quarter of the time of making a row.
-            ids = record["ids"]
-            sentences += [ids[a:b].astype(np.int32) for a, b in itertools.pairwise(bounds)]
+    @cached_property
+    def _dtype(self) -> np.dtype:
+        return self._records.dataset_info.features["ids"].np_dtype
+
+    def _passage(self, number: int) -> np.ndarray:
+        # Decoding every feature, as TFDS does, takes longer than the rest of making a row.
+        example = tf_example_pb2.Example.FromString(self._records[number])
+        return np.frombuffer(example.features.feature["ids"].bytes_list.value[0], self._dtype)
+
+    def read(self, first: int, last: int) -> np.ndarray:
+        """The ids of sentences first, ..., last - 1, one behind the other: int32 [tokens]."""
+        starts, lengths = self._passage_starts, self.sentence_lengths
+        passage = int(starts.searchsorted(first, side="right")) - 1
+        begin = int(lengths[starts[passage] : first].sum())
+        end = begin + int(lengths[first:last].sum())
+        ids = self._passage(passage)
+        while len(ids) < end:
             passage += 1
-        return sentences
+            ids = np.concatenate([ids, self._passage(passage)])
+        return ids[begin:end].astype(np.int32)
+
+    def read_sentences(self, first: int, last: int) -> list[np.ndarray]:
+        """The ids of sentences first, ..., last - 1, an array each."""
+        bounds = [0, *np.cumsum(self.sentence_lengths[first:last]).tolist()]
+        ids = self.read(first, last)
+        return [ids[a:b] for a, b in itertools.pairwise(bounds)]
 
 
-def prepare_corpus(
-    source: Source, tokenizer: Tokenizer, language: str, max_documents: int, folder: Path
-) -> Corpus:
-    """The corpus of the first `max_documents` of `source` (0: all), made now or found in `folder`.
+def open_passages(folder: Path) -> Any:
+    """The passages of a corpus by number: dicts of the features of `Passages`."""
+    return _open(folder, tfds.decode.DeserializeMethod.DESERIALIZE_AND_DECODE)
 
-    Tokenises on all cores. The corpus appears under its final name only when it is complete;
-    a second process that asks for the same one waits for it.
 
-    Raises:
-      SourceError: the source cannot be read or holds no text.
+def _open(folder: Path, method: tfds.decode.DeserializeMethod) -> Any:
+    builder = tfds.builder_from_directory(folder / "passages" / str(Passages.VERSION))
+    return builder.as_data_source(SPLIT, deserialize_method=method)
+
+
+def passages_of(ids: np.ndarray, lengths: np.ndarray) -> Iterator[dict]:
+    """A document as features of `Passages`: ids, and the lengths of its sentences.
+
+    A passage ends with the sentence that reaches the next multiple of its size.
     """
-    made_from = {
-        "format": FORMAT,
-        "source": source.identity(),
-        "tokenizer": tokenizer.fingerprint,
-        "lower_case": tokenizer.lower_case,
-        "strip_accents": tokenizer.strip_accents,
-        "max_documents": max_documents,
-        # The splitter has no part in text that is split already.
-        "splitter": [language, importlib.metadata.version("sentencex")]
-        if source.paragraphs
-        else None,
+    ends = np.cumsum(lengths)
+    cuts = np.searchsorted(ends, np.arange(PASSAGE_TOKENS, ends[-1], PASSAGE_TOKENS)) + 1
+    for first, last in itertools.pairwise(np.unique([0, *cuts, len(lengths)]).tolist()):
+        yield {
+            "ids": ids[ends[first] - lengths[first] : ends[last - 1]],
+            "sentence_lengths": lengths[first:last].astype(np.uint32),
+            "starts_document": first == 0,
+        }
+
+
+def write_index(folder: Path, spec: str) -> dict[str, int]:
+    """Writes the index of the passages in `folder`; returns the counts."""
+    passages = open_passages(folder)
+    columns = {
+        "sentence_lengths": _Column(folder / "sentence_lengths.npy", np.uint32),
+        "document_starts": _Column(folder / "document_starts.npy", np.int64),
+        "document_hashes": _Column(folder / "document_hashes.npy", np.uint64),
+        "passage_starts": _Column(folder / "passage_starts.npy", np.int64),
     }
-    fingerprint = fingerprint_of(made_from)
-    with made_once(corpus_folder(folder, fingerprint)) as (final, temporary):
-        if temporary is not None:
-            counts = _write_corpus(source, tokenizer, language, max_documents, temporary)
-            manifest = {"fingerprint": fingerprint, "spec": source.spec, **counts, **made_from}
-            (temporary / "corpus.json").write_text(json.dumps(manifest, indent=1))
-    return Corpus(final)
-
-
-def corpus_folder(folder: Path, fingerprint: str) -> Path:
-    """Where `prepare_corpus` keeps the corpus of a fingerprint."""
-    return folder / f"corpus-{fingerprint}"
-
-
-def encode_documents(
-    documents: list[list[str]], tokenizer: Tokenizer, paragraphs: bool, language: str
-):
-    """Each document as its ids and the lengths of its sentences; what has no ids is left out."""
-    split = [split_sentences(document, paragraphs, language) for document in documents]
-    encoded = iter(tokenizer.encode_batch([s for document in split for s in document]))
-    result = []
-    for document in split:
-        sentences = [ids for ids in itertools.islice(encoded, len(document)) if ids]
-        if sentences:
-            ids = np.fromiter(itertools.chain.from_iterable(sentences), np.int32)
-            result.append((ids, np.array([len(s) for s in sentences], np.int64)))
-    return result
-
-
-_worker_arguments: tuple = ()
-
-
-def _start_worker(*arguments):
-    global _worker_arguments
-    _worker_arguments = arguments
-
-
-def _encode_in_worker(documents):
-    return encode_documents(documents, *_worker_arguments)
-
-
-def _batches(documents: Iterable[list[str]]) -> Iterator[list[list[str]]]:
-    batch, size = [], 0
-    for document in documents:
-        batch.append(document)
-        size += sum(map(len, document))
-        if size >= _BATCH_CHARACTERS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def _encoded_documents(
-    batches: Iterator[list[list[str]]],
-    source: Source,
-    tokenizer: Tokenizer,
-    language: str,
-    progress: tqdm,
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Every document's ids, in order, tokenised on all cores once there is enough to do."""
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    head = list(itertools.islice(batches, 2))
-    if len(head) < 2 or cores == 1:
-        for batch in itertools.chain(head, batches):
-            progress.update(sum(len(s) for document in batch for s in document))
-            yield from encode_documents(batch, tokenizer, source.paragraphs, language)
-        return
-    with concurrent.futures.ProcessPoolExecutor(
-        cores,
-        # Not fork: the caller may have started jax, whose threads do not survive it.
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_start_worker,
-        initargs=(tokenizer, source.paragraphs, language),
-    ) as pool:
-        pending: deque = deque()
-
-        def finish_one():
-            size, future = pending.popleft()
-            encoded = future.result()
-            progress.update(size)
-            return encoded
-
-        try:
-            for batch in itertools.chain(head, batches):
-                size = sum(len(s) for document in batch for s in document)
-                pending.append((size, pool.submit(_encode_in_worker, batch)))
-                if len(pending) > 2 * cores:
-                    yield from finish_one()
-            while pending:
-                yield from finish_one()
-        except concurrent.futures.process.BrokenProcessPool as error:
-            raise SourceError(
-                f"A process that tokenised {source.spec} was killed, most often for memory; "
-                "nothing was kept. Run again with more memory or fewer cores (taskset -c)."
-            ) from error
-
-
-def _write_corpus(
-    source: Source, tokenizer: Tokenizer, language: str, max_documents: int, folder: Path
-) -> dict:
-    """Fills `folder` with passages and index; returns the counts."""
-    sentence_lengths: list[np.ndarray] = []
-    document_hashes: list[int] = []
-    document_starts, passage_starts = [0], [0]
-    dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
+    digest = None
+    tokens = 0
     progress = tqdm(
-        desc=f"Preparing {source.spec}", unit="chars", unit_scale=True, mininterval=1, leave=True
-    )
+        desc=f"Indexing {spec}", total=len(passages), unit="passages", mininterval=1, leave=False,
+        delay=2,
+    )  # fmt: skip
+    for begin in range(0, len(passages), _INDEXED_AT_ONCE):
+        chosen = list(range(begin, min(begin + _INDEXED_AT_ONCE, len(passages))))
+        for passage in passages.__getitems__(chosen):
+            sentences = columns["sentence_lengths"].length
+            if passage["starts_document"]:
+                if digest is not None:
+                    columns["document_hashes"].append([_as_number(digest)])
+                digest = hashlib.blake2b(digest_size=8)
+                columns["document_starts"].append([sentences])
+            assert digest is not None  # the first passage of all starts a document
+            digest.update(passage["ids"].tobytes())
+            columns["passage_starts"].append([sentences])
+            columns["sentence_lengths"].append(passage["sentence_lengths"])
+            tokens += len(passage["ids"])
+        progress.update(len(chosen))
+    progress.close()
+    sentences = columns["sentence_lengths"].length
+    if digest is not None:
+        columns["document_hashes"].append([_as_number(digest)])
+    columns["document_starts"].append([sentences])
+    columns["passage_starts"].append([sentences])
+    for column in columns.values():
+        column.close()
+    documents = columns["document_hashes"].length
+    return {"documents": documents, "sentences": sentences, "tokens": tokens}
 
-    def passages():
-        batches = _batches(itertools.islice(source.documents(), max_documents or None))
-        for ids, lengths in _encoded_documents(batches, source, tokenizer, language, progress):
-            number = len(document_hashes)
-            digest = hashlib.blake2b(ids.tobytes(), digest_size=8).digest()
-            document_hashes.append(int.from_bytes(digest))
-            # A passage ends with the sentence that reaches the next multiple of its size.
-            ends = np.cumsum(lengths)
-            cuts = np.searchsorted(ends, np.arange(PASSAGE_TOKENS, ends[-1], PASSAGE_TOKENS)) + 1
-            bounds = np.unique([0, *cuts, len(lengths)])
-            for first, last in itertools.pairwise(bounds):
-                yield {
-                    "ids": ids[ends[first] - lengths[first] : ends[last - 1]].astype(dtype),
-                    "sentence_lengths": lengths[first:last].astype(np.uint32),
-                    "document": number,
-                }
-                passage_starts.append(passage_starts[-1] + int(last - first))
-            sentence_lengths.append(lengths.astype(np.uint32))
-            document_starts.append(document_starts[-1] + len(lengths))
 
-    failure: list[BaseException] = []
-    read_all = False
+def differences(before: dict, now: dict) -> list[str]:
+    """What differs between two descriptions of corpora, in words."""
+    changed = [
+        f"{name} ({before.get(name)} -> {now[name]})"
+        for name in ("format", "lower_case", "strip_accents", "max_documents", "splitter")
+        if before.get(name) != now[name]
+    ]
+    if before["tokenizer"] != now["tokenizer"]:
+        changed.append("tokenizer")
+    ours, theirs = now["source"], before["source"]
+    files, old_files = ({f["file"]: f for f in s.get("files", ())} for s in (ours, theirs))
+    touched = [name for name, f in files.items() if old_files.get(name, f) != f]
+    for words, names in (
+        ("changed files", touched),
+        ("added files", sorted(files.keys() - old_files.keys())),
+        ("removed files", sorted(old_files.keys() - files.keys())),
+    ):
+        if names:
+            changed.append(f"{words} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})")
+    others = {k: v for k, v in ours.items() if k != "files"}
+    if others != {k: v for k, v in theirs.items() if k != "files"}:
+        changed.append(f"source ({others})")
+    elif not changed and ours != theirs:
+        changed.append("order of its files")
+    return changed
 
-    def watched():
-        # TFDS wraps what its generator raises in an error of its own.
-        nonlocal read_all
-        try:
-            yield from passages()
-        except BaseException as error:
-            failure.append(error)
-            raise
-        read_all = True
 
-    builder = Passages(dtype=dtype, generate=watched(), data_dir=folder, file_format="array_record")
-    tfds.disable_progress_bar()  # it counts examples of unknown number; ours counts text
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            builder.download_and_prepare()
-    except Exception:
-        # Raised again in every case: as the generator's own error, as what TFDS means when it
-        # cannot write a dataset of no examples, or as it is (a full disk).
-        if failure:
-            raise failure[0] from None
-        if read_all and not document_hashes:
-            raise SourceError(f"{source.spec} holds no text.") from None
-        raise
-    finally:
-        progress.close()
-    np.save(folder / "sentence_lengths.npy", np.concatenate(sentence_lengths))
-    np.save(folder / "document_starts.npy", np.array(document_starts, np.int64))
-    np.save(folder / "document_hashes.npy", np.array(document_hashes, np.uint64))
-    np.save(folder / "passage_starts.npy", np.array(passage_starts, np.int64))
-    return {
-        "documents": len(document_hashes),
-        "sentences": document_starts[-1],
-        "tokens": int(sum(int(lengths.sum()) for lengths in sentence_lengths)),
-        "characters": int(progress.n),
-    }
+def _as_number(digest) -> int:
+    return int.from_bytes(digest.digest())
+
+
+class _Column:
+    """A one-dimensional .npy file that is written piece by piece."""
+
+    def __init__(self, path: Path, dtype):
+        self.length = 0
+        self._dtype = np.dtype(dtype)
+        self._file = open(path, "wb")  # noqa: SIM115, closed by close()
+        self._write_header()
+
+    def append(self, values) -> None:
+        array = np.asarray(values, self._dtype)
+        self._file.write(array.tobytes())
+        self.length += len(array)
+
+    def close(self) -> None:
+        self._file.seek(0)
+        self._write_header()  # numpy leaves room for the first axis to grow
+        self._file.close()
+
+    def _write_header(self) -> None:
+        np.lib.format.write_array_header_1_0(
+            self._file,
+            {"descr": self._dtype.str, "fortran_order": False, "shape": (self.length,)},
+        )

@@ -1,113 +1,59 @@
-"""Pretraining examples: every row of every step is a pure function of (corpora, seed, row).
+"""Pretraining rows: every row of every step is a pure function of (corpora, seed, row).
 
 Source: section 5 of the released program's semantics (`create_pretraining_data.py` of
-google-research/albert): chunks of whole sentences, sentence order, truncation, masking.
+google-research/albert): sentence order, truncation, masking.
 
-An epoch of a corpus is planned at once from its index: where each chunk begins and ends, and in
-which order they come. A row then needs its own chunk only, so any process can make any row, and
-resuming needs only the step. Never imports jax.
+`plan.py` says which chunk of which corpus stands where. A row then needs its own chunks only, so
+any process can make any row, and resuming needs only the step. What an example looks like does
+not depend on where it stands: packed or not, it is the same. Never imports jax.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from functools import lru_cache
 
+import numba
 import numpy as np
 
-from albert.data.corpus import Corpus
 from albert.data.masking import choose_masked, corrupt
-from albert.data.sources import SourceError
+from albert.data.plan import MIX_STREAM, ROW_STREAM, CorpusPlan, ExampleOptions
+from albert.data.reading import SourceError
 from albert.data.tokenizer import CLS, SEP, SPECIAL, WORD_MARK, Tokenizer
 
-SINGLE_SEGMENT = ("split", "drop", "random")
-IN_ORDER, SWAPPED = 0, 1
-# First number of every key, and all keys of one length: no two streams of a run ever meet.
-_PLAN, _MIX, _ROW = 1, 2, 3
+IN_ORDER, SWAPPED = 0, 1  # labels of "sop"; those of "nsp" are 0 the next and 1 a random segment
+
+Batch = dict[str, np.ndarray]
 
 
-@dataclasses.dataclass(frozen=True)
-class ExampleOptions:
-    """What an example looks like."""
-
-    seq_length: int  # L
-    max_predictions: int  # P
-    masking_rate: float
-    max_ngram: int
-    short_seq_prob: float  # of documents cut into chunks of a random, shorter length
-    # What becomes of a chunk of one sentence: "split" it in two at a word, "drop" it, or give it
-    # a "random" second segment labelled as swapped, as the released program does.
-    single_segment: str
-
-
-class CorpusPlan:
-    """The chunks of one corpus, epoch by epoch."""
-
-    def __init__(
-        self, corpus: Corpus, documents: np.ndarray, options: ExampleOptions, seed: Sequence[int]
-    ):
-        """Plans over the documents with these numbers, sorted; seed: (run, corpus)."""
-        self.corpus = corpus
-        self.documents = documents
-        self._options = options
-        self._seed = tuple(seed)
-        self._epoch = lru_cache(maxsize=2)(self._plan_epoch)
-        # Chunk counts differ a little from epoch to epoch. Every epoch has as many rows as the
-        # first, so that a row's epoch is a division: a longer plan leaves a random few out, a
-        # shorter one begins again.
-        self.rows_per_epoch = len(self._epoch(0))
-
-    def __reduce__(self):
-        return (CorpusPlan, (self.corpus, self.documents, self._options, self._seed))
-
-    def chunk(self, row: int) -> tuple[int, int, int]:
-        """First sentence, last sentence + 1 and target length of a row of this corpus."""
-        epoch, position = divmod(row, self.rows_per_epoch)
-        chunks = self._epoch(epoch)
-        first, last, target = chunks[position % len(chunks)]
-        return int(first), int(last), int(target)
-
-    def _plan_epoch(self, epoch: int) -> np.ndarray:
-        rng = np.random.default_rng((_PLAN, *self._seed, epoch))
-        chunks = plan_chunks(self.corpus, self.documents, self._options, rng)
-        return chunks[rng.permutation(len(chunks))]
-
-
-def plan_chunks(
-    corpus: Corpus, documents: np.ndarray, options: ExampleOptions, rng: np.random.Generator
-) -> np.ndarray:
-    """Cuts documents into chunks of whole sentences.
-
-    Each document draws a target length once: L - 3, or with probability `short_seq_prob` uniform
-    in [2, L - 3]. Sentences are added until the target is reached or the document ends.
+def empty_batch(count: int, options: ExampleOptions) -> Batch:
+    """Rows of padding without targets: what `Examples.batch` fills, and its fields.
 
     Returns:
-      int64 [chunks, 3]: first sentence, last sentence + 1, target length; in corpus order.
+      input_ids, token_type_ids, attention_mask: int32 [count, L];
+      mlm_positions, mlm_labels: int32 [count, P]; mlm_weights: float32 [count, P];
+      sop_labels: int32 [count], -1 for no label. Packed rows, of K examples at most, have
+      sop_labels int32 [count, K]; cls_positions int32 [count, K], where each example begins;
+      segment_ids int32 [count, L], 1 for the first example's tokens, 2 for the next, 0 for
+      padding; position_ids int32 [count, L], which begin at 0 in every example.
     """
-    longest = options.seq_length - 3
-    targets = np.full(len(documents), longest, np.int64)
-    short = rng.random(len(documents)) < options.short_seq_prob
-    targets[short] = rng.integers(2, longest + 1, int(short.sum()))
-    # tokens_before[i]: tokens in front of sentence i.
-    tokens_before = np.concatenate([[0], np.cumsum(corpus.sentence_lengths, dtype=np.int64)])
-    first = np.asarray(corpus.document_starts[documents])
-    ends = np.asarray(corpus.document_starts[documents + 1])
-    pieces = []
-    # All documents advance by one chunk at a time, side by side.
-    while len(first):
-        reached = np.searchsorted(tokens_before, tokens_before[first] + targets)
-        last = np.minimum(reached, ends)
-        pieces.append(np.stack([first, last, targets], axis=1))
-        unfinished = last < ends
-        first, ends, targets = last[unfinished], ends[unfinished], targets[unfinished]
-    chunks = np.concatenate(pieces) if pieces else np.zeros((0, 3), np.int64)
-    chunks = chunks[np.argsort(chunks[:, 0], kind="stable")]
-    single = chunks[:, 1] - chunks[:, 0] == 1
-    if options.single_segment == "drop":
-        return chunks[~single]
-    if options.single_segment == "split":
-        too_short = corpus.sentence_lengths[chunks[:, 0]] < 2
-        return chunks[~(single & too_short)]
-    return chunks
+    tokens = (count, options.seq_length)
+    predictions = (count, options.max_predictions)
+    batch = {
+        "input_ids": np.zeros(tokens, np.int32),
+        "token_type_ids": np.zeros(tokens, np.int32),
+        "attention_mask": np.zeros(tokens, np.int32),
+        "mlm_positions": np.zeros(predictions, np.int32),
+        "mlm_labels": np.zeros(predictions, np.int32),
+        "mlm_weights": np.zeros(predictions, np.float32),
+        "sop_labels": np.full(count, -1, np.int32),
+    }
+    if options.packing:
+        batch |= {
+            "sop_labels": np.full((count, options.packing), -1, np.int32),
+            "cls_positions": np.zeros((count, options.packing), np.int32),
+            "segment_ids": np.zeros(tokens, np.int32),
+            "position_ids": np.zeros(tokens, np.int32),
+        }
+    return batch
 
 
 class Examples:
@@ -117,46 +63,82 @@ class Examples:
         self,
         plans: Sequence[CorpusPlan],
         weights: Sequence[float],
+        temperature: float,
         tokenizer: Tokenizer,
         options: ExampleOptions,
         seed: int,
     ):
-        """Mixes the plans by weight; no weights means in proportion to their sizes."""
+        """Mixes the plans by weight ** (1 / temperature); no weights means their sizes."""
         self.plans = list(plans)
         self.tokenizer = tokenizer
         self.options = options
         self._weights = tuple(weights)
+        self._temperature = temperature
         self._seed = seed
-        sizes = [plan.rows_per_epoch for plan in self.plans]
-        total = sum(sizes)
-        shares = [w / sum(weights) for w in weights] if weights else [n / total for n in sizes]
-        self._counts = [round(share * total) for share in shares]
+        self._counts = mixture([p.rows_per_epoch for p in self.plans], weights, temperature)
         self.rows_per_epoch = sum(self._counts)
         for plan, count in zip(self.plans, self._counts, strict=True):
             if not count:
                 raise SourceError(
-                    f"{plan.corpus.manifest['spec']} gets none of the {total} rows of an epoch: "
-                    "its weight in data.train_weights is too small."
+                    f"{plan.corpus.manifest['spec']} gets none of the {self.rows_per_epoch} rows "
+                    "of an epoch: its weight in data.train_weights is too small."
                 )
         self._order = lru_cache(maxsize=2)(self._mix_epoch)
+        if options.masking_unit == "word":
+            self._starts_word = tokenizer.starts_word
+        else:
+            self._starts_word = np.ones(tokenizer.vocab_size, bool)
 
     def __reduce__(self):
-        arguments = (self.plans, self._weights, self.tokenizer, self.options, self._seed)
+        arguments = (self.plans, self._weights, self._temperature, self.tokenizer, self.options,
+                     self._seed)  # fmt: skip
         return (Examples, arguments)
 
-    def __getitem__(self, row: int) -> dict[str, np.ndarray]:
-        """One example.
+    def __getitem__(self, row: int) -> Batch:
+        """One row: the fields of `empty_batch` without their first axis."""
+        return {name: values[0] for name, values in self.batch([row]).items()}
 
-        Returns:
-          input_ids, token_type_ids, attention_mask: int32 [L];
-          mlm_positions, mlm_labels: int32 [P]; mlm_weights: float32 [P];
-          sop_labels: int32 scalar, 0 in order and 1 swapped.
+    def batch(self, rows: Sequence[int]) -> Batch:
+        """The rows with these numbers, one behind the other; the fields are those of `empty_batch`.
+
+        Where a number is negative the row is padding without targets.
         """
-        plan, row_of_plan = self._locate(row)
-        rng = np.random.Generator(np.random.Philox(key=[self._seed * 8 + _ROW, row]))
-        a, b, label = self._segments(plan, plan.chunk(row_of_plan), rng)
-        a, b = truncate(a, b, self.options.seq_length - 3, rng)
-        return self._build(a, b, label, rng)
+        options = self.options
+        batch = empty_batch(len(rows), options)
+        packed = options.packing > 0
+        for place, row in enumerate(rows):
+            if row < 0:
+                continue
+            plan, row_of_plan = self._locate(row)
+            offset = masked = 0
+            for number, (chunk, key) in enumerate(zip(*plan.row(row_of_plan), strict=True)):
+                rng = np.random.Generator(np.random.Philox(key=[self._seed * 8 + ROW_STREAM, key]))
+                a, b, label = self._segments(plan, chunk.tolist(), rng)
+                length = len(a) + len(b) + options.special_tokens
+                budget = int(options.budgets[length])
+                masked = _write_example(
+                    batch["input_ids"][place], batch["token_type_ids"][place],
+                    batch["mlm_positions"][place], batch["mlm_labels"][place],
+                    batch["mlm_weights"][place], offset, masked, a, b, self._starts_word, budget,
+                    options.max_ngram, self.tokenizer.vocab_size, options.corruption[0],
+                    options.corruption[1], rng.random(2 * length + 2 * budget),
+                )  # fmt: skip
+                end = offset + length
+                batch["attention_mask"][place, offset:end] = 1
+                if packed:
+                    batch["segment_ids"][place, offset:end] = number + 1
+                    batch["position_ids"][place, offset:end] = np.arange(length)
+                    batch["cls_positions"][place, number] = offset
+                    batch["sop_labels"][place, number] = label
+                else:
+                    batch["sop_labels"][place] = label
+                offset = end
+        return batch
+
+    def padding(self) -> float:
+        """Share of the positions of an epoch's rows that hold no token."""
+        shares = np.average([plan.padding() for plan in self.plans], weights=self._counts)
+        return float(shares)
 
     def _locate(self, row: int) -> tuple[CorpusPlan, int]:
         if len(self.plans) == 1:
@@ -170,72 +152,47 @@ class Examples:
         raise AssertionError("the counts add up to the rows of an epoch")
 
     def _mix_epoch(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng((_MIX, self._seed, 0, epoch)).permutation(self.rows_per_epoch)
+        rng = np.random.default_rng((MIX_STREAM, self._seed, 0, epoch))
+        return rng.permutation(np.arange(self.rows_per_epoch, dtype=np.uint32))
 
     def _segments(self, plan, chunk, rng) -> tuple[np.ndarray, np.ndarray, int]:
-        """Segments A and B before truncation, and the sentence-order label."""
-        first, last, target = chunk
-        sentences = plan.corpus.read(first, last)
-        if len(sentences) > 1:
-            cut = int(rng.integers(1, len(sentences)))
-            a, b = np.concatenate(sentences[:cut]), np.concatenate(sentences[cut:])
-        elif self.options.single_segment == "random":
-            return sentences[0], self._random_segment(plan, first, target, sentences[0], rng), 1
+        """Segments A and B, truncated to fit a row, and the label."""
+        objective = self.options.sentence_objective
+        limit = self.options.seq_length - self.options.special_tokens
+        first, last, other_first, other_last = chunk
+        ids = plan.corpus.read(first, last)
+        label = IN_ORDER
+        if objective == "none":
+            a, b, label = ids, ids[:0], -1
+        elif other_last:
+            a, b, label = ids, plan.corpus.read(other_first, other_last), SWAPPED
         else:
-            starts = np.flatnonzero(self.tokenizer.starts_word[sentences[0]][1:]) + 1
-            places = starts if len(starts) else np.arange(1, len(sentences[0]))
-            cut = int(places[rng.integers(len(places))])
-            a, b = sentences[0][:cut], sentences[0][cut:]
-        if rng.random() < 0.5:
-            return b, a, SWAPPED
-        return a, b, IN_ORDER
+            cut = self._cut(plan.corpus.sentence_lengths[first:last], ids, rng)
+            a, b = ids[:cut], ids[cut:]
+            if objective == "sop" and rng.random() < 0.5:
+                a, b, label = b, a, SWAPPED
+        if len(a) + len(b) > limit:
+            a, b = truncate(a, b, limit, rng)
+        return a, b, label
 
-    def _random_segment(self, plan, first, target, a, rng) -> np.ndarray:
-        """Sentences of another document, until A and B together reach the target."""
-        starts = plan.corpus.document_starts
-        own = np.searchsorted(starts, first, side="right") - 1
-        document = own
-        for _ in range(10):  # as released: a corpus of one document settles for its own
-            document = plan.documents[rng.integers(len(plan.documents))]
-            if document != own:
-                break
-        start = int(rng.integers(starts[document], starts[document + 1]))
-        lengths = plan.corpus.sentence_lengths[start : starts[document + 1]]
-        reached = int(np.searchsorted(np.cumsum(lengths), target - len(a))) + 1
-        return np.concatenate(plan.corpus.read(start, start + min(reached, len(lengths))))
+    def _cut(self, lengths: np.ndarray, ids: np.ndarray, rng: np.random.Generator) -> int:
+        """Where segment A ends: behind a sentence, or in front of a word if there is just one."""
+        if len(lengths) > 1:
+            return int(lengths[: rng.integers(1, len(lengths))].sum())
+        starts = np.flatnonzero(self.tokenizer.starts_word[ids][1:]) + 1
+        places = starts if len(starts) else np.arange(1, len(ids))
+        return int(places[rng.integers(len(places))])
 
-    def _build(self, a, b, label, rng) -> dict[str, np.ndarray]:
-        options = self.options
-        length = len(a) + len(b) + 3
-        ids = np.zeros(options.seq_length, np.int32)
-        ids[:length] = np.concatenate([[CLS], a, [SEP], b, [SEP]])
-        types = np.zeros(options.seq_length, np.int32)
-        types[len(a) + 2 : length] = 1
-        mask = np.zeros(options.seq_length, np.int32)
-        mask[:length] = 1
 
-        # Candidates are the tokens without [CLS] and [SEP]; a segment begins with a word.
-        word_starts = self.tokenizer.starts_word[np.concatenate([a, b])]
-        word_starts[[0, len(a)]] = True
-        budget = min(options.max_predictions, max(1, round(length * options.masking_rate)))
-        chosen = choose_masked(word_starts, budget, options.max_ngram, rng)
-        chosen = chosen + 1 + (chosen >= len(a))
-        positions = np.zeros(options.max_predictions, np.int32)
-        labels = np.zeros(options.max_predictions, np.int32)
-        weights = np.zeros(options.max_predictions, np.float32)
-        positions[: len(chosen)] = chosen
-        labels[: len(chosen)] = ids[chosen]
-        weights[: len(chosen)] = 1
-        ids[chosen] = corrupt(ids[chosen], self.tokenizer.vocab_size, rng)
-        return {
-            "input_ids": ids,
-            "token_type_ids": types,
-            "attention_mask": mask,
-            "mlm_positions": positions,
-            "mlm_labels": labels,
-            "mlm_weights": weights,
-            "sop_labels": np.array(label, np.int32),
-        }
+def mixture(sizes: Sequence[int], weights: Sequence[float], temperature: float) -> list[int]:
+    """Rows of each corpus in an epoch of as many rows as all have.
+
+    The share of a corpus is proportional to weight ** (1 / temperature); without weights, to its
+    size ** (1 / temperature): 1 keeps the proportions, more brings them closer together.
+    """
+    base = np.asarray(weights or sizes, np.float64)
+    shares = (base / base.sum()) ** (1 / temperature)
+    return [round(share * sum(sizes)) for share in (shares / shares.sum()).tolist()]
 
 
 def truncate(
@@ -259,9 +216,47 @@ def truncate(
     return segments[0], segments[1]
 
 
+@numba.njit(cache=True)
+def _write_example(
+    ids, types, positions, labels, weights, offset, masked, a, b, starts_word, budget, max_ngram,
+    vocab_size, mask_share, keep_share, draws,
+):  # fmt: skip
+    """Writes [CLS] A [SEP] B [SEP], masked, at `offset` of a row that has `masked` masks already.
+
+    Without B there is no second [SEP]. Returns the number of masks with those of this example.
+    """
+    text = np.empty(len(a) + len(b), np.int32)
+    text[: len(a)] = a
+    text[len(a) :] = b
+    # Candidates are the tokens without [CLS] and [SEP]; a segment begins with a word.
+    starts = starts_word[text]
+    starts[0] = True
+    if len(b):
+        starts[len(a)] = True
+    chosen = choose_masked(starts, budget, max_ngram, draws)
+    hidden = text[chosen]
+    shown = corrupt(hidden, vocab_size, mask_share, keep_share, draws[2 * len(text) :])
+    text[chosen] = shown
+
+    middle = offset + 1 + len(a)
+    ids[offset] = CLS
+    ids[offset + 1 : middle] = text[: len(a)]
+    ids[middle] = SEP
+    if len(b):
+        ids[middle + 1 : middle + 1 + len(b)] = text[len(a) :]
+        ids[middle + 1 + len(b)] = SEP
+        types[middle + 1 : middle + 2 + len(b)] = 1
+    for i in range(len(chosen)):
+        behind_separator = 1 if len(b) and chosen[i] >= len(a) else 0
+        positions[masked + i] = offset + 1 + chosen[i] + behind_separator
+        labels[masked + i] = hidden[i]
+        weights[masked + i] = 1.0
+    return masked + len(chosen)
+
+
 def show_row(example: dict[str, np.ndarray], tokenizer: Tokenizer) -> str:
-    """An example for a reader: label, counts, and its text with masked pieces in braces."""
-    length = int(example["attention_mask"].sum())
+    """A row for a reader: labels, counts, and its text with masked pieces in braces."""
+    used = int(example["attention_mask"].sum())
     masked = {
         int(position): int(label)
         for position, label, weight in zip(
@@ -269,8 +264,30 @@ def show_row(example: dict[str, np.ndarray], tokenizer: Tokenizer) -> str:
         )
         if weight
     }
+    header = f"{used} of {len(example['input_ids'])} positions, {len(masked)} masked"
+    if "segment_ids" not in example:
+        label = _label_words(int(example["sop_labels"]))
+        return f"{label}, {header}\n{_show_span(example, range(used), masked, tokenizer)}"
+    segments = example["segment_ids"][:used]
+    count = int(segments.max(initial=0))
+    lines = [f"{count} example{'s' if count > 1 else ''}, {header}"]
+    for number in range(count):
+        span = np.flatnonzero(segments == number + 1).tolist()
+        label = _label_words(int(example["sop_labels"][number]))
+        of_these = sum(position in masked for position in span)
+        lines.append(f"example {number + 1}: {label}, {len(span)} positions, {of_these} masked")
+        lines.append(_show_span(example, span, masked, tokenizer))
+    return "\n".join(lines)
+
+
+def _label_words(label: int) -> str:
+    order = {IN_ORDER: "in order", SWAPPED: "swapped"}.get(label, "no label")
+    return f"sentence order {label} ({order})"
+
+
+def _show_span(example, span, masked: dict[int, int], tokenizer: Tokenizer) -> str:
     words = []
-    for position in range(length):
+    for position in span:
         piece = tokenizer.pieces([int(example["input_ids"][position])])[0]
         if position in masked:
             truth = tokenizer.pieces([masked[position]])[0]
@@ -279,10 +296,4 @@ def show_row(example: dict[str, np.ndarray], tokenizer: Tokenizer) -> str:
             words.append(f"{mark}{{{truth.removeprefix(WORD_MARK)} > {piece}}}")
         else:
             words.append(f"{WORD_MARK}{piece}{WORD_MARK}" if piece in SPECIAL else piece)
-    label = int(example["sop_labels"])
-    order = {IN_ORDER: "in order", SWAPPED: "swapped"}.get(label, "no label")
-    text = " ".join("".join(words).replace(WORD_MARK, " ").split())
-    return (
-        f"sentence order {label} ({order}), {length} of {len(example['input_ids'])} positions, "
-        f"{len(masked)} masked\n{text}"
-    )
+    return " ".join("".join(words).replace(WORD_MARK, " ").split())

@@ -1,18 +1,19 @@
 """Masked language modelling: which words are hidden, and behind what.
 
 Source: `create_masked_lm_predictions` in `create_pretraining_data.py` of google-research/albert,
-with n-grams as in section 4.1 of the paper. Never imports jax.
+with n-grams as in section 4.1 of the paper. Compiled by Numba; `tests/test_masking.py` holds it
+equal, draw by draw, to a plain loop. Never imports jax.
 """
 
+import numba
 import numpy as np
 
 from albert.data.tokenizer import MASK
 
-MASK_SHARE, KEEP_SHARE = 0.8, 0.1  # of the masked tokens; the rest becomes a random piece
 
-
+@numba.njit(cache=True)
 def choose_masked(
-    word_starts: np.ndarray, budget: int, max_ngram: int, rng: np.random.Generator
+    word_starts: np.ndarray, budget: int, max_ngram: int, draws: np.ndarray
 ) -> np.ndarray:
     """Chooses n-grams of whole words, in random order, until the budget is met.
 
@@ -23,39 +24,65 @@ def choose_masked(
       word_starts: bool [tokens], True where a word begins; the first must be True.
       budget: how many tokens to mask at most.
       max_ngram: largest n.
-      rng: source of randomness.
+      draws: float64 [at least 2 * words], uniform in [0, 1): order of the words, then their n.
 
     Returns:
       Sorted int64 indices of the chosen tokens.
     """
-    starts = np.flatnonzero(word_starts)
-    words = len(starts)
-    bounds = [*starts.tolist(), len(word_starts)]
-    cumulative = np.cumsum(1.0 / np.arange(1, max_ngram + 1)).tolist()
-    covered = bytearray(len(word_starts))
+    tokens = len(word_starts)
+    bounds = np.empty(tokens + 1, np.int64)
+    words = 0
+    for token in range(tokens):
+        if word_starts[token]:
+            bounds[words] = token
+            words += 1
+    bounds[words] = tokens
+    order = np.arange(words)
+    covered = np.zeros(tokens, np.bool_)
     left = budget
-    draws = rng.random(words).tolist()
-    for word in rng.permutation(words).tolist():
+    for turn in range(words):
         if left == 0:
             break
+        other = turn + int(draws[turn] * (words - turn))
+        word = order[other]
+        order[other] = order[turn]
         longest = min(max_ngram, words - word)
-        threshold = draws[word] * cumulative[longest - 1]
-        n = 1
-        while n < longest and cumulative[n - 1] <= threshold:
-            n += 1
+        total = 0.0
+        for n in range(1, longest + 1):
+            total += 1.0 / n
+        threshold = draws[words + word] * total
+        size, reached = 1, 1.0
+        while size < longest and reached <= threshold:
+            size += 1
+            reached += 1.0 / size
         first = bounds[word]
-        while n and bounds[word + n] - first > left:
-            n -= 1
-        last = bounds[word + n]
-        if n and not any(covered[first:last]):
-            covered[first:last] = b"\x01" * (last - first)
+        while size and bounds[word + size] - first > left:
+            size -= 1
+        last = bounds[word + size]
+        if size and not covered[first:last].any():
+            covered[first:last] = True
             left -= last - first
-    return np.flatnonzero(np.frombuffer(covered, np.uint8))
+    return np.flatnonzero(covered)
 
 
-def corrupt(ids: np.ndarray, vocab_size: int, rng: np.random.Generator) -> np.ndarray:
-    """What the model sees at masked positions: 80 % [MASK], 10 % unchanged, 10 % any piece."""
-    draw = rng.random(len(ids))
-    random_pieces = rng.integers(0, vocab_size, len(ids), dtype=ids.dtype)
-    kept = np.where(draw < MASK_SHARE + KEEP_SHARE, ids, random_pieces)
-    return np.where(draw < MASK_SHARE, ids.dtype.type(MASK), kept)
+@numba.njit(cache=True)
+def corrupt(
+    ids: np.ndarray, vocab_size: int, mask_share: float, keep_share: float, draws: np.ndarray
+) -> np.ndarray:
+    """What the model sees at masked positions: [MASK], the piece itself, or any piece.
+
+    Args:
+      ids: int32 [masked], the pieces that are there.
+      vocab_size: any piece is uniform below it.
+      mask_share, keep_share: of [MASK] and of the piece itself; the rest becomes any piece.
+      draws: float64 [at least 2 * masked], uniform in [0, 1).
+    """
+    shown = np.empty_like(ids)
+    for i in range(len(ids)):
+        if draws[2 * i] < mask_share:
+            shown[i] = MASK
+        elif draws[2 * i] < mask_share + keep_share:
+            shown[i] = ids[i]
+        else:
+            shown[i] = int(draws[2 * i + 1] * vocab_size)
+    return shown

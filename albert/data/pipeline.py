@@ -8,11 +8,8 @@ import os
 from collections.abc import Sequence
 
 import grain
-import numpy as np
 
-from albert.data.examples import Examples
-
-Batch = dict[str, np.ndarray]
+from albert.data.examples import Batch, Examples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +26,7 @@ class BatchSource:
 
     def __getitem__(self, step: int) -> Batch:
         first = step * self.batch_size
-        examples = [self.examples[first + row] for row in self.rows]
-        return {name: np.stack([e[name] for e in examples]) for name in examples[0]}
+        return self.examples.batch([first + row for row in self.rows])
 
 
 def iterate(source: BatchSource, first_step: int, workers: int) -> grain.DatasetIterator[Batch]:
@@ -55,24 +51,8 @@ def iterate(source: BatchSource, first_step: int, workers: int) -> grain.Dataset
 def heldout_batch(examples: Examples, batch_size: int, rows: Sequence[int], index: int,
                   num_rows: int) -> Batch:  # fmt: skip
     """Batch `index` of the first `num_rows` rows; rows past the end are padding without labels."""
-    first = index * batch_size
-    made = [examples[first + row] if first + row < num_rows else _padding(examples) for row in rows]
-    return {name: np.stack([e[name] for e in made]) for name in made[0]}
-
-
-def _padding(examples: Examples) -> Batch:
-    options = examples.options
-    tokens = np.zeros(options.seq_length, np.int32)
-    predictions = np.zeros(options.max_predictions, np.int32)
-    return {
-        "input_ids": tokens,
-        "token_type_ids": tokens,
-        "attention_mask": tokens,
-        "mlm_positions": predictions,
-        "mlm_labels": predictions,
-        "mlm_weights": predictions.astype(np.float32),
-        "sop_labels": np.array(-1, np.int32),
-    }
+    numbers = [index * batch_size + row for row in rows]
+    return examples.batch([number if number < num_rows else -1 for number in numbers])
 
 
 def _parse_absl_flags() -> None:

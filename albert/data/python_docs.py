@@ -18,11 +18,15 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+from albert.data.reading import Parsed
+
 PACKAGES = ("absl", "etils", "flax", "grain", "jax", "matplotlib", "ml_collections", "numpy",
             "optax", "orbax", "pandas", "scipy", "sklearn", "tensorboard",
             "tensorflow_datasets")  # fmt: skip
 SKIPPED_FOLDERS = {"__pycache__", "site-packages", "test", "tests", "idlelib", "lib2to3"}
 MIN_WORDS = 20  # shorter documents say next to nothing
+
+_DOCUMENTS_PER_BLOCK = 1000
 
 _DOCTEST = re.compile(r"^[ \t]*>>>.*(?:\n[ \t]*\S.*)*", re.MULTILINE)  # up to a blank line
 _MARKUP = re.compile(r"^\W*$|^\.\. \S+::")  # underlines, tables, directives
@@ -46,14 +50,23 @@ class PythonDocs:
         self._read: list[list[str]] = []
         self._unread = self._parse()
 
-    def documents(self) -> Iterator[list[str]]:
+    def __reduce__(self):
+        return (PythonDocs, ())
+
+    def parts(self) -> list[None]:
+        return [None]
+
+    def blocks(self, part: None) -> Iterator[list[list[str]]]:
         for number in itertools.count():
-            if number == len(self._read):
-                document = next(self._unread, None)
-                if document is None:
-                    return
-                self._read.append(document)
-            yield self._read[number]
+            first = number * _DOCUMENTS_PER_BLOCK
+            missing = first + _DOCUMENTS_PER_BLOCK - len(self._read)
+            self._read += itertools.islice(self._unread, max(missing, 0))
+            if first >= len(self._read):
+                return
+            yield self._read[first : first + _DOCUMENTS_PER_BLOCK]
+
+    def parse(self, block: list[list[str]]) -> Parsed:
+        return Parsed(block, len(block), 0, ())
 
     def _parse(self) -> Iterator[list[str]]:
         seen = set()

@@ -19,7 +19,13 @@ PAD, UNK, CLS, SEP, MASK = SPECIAL.values()
 WORD_MARK = "\u2581"
 _SPECIAL_IN_TEXT = re.compile(f"({'|'.join(map(re.escape, SPECIAL))})")
 # Scripts written without spaces between words: every piece of them is a word of its own.
-_NO_SPACES = re.compile("CJK|HIRAGANA|KATAKANA|THAI|LAO |KHMER|MYANMAR|TIBETAN")
+_NO_SPACES = re.compile(
+    "(HALFWIDTH )?(CJK|IDEOGRAPHIC|BOPOMOFO|HIRAGANA|KATAKANA|THAI|LAO|KHMER|MYANMAR|TIBETAN|"
+    "TAI|NEW TAI|JAVANESE|BALINESE)[ -]"
+)
+# Punctuation inside words: apostrophe, Catalan dot, Armenian tone marks, Hebrew abbreviations.
+_INSIDE_WORDS = frozenset("\u2019\u00b7\u055a\u055b\u055c\u055e\u055f\u05f3\u05f4")
+_SKIN_TONES = frozenset(map(chr, range(0x1F3FB, 0x1F400)))
 
 
 class VocabularyError(ValueError):
@@ -39,15 +45,26 @@ def starts_word(piece: str) -> bool:
     """Whether a piece begins a new word.
 
     The released program lets every piece start a word that begins with the word mark or "<" or
-    holds a character outside a-z. For lower-case English this is the same rule; here a letter
-    or mark of any script continues its word, except in scripts that do not use spaces.
+    holds a character outside a-z. For lower-case English this is the same rule. Elsewhere a
+    letter or mark of any script continues its word, as does what only joins or formats, except
+    in scripts that do not use spaces; a piece is never parted from the character that its first
+    mark stands on.
     """
     if piece.startswith((WORD_MARK, "<")) or piece in SPECIAL:
         return True
+    if _joins(piece[0]):
+        return False
     return any(
-        unicodedata.category(c)[0] not in "LM" or _NO_SPACES.match(unicodedata.name(c, ""))
+        not (unicodedata.category(c)[0] == "L" or c in _INSIDE_WORDS or _joins(c))
+        or _NO_SPACES.match(unicodedata.name(c, ""))
         for c in piece
     )
+
+
+def _joins(character: str) -> bool:
+    """Combining marks, variation selectors, (non-)joiners, soft hyphens, skin tones."""
+    category = unicodedata.category(character)
+    return category[0] == "M" or category == "Cf" or character in _SKIN_TONES
 
 
 def ends_in_digit_comma(piece: str) -> bool:

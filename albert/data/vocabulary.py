@@ -14,7 +14,8 @@ from pathlib import Path
 
 import sentencepiece
 
-from albert.data.sources import Source, SourceError, split_sentences
+from albert.data.reading import Source, SourceError, read_documents
+from albert.data.sentences import split_sentences
 from albert.data.store import fingerprint_of, made_once
 from albert.data.tokenizer import PAD, UNK, VocabularyError, normalise
 
@@ -26,6 +27,8 @@ def prepare_vocabulary(
     lower_case: bool,
     strip_accents: bool,
     max_documents: int,
+    max_bad_share: float,
+    character_coverage: float,
     folder: Path,
 ) -> Path:
     """The file of a vocabulary trained on `sources`, made now or found below `folder`.
@@ -33,7 +36,7 @@ def prepare_vocabulary(
     Reads the first `max_documents` of each source, 0 for all.
 
     Raises:
-      SourceError: a source cannot be read.
+      SourceError: a source cannot be read, or more than `max_bad_share` of its records are bad.
       VocabularyError: the text is too small for so many pieces.
     """
     made_from = {
@@ -41,9 +44,11 @@ def prepare_vocabulary(
         "vocab_size": vocab_size,
         "lower_case": lower_case,
         "strip_accents": strip_accents,
+        "character_coverage": character_coverage,
         "language": language,
         "max_documents": max_documents,
         "sentencepiece": importlib.metadata.version("sentencepiece"),
+        "sentencex": importlib.metadata.version("sentencex"),
     }
     with made_once(folder / f"vocabulary-{fingerprint_of(made_from)}") as (final, temporary):
         if temporary is not None:
@@ -57,7 +62,8 @@ def prepare_vocabulary(
                 nonlocal any_text
                 try:
                     for source in sources:
-                        for document in itertools.islice(source.documents(), max_documents or None):
+                        documents = read_documents(source, max_bad_share)
+                        for document in itertools.islice(documents, max_documents or None):
                             any_text = True
                             yield from split_sentences(document, source.paragraphs, language)
                 except SourceError as error:
@@ -65,7 +71,9 @@ def prepare_vocabulary(
 
             model = temporary / "tokenizer.model"
             try:
-                train_vocabulary(sentences(), vocab_size, model, lower_case, strip_accents)
+                train_vocabulary(
+                    sentences(), vocab_size, model, lower_case, strip_accents, character_coverage
+                )
             except VocabularyError as error:
                 if failure:
                     raise failure[0] from None
@@ -79,7 +87,12 @@ def prepare_vocabulary(
 
 
 def train_vocabulary(
-    sentences: Iterable[str], vocab_size: int, path: Path, lower_case: bool, strip_accents: bool
+    sentences: Iterable[str],
+    vocab_size: int,
+    path: Path,
+    lower_case: bool,
+    strip_accents: bool,
+    character_coverage: float = 0.99995,
 ) -> None:
     """Trains a vocabulary with the flags of the released one and writes it to `path`.
 
@@ -93,7 +106,7 @@ def train_vocabulary(
                 model_writer=model,
                 vocab_size=vocab_size,
                 model_type="unigram",
-                character_coverage=0.99995,
+                character_coverage=character_coverage,
                 pad_id=PAD,
                 unk_id=UNK,
                 bos_id=-1,

@@ -20,7 +20,8 @@ from albert.interop.weights import (
     read_json,
     take,
 )
-from albert.model import LAYER_NORM_EPSILON, AlbertConfig
+from albert.model import LAYER_NORM_EPSILON
+from albert.model_config import AlbertConfig
 
 # hidden_act there -> here: their "gelu" is the exact one. The first is what a file means that
 # says nothing, and for each value the first key is what is written.

@@ -23,7 +23,7 @@ from albert.interop.weights import (
     read_json,
     take,
 )
-from albert.model import AlbertConfig
+from albert.model_config import AlbertConfig
 
 ACTIVATIONS = {"gelu": "gelu", "relu": "relu"}
 CONFIG_NAME = "albert_config.json"

@@ -20,7 +20,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from albert.checkpoint import CheckpointError
 from albert.data.tokenizer import Tokenizer, VocabularyError
-from albert.model import Albert, AlbertConfig, abstract_params
+from albert.model import Albert, abstract_params
+from albert.model_config import AlbertConfig
 
 # Parts that a checkpoint may lack as a whole: nothing else is computed from them.
 HEADS = ("pooler", "mlm_head", "sop_head")

@@ -1,0 +1,131 @@
+"""What every source of text gives: parts, blocks, documents, and the records that were bad.
+
+A source is cut into parts that need nothing of each other: a part is what becomes one file of a
+prepared corpus, what a restart need not do again, and what another machine can do. A part is read
+as blocks, which are cheap to make and to send to another process; a block is parsed into
+documents there. Parts and blocks depend on the source alone, never on who reads them.
+
+Never imports jax.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol
+
+_EXAMPLES = 5  # bad records that are named
+# So many bad records more than the share allows stop at once; the share is judged at the end.
+_PATIENCE = 1000
+
+
+class SourceError(ValueError):
+    """A source is missing, empty or unreadable; says which file and line or record."""
+
+
+class Parsed(NamedTuple):
+    """The content of a block."""
+
+    documents: list[list[str]]  # each as its sentences or paragraphs, none of them blank
+    records: int  # lines of text, JSON lines, rows of tables: what can be bad on its own
+    bad: int  # of them, left out
+    examples: tuple[str, ...]  # the first bad ones: file, record, reason
+
+
+class Source(Protocol):
+    """A readable body of text."""
+
+    @property
+    def spec(self) -> str: ...
+
+    @property
+    def paragraphs(self) -> bool:
+        """Whether the strings of a document are paragraphs; else they are sentences already."""
+        ...
+
+    def identity(self) -> dict:
+        """What decides its content; JSON-serialisable, part of a prepared corpus's fingerprint."""
+        ...
+
+    def parts(self) -> list[Any]:
+        """Independent parts, in order, picklable and small. Raises SourceError."""
+        ...
+
+    def blocks(self, part: Any) -> Iterator[Any]:
+        """The blocks of a part, in order, picklable, a megabyte or so. Raises SourceError."""
+        ...
+
+    def parse(self, block: Any) -> Parsed:
+        """The documents of a block. Raises SourceError."""
+        ...
+
+
+class Bad:
+    """Collects the bad records of a block: a count, and sentences for the first."""
+
+    def __init__(self):
+        self.count = 0
+        self.examples: list[str] = []
+
+    @property
+    def names_more(self) -> bool:
+        """Whether the next one will be named; if not, its sentence need not be made."""
+        return len(self.examples) < _EXAMPLES
+
+    def add(self, example: str) -> None:
+        if self.names_more:
+            self.examples.append(example)
+        self.count += 1
+
+    def parsed(self, documents: list[list[str]], records: int) -> Parsed:
+        return Parsed(documents, records, self.count, tuple(self.examples))
+
+
+@dataclasses.dataclass
+class Tally:
+    """Counts records over a source, and stops when too many are bad."""
+
+    spec: str
+    max_bad_share: float
+    records: int = 0
+    bad: int = 0
+    examples: list[str] = dataclasses.field(default_factory=list)
+
+    def add(self, records: int, bad: int, examples: tuple[str, ...]) -> None:
+        """Raises SourceError when there are far too many already."""
+        self.records += records
+        self.bad += bad
+        self.examples += examples[: _EXAMPLES - len(self.examples)]
+        if self.bad > _PATIENCE + self.max_bad_share * self.records:
+            raise self._too_many()
+
+    def finish(self) -> None:
+        """Raises SourceError when too many were bad; else tells on stderr of those that were."""
+        if self.bad > self.max_bad_share * self.records:
+            raise self._too_many()
+        if self.bad:
+            print(f"{self.spec}: left out {self.bad} of {self.records} records:\n{self._named()}",
+                  file=sys.stderr, flush=True)  # fmt: skip
+
+    def _too_many(self) -> SourceError:
+        return SourceError(
+            f"{self.spec}: {self.bad} of {self.records} records are bad, which is more than "
+            f"data.max_bad_share {self.max_bad_share:g} allows:\n{self._named()}\n"
+            "Mend the text, or raise --config.data.max_bad_share to leave so many out."
+        )
+
+    def _named(self) -> str:
+        more = self.bad - len(self.examples)
+        return "\n".join(
+            [f"  {example}" for example in self.examples] + ([f"  and {more} more"] if more else [])
+        )
+
+
+def read_documents(source: Source, max_bad_share: float) -> Iterator[list[str]]:
+    """Every document in order, one process reading; raises SourceError, too many bad included."""
+    tally = Tally(source.spec, max_bad_share)
+    for part in source.parts():
+        for block in source.blocks(part):
+            parsed = source.parse(block)
+            tally.add(parsed.records, parsed.bad, parsed.examples)
+            yield from parsed.documents
+    tally.finish()

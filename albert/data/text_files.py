@@ -1,0 +1,288 @@
+"""Text files and JSON lines. Never imports jax."""
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterator
+from functools import cached_property
+from typing import BinaryIO, NamedTuple
+
+from albert.data.files import (
+    DAMAGED,
+    file_identities,
+    file_size,
+    is_compressed,
+    line_number,
+    open_file,
+)
+from albert.data.reading import Bad, Parsed, SourceError
+
+PART_BYTES = 1 << 27  # as stored; more where a source would have over _MAX_PARTS
+_MAX_PARTS = 512  # a corpus has a file per part, and a process cannot keep thousands open
+BLOCK_BYTES = 1 << 20  # read at a time
+# A document of text that is longer is cut at the end of a line; a longer line is a bad record.
+MAX_DOCUMENT_BYTES = 1 << 24
+MAX_LINE_BYTES = 1 << 20
+_BLANK_LINE = re.compile(rb"\n[ \t\r\f\v]*\n")
+_BOM = b"\xef\xbb\xbf"
+
+
+class Range(NamedTuple):
+    """Bytes of a file; of a compressed one always all of them, and `end` is -1."""
+
+    file: str
+    begin: int
+    end: int
+
+
+class Block(NamedTuple):
+    """Whole documents of a file, or why there is none."""
+
+    file: str
+    offset: int  # in the decompressed file
+    data: bytes
+    problem: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class _LineFiles:
+    """Files of lines, read in blocks that end where a document ends."""
+
+    spec: str
+    files: tuple[str, ...]
+
+    longest_line = 0  # bytes
+
+    def _end_of_first(self, data: bytes) -> int:
+        """Where the first document in `data` ends; 0 where none surely does."""
+        raise NotImplementedError
+
+    def _end_of_last(self, data: bytes) -> int:
+        """Where the last document in `data` that is surely whole ends; 0 if there is none."""
+        raise NotImplementedError
+
+    @cached_property
+    def _file_identities(self) -> list[dict]:
+        return file_identities(self.files)
+
+    def parts(self) -> list[tuple[Range, ...]]:
+        """Runs of small files, and pieces of large ones that are not compressed."""
+        try:
+            sizes = [file_size(file) for file in self.files]
+            limit = max(PART_BYTES, sum(sizes) // _MAX_PARTS)
+            parts: list[tuple[Range, ...]] = []
+            part: list[Range] = []
+            filled = 0
+            for file, size in zip(self.files, sizes, strict=True):
+                for piece in self._pieces(file, size, limit):
+                    part.append(piece)
+                    filled += size if piece.end < 0 else piece.end - piece.begin
+                    if filled >= limit:
+                        parts.append(tuple(part))
+                        part, filled = [], 0
+            return [*parts, tuple(part)] if part else parts
+        except OSError as error:
+            raise SourceError(f"{self.spec}: cannot be read: {error.strerror or error}") from error
+
+    def _pieces(self, file: str, size: int, limit: int) -> Iterator[Range]:
+        if is_compressed(file):
+            yield Range(file, 0, -1)
+            return
+        begin = 0
+        with open_file(file) as stream:
+            while begin < size:
+                end = size
+                if begin + limit < size:
+                    stream.seek(begin + limit)
+                    end = begin + limit + self._until_next_document(stream)
+                yield Range(file, begin, end)
+                begin = end
+
+    def _until_next_document(self, stream: BinaryIO) -> int:
+        data = b""
+        while more := stream.read(BLOCK_BYTES):
+            data += more
+            if end := self._end_of_first(data):
+                return end
+            if len(data) > MAX_DOCUMENT_BYTES and (end := data.find(b"\n") + 1):
+                return end
+        return len(data)
+
+    def blocks(self, part: tuple[Range, ...]) -> Iterator[Block]:
+        for file, begin, end in part:
+            offset = begin
+            try:
+                with open_file(file) as stream:
+                    if begin:
+                        stream.seek(begin)
+                    for length, data in self._cut(stream, end - begin if end >= 0 else 1 << 62):
+                        yield Block(file, offset, data)
+                        offset += length
+            except DAMAGED as error:
+                line = line_number(file, offset)
+                yield Block(file, offset, b"", (
+                    f"{file}: the compressed file is damaged or cut off after line {line - 1}: "
+                    f"{error}"
+                ))  # fmt: skip
+            except OSError as error:
+                raise SourceError(f"{file}: cannot be read: {error.strerror or error}") from error
+
+    def _cut(self, stream: BinaryIO, size: int) -> Iterator[tuple[int, bytes]]:
+        """Length in the file and content of every block in the next `size` bytes."""
+        rest = b""
+        skipped = 0  # of a line that is too long for any document
+        while True:
+            try:
+                data = stream.read(min(BLOCK_BYTES, size))
+            except DAMAGED:
+                if end := rest.rfind(b"\n") + 1:
+                    yield skipped + end, rest[:end]
+                raise
+            size -= len(data)
+            if not data:
+                if rest:
+                    yield skipped + len(rest), rest
+                return
+            rest += data
+            end = self._end_of_last(rest)
+            if not end and len(rest) > MAX_DOCUMENT_BYTES:
+                end = rest.rfind(b"\n") + 1
+                if not end:  # its beginning is enough to see that it is too long
+                    skipped += len(rest) - self.longest_line - 1
+                    rest = rest[: self.longest_line + 1]
+            if end:
+                yield skipped + end, rest[:end]
+                rest, skipped = rest[end:], 0
+
+    def _lines(self, block: Block, bad: Bad) -> list[tuple[int, str]]:
+        """Number in the block and stripped text of every line, blank ones too, but bad ones."""
+        data = block.data if block.offset else block.data.removeprefix(_BOM)
+        try:
+            lines = data.decode().split("\n")
+            # No character takes more than four bytes.
+            if b"\0" not in data and max(map(len, lines)) * 4 <= self.longest_line:
+                return [(number, line.strip()) for number, line in enumerate(lines)]
+        except UnicodeDecodeError:
+            pass
+        found = []
+        for number, raw in enumerate(data.split(b"\n")):
+            if len(raw) > self.longest_line:
+                reason = f"longer than {self.longest_line} bytes"
+            elif b"\0" in raw:
+                reason = f"a NUL byte at position {raw.index(0) + 1}"
+            else:
+                try:
+                    found.append((number, raw.decode().strip()))
+                    continue
+                except UnicodeDecodeError as error:
+                    reason = (
+                        f"not UTF-8 (byte 0x{raw[error.start]:02x} at position {error.start + 1}); "
+                        "convert the file, for example with iconv"
+                    )
+            self._tell(block, number, reason, bad)
+        return found
+
+    def _tell(self, block: Block, number: int, reason: str, bad: Bad) -> None:
+        # Counting lines up to the block means reading the file again; only named ones are worth it.
+        if bad.names_more:
+            line = line_number(block.file, block.offset) + number
+            bad.add(f"{block.file}, line {line}: {reason}")
+        else:
+            bad.add("")
+
+
+@dataclasses.dataclass(frozen=True)
+class TextSource(_LineFiles):
+    """Text files with a blank line between documents; a record is a line."""
+
+    paragraphs: bool
+
+    longest_line = MAX_LINE_BYTES
+
+    def identity(self) -> dict:
+        return {"kind": "text" if self.paragraphs else "lines", "files": self._file_identities}
+
+    def _end_of_first(self, data: bytes) -> int:
+        found = _BLANK_LINE.search(data)
+        return found.end() if found else 0
+
+    def _end_of_last(self, data: bytes) -> int:
+        end = data.rfind(b"\n\n")
+        if end >= 0:
+            return end + 2
+        return max((found.end() for found in _BLANK_LINE.finditer(data)), default=0)
+
+    def parse(self, block: Block) -> Parsed:
+        if block.problem:
+            return Parsed([], 1, 1, (block.problem,))
+        bad = Bad()
+        documents: list[list[str]] = [[]]
+        records = 0
+        for _, line in self._lines(block, bad):
+            if line:
+                documents[-1].append(line)
+                records += 1
+            elif documents[-1]:
+                documents.append([])
+        return bad.parsed(documents if documents[-1] else documents[:-1], records + bad.count)
+
+
+@dataclasses.dataclass(frozen=True)
+class JsonSource(_LineFiles):
+    """Files of one JSON object per line; line breaks in a text separate paragraphs."""
+
+    text_field: str
+
+    paragraphs = True
+    longest_line = MAX_DOCUMENT_BYTES
+
+    def identity(self) -> dict:
+        return {"kind": "jsonl", "text_field": self.text_field, "files": self._file_identities}
+
+    def _end_of_first(self, data: bytes) -> int:
+        return data.find(b"\n") + 1
+
+    def _end_of_last(self, data: bytes) -> int:
+        return data.rfind(b"\n") + 1
+
+    def parse(self, block: Block) -> Parsed:
+        if block.problem:
+            return Parsed([], 1, 1, (block.problem,))
+        bad = Bad()
+        documents = []
+        records = 0
+        for number, line in self._lines(block, bad):
+            if not line:
+                continue
+            records += 1
+            try:
+                record = json.loads(line)
+            except (json.JSONDecodeError, RecursionError) as error:
+                self._tell(block, number, f"not JSON: {error}", bad)
+                continue
+            text = record.get(self.text_field) if isinstance(record, dict) else None
+            document, reason = document_of(text, self.text_field)
+            if document:
+                documents.append(document)
+            else:
+                records -= 1
+                self._tell(block, number, reason, bad)
+        return bad.parsed(documents, records + bad.count)
+
+
+def document_of(text: object, text_field: str) -> tuple[list[str], str]:
+    """The paragraphs of a record's text, or none and what is wrong with it."""
+    if isinstance(text, bytes):
+        try:
+            text = text.decode()
+        except UnicodeDecodeError as error:
+            return [], f"not UTF-8: {error}"
+    if not isinstance(text, str):
+        return [], (
+            f"no text in the field {text_field!r}; name the field that holds it with "
+            "--config.data.text_field"
+        )
+    if "\0" in text:
+        return [], f"a NUL character at position {text.index(chr(0)) + 1}"
+    paragraphs = [line.strip() for line in text.splitlines() if line.strip()]
+    return paragraphs, "" if paragraphs else f"the field {text_field!r} is empty"

@@ -1,0 +1,65 @@
+"""Makes the vocabulary and the prepared text of a config, and nothing else.
+
+  python tools/prepare.py --config=configs/base.py \\
+      --config.data.train_sources="('wiki/', 'books/')" --config.data.folder=/data/prepared
+
+What is there already is found; a preparation that failed goes on where it stopped. Training with
+the same config and data.folder then begins at once, on this machine or on any that sees or has a
+copy of the folder.
+
+For text that outgrows a machine, the same by Apache Beam (pip install -r requirements-beam.txt):
+
+  python tools/prepare.py --config=configs/base.py --beam_runner=DataflowRunner \\
+      --beam_option=--project=NAME --beam_option=--region=us-central1 \\
+      --beam_option=--temp_location=gs://BUCKET/tmp --beam_option=--setup_file=./setup.py \\
+      --config.data.train_sources="('gs://BUCKET/wiki/*.jsonl.gz',)" \\
+      --config.data.tokenizer=/shared/30k-clean.model --config.data.folder=/shared/prepared
+
+data.folder must be the same place for all workers (a network file system or a mounted bucket), and
+the vocabulary is given. A worker makes a part: 128 MB of a plain file, a whole compressed file.
+"""
+
+import sys
+from pathlib import Path
+
+from absl import flags
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from albert import cli
+
+_CONFIG = cli.define_config()
+_RUNNER = flags.DEFINE_string(
+    "beam_runner", "", "Runner of Apache Beam, such as DirectRunner; empty: the cores of this one."
+)
+_OPTIONS = flags.DEFINE_multi_string(
+    "beam_option", [], "An option of the Beam pipeline, such as --region=us-central1. Repeatable."
+)
+
+
+def main() -> None:
+    from albert.data.prepare import prepare, prepare_with_beam
+
+    config = cli.checked(_CONFIG)
+    if _RUNNER.value:
+        corpora = prepare_with_beam(
+            config.data, config.model.vocab_size, _RUNNER.value, _OPTIONS.value
+        )
+    else:
+        data = prepare(config.data, config.model.vocab_size, config.seed)
+        corpora = [plan.corpus for plan in [*data.train.plans, *data.valid.plans]]
+        print(
+            f"{data.train.rows_per_epoch:,} rows of {config.data.seq_length} an epoch, "
+            f"{100 * data.train.padding():.1f} % padding; vocabulary {data.tokenizer.path}"
+        )
+    for corpus in dict.fromkeys(corpora):
+        facts = corpus.manifest
+        print(
+            f"{facts['spec']}: {facts['documents']:,} documents, {facts['sentences']:,} sentences, "
+            f"{facts['tokens']:,} tokens, {facts['bad_records']:,} bad records left out, "
+            f"in {corpus.path}"
+        )
+
+
+if __name__ == "__main__":
+    cli.run(main)
