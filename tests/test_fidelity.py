@@ -63,7 +63,7 @@ def test_forward(run, model_and_params):
     )
     word = params["embeddings"]["word_embeddings"][batch["input_ids"]]
     embedded = model.bind({"params": params}).embeddings(
-        batch["input_ids"], batch["token_type_ids"], True
+        batch["input_ids"], batch["token_type_ids"], None, True
     )
     pairs = {
         "word_embedding_output": word,
