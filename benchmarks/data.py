@@ -12,12 +12,13 @@ out). Ids to rows, on one core, includes reading the prepared corpus, sentence o
 n-gram masking and packing.
 """
 
+import contextlib
 import json
 import os
-import resource
 import statistics
 import sys
 import tempfile
+import threading
 import time
 import types
 from pathlib import Path
@@ -100,6 +101,31 @@ def measure_text_to_ids(source, tokenizer, facts):
         print(f"  released   {rate:12,.0f} tokens/s: its tokenisation alone, without masking")
 
 
+class PeakMemory:
+    """Resident bytes at most of this process and of any one below it, seen every tenth second."""
+
+    def __enter__(self):
+        self.own, self.worker = 0, 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self):
+        import psutil
+
+        process = psutil.Process()
+        while not self._stop.wait(0.1):
+            self.own = max(self.own, process.memory_info().rss)
+            for child in process.children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    self.worker = max(self.worker, child.memory_info().rss)
+
+
 def measure_preparation(source, tokenizer, facts):
     from albert.data.corpus_writer import prepare_corpus
 
@@ -108,25 +134,25 @@ def measure_preparation(source, tokenizer, facts):
     for count in map(int, _CORES.value):
         seconds = []
         os.sched_setaffinity(0, set(allowed[:count]))
-        for _ in range(_REPEATS.value):
-            with tempfile.TemporaryDirectory() as folder:
-                start = time.perf_counter()
-                corpus = prepare_corpus(source, tokenizer, "en", 0, 1.0, Path(folder))
-                seconds.append(time.perf_counter() - start)
-                size = sum(f.stat().st_size for f in corpus.path.rglob("*") if f.is_file())
-                characters = corpus.manifest["characters"]
+        with PeakMemory() as memory:
+            for _ in range(_REPEATS.value):
+                with tempfile.TemporaryDirectory() as folder:
+                    start = time.perf_counter()
+                    corpus = prepare_corpus(source, tokenizer, "en", 0, 1.0, Path(folder))
+                    seconds.append(time.perf_counter() - start)
+                    size = sum(f.stat().st_size for f in corpus.path.rglob("*") if f.is_file())
+                    manifest = corpus.manifest
         median = statistics.median(seconds)
-        facts["preparation"][count] = median
-        facts["disk_bytes_per_character"] = size / characters
+        share = size / manifest["characters"]
+        facts["preparation"][count] = {
+            "seconds": median, "tokens": manifest["tokens"], "disk_bytes_per_character": share,
+            "reader_peak_bytes": memory.own, "tokeniser_peak_bytes": memory.worker,
+        }  # fmt: skip
         print(f"prepared     {median:12.1f} s from file to folder on {count} cores, "
-              f"{facts['tokens'] / median:,.0f} tokens/s, {size / characters:.2f} bytes on disk "
-              "per character")  # fmt: skip
+              f"{manifest['tokens'] / median:,.0f} tokens/s, {share:.2f} bytes on disk per "
+              f"character; {memory.own / 1e6:,.0f} MB resident at most here, "
+              f"{memory.worker / 1e6:,.0f} MB in one that tokenises")  # fmt: skip
     os.sched_setaffinity(0, set(allowed))
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    own = [line for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line]
-    facts["peak_bytes"] = {"reader": int(own[0].split()[1]) * 1024, "tokeniser": peak * 1024}
-    print(f"memory       {facts['peak_bytes']['reader'] / 1e6:12,.0f} MB in this process at most, "
-          f"{peak / 1e3:,.0f} MB in one that tokenises")  # fmt: skip
 
 
 def measure_rows(source, tokenizer, folder, facts):
@@ -137,7 +163,6 @@ def measure_rows(source, tokenizer, folder, facts):
     from albert.data.pipeline import BatchSource
     from albert.data.plan import CorpusPlan
 
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     corpus = prepare_corpus(source, tokenizer, "en", 0, 1.0, folder)
     for packing in (0, 8):
         options = options_of(packing)
@@ -214,11 +239,9 @@ def main() -> None:
             [source], 8000, "en", True, True, 0, 1.0, 0.99995, Path(folder)
         )
         tokenizer = Tokenizer(path)
-        allowed = os.sched_getaffinity(0)
-        os.sched_setaffinity(0, {min(allowed)})
+        measure_preparation(source, tokenizer, facts)  # first, while this process holds no text
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
         measure_text_to_ids(source, tokenizer, facts)
-        os.sched_setaffinity(0, allowed)
-        measure_preparation(source, tokenizer, facts)
         measure_rows(source, tokenizer, Path(folder), facts)
     print(json.dumps(facts))
 

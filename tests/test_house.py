@@ -106,7 +106,7 @@ def test_importing_starts_no_device_and_no_tensorflow(module):
         "tools/convert.py",
         "tools/prepare.py",
         "tools/corpus_stats.py",
-    ],  # fmt: skip
+    ],
 )
 def test_help_teaches_without_loading_jax(program):
     code = (
