@@ -5,7 +5,8 @@
       --config.data.seq_length=128 --config.data.max_predictions=20 \\
       --config.model.dtype=float32 --peer                  # the row of two CPU cores
 
-Rows are random tokens without padding. Prints the median of --repeats steps and one JSON line.
+Rows are random tokens without padding, cut into data.packing examples each if that is not 0; the
+peer has them whole. Prints the median of --repeats steps and one JSON line.
 --peer times Hugging Face's AlbertForPreTraining in PyTorch on the same shapes, a step of ours and
 a step of theirs in turn (pip install torch transformers).
 """
@@ -27,7 +28,7 @@ _REPEATS = flags.DEFINE_integer("repeats", 7, "Timed steps.", lower_bound=5)
 _PEER = flags.DEFINE_bool("peer", False, "Time Hugging Face ALBERT in PyTorch as well.")
 
 
-def random_batch(config):
+def random_batch(config, packing):
     import numpy as np
 
     rng = np.random.default_rng(0)
@@ -36,7 +37,7 @@ def random_batch(config):
     positions = np.argsort(rng.random((rows, length - 2)), axis=1)[:, :predictions] + 1
     positions = np.sort(positions, axis=1).astype(np.int32)
     ids = rng.integers(5, vocab, (rows, length)).astype(np.int32)
-    return {
+    batch = {
         "input_ids": ids,
         "token_type_ids": (np.arange(length) >= length // 2).astype(np.int32) * np.ones_like(ids),
         "attention_mask": np.ones_like(ids),
@@ -45,6 +46,16 @@ def random_batch(config):
         "mlm_weights": np.ones(positions.shape, np.float32),
         "sop_labels": rng.integers(0, 2, rows).astype(np.int32),
     }
+    if packing:
+        number = np.arange(length) * packing // length
+        starts = np.flatnonzero(np.diff(number, prepend=-1))
+        batch |= {
+            "segment_ids": np.tile(number + 1, (rows, 1)).astype(np.int32),
+            "position_ids": np.tile(np.arange(length) - starts[number], (rows, 1)).astype(np.int32),
+            "cls_positions": np.tile(starts, (rows, 1)).astype(np.int32),
+            "sop_labels": rng.integers(0, 2, (rows, packing)).astype(np.int32),
+        }
+    return batch
 
 
 def our_step(config, batch):
@@ -139,11 +150,10 @@ def main() -> None:
     from albert.model import DTYPES
 
     config = cli.checked(_CONFIG, needs_text=False)
-    batch = random_batch(config)
-    ours, first_call = our_step(config, batch)
+    ours, first_call = our_step(config, random_batch(config, config.data.packing))
     steps = {"albert": ours}
     if _PEER.value:
-        steps["huggingface"] = peer_step(config, batch)
+        steps["huggingface"] = peer_step(config, random_batch(config, packing=0))
     times: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(_REPEATS.value):
         for name, step in steps.items():

@@ -100,6 +100,30 @@ def test_in_order_and_swapped_are_what_they_say(tmp_path, tokenizer):
         assert example["sop_labels"] == (0 if in_order else 1)
 
 
+def test_a_chunk_of_one_sentence_is_split_at_any_word(tmp_path, tokenizer):
+    (tmp_path / "a.txt").write_text("river water mountain stone garden letter")
+    corpus = read_corpus(tmp_path / "a.txt", tokenizer, tmp_path)
+    options = dataclasses.replace(OPTIONS, short_seq_prob=0.0, seq_length=64)
+    examples = make_examples(corpus, tokenizer, options)
+    whole = corpus.read(0, 1).tolist()
+    starts = np.flatnonzero(tokenizer.starts_word[whole])[1:]
+    rows, counts, swapped = 4000, {}, 0
+    for row in range(rows):
+        ids = restored(examples[row]).tolist()
+        middle = ids.index(SEP)
+        first, second = ids[1:middle], ids[middle + 1 : ids.index(SEP, middle + 1)]
+        if examples[row]["sop_labels"]:
+            first, second = second, first
+            swapped += 1
+        assert first + second == whole
+        counts[len(first)] = counts.get(len(first), 0) + 1
+    assert set(counts) == set(starts.tolist())
+    share = 1 / len(starts)
+    for count in counts.values():
+        assert abs(count / rows - share) < 5 * np.sqrt(share / rows)
+    assert abs(swapped / rows - 0.5) < 5 * 0.5 / np.sqrt(rows)
+
+
 def released_examples(sentences, limit):
     """Probability of every (first, second, label) that the released program makes of a chunk.
 

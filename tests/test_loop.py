@@ -337,7 +337,6 @@ def test_describe_ends_with_one_json_object(tmp_path):
     np.testing.assert_allclose(facts["flops_per_token"], 6 * used + 12 * 12 * 512 * 768)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["sop", "none"])
 def test_a_packed_run_goes_on_to_the_same_bits(tiny, tmp_path, objective):
     """Packed rows, accumulation and eight devices, stopped half-way and continued."""
@@ -409,6 +408,7 @@ def test_a_worker_that_is_killed_ends_the_run(tiny, tmp_path):
     assert "Worker process was terminated unexpectedly" in "".join(printed)
 
 
+@pytest.mark.slow
 def test_two_processes_of_four_devices_equal_one_of_eight(tiny, tmp_path):
     """Real processes over gloo: same losses, and each makes only its own rows."""
     alone = tmp_path / "alone"
