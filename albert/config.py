@@ -12,7 +12,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from albert.data.prepare import DataConfig, open_tokenizer
+from albert.data.prepare import MAX_SEED, DataConfig, open_tokenizer
 from albert.data.tokenizer import VocabularyError
 from albert.model_config import AlbertConfig
 from albert.optimiser import OptimizerConfig
@@ -98,8 +98,8 @@ def check(values: Mapping, needs_text: bool = True) -> Config:
                 problems.append(f"data.tokenizer: {error}")
     if config.init_optimizer and not config.init_from:
         problems.append("init_optimizer is True and init_from is empty: there is nothing to take")
-    if config.seed < 0:
-        problems.append(f"seed is {config.seed}; it must not be negative")
+    if not 0 <= config.seed < MAX_SEED:
+        problems.append(f"seed is {config.seed}; it must be in [0, {MAX_SEED})")
     if config.data.seq_length > config.model.max_position_embeddings:
         problems.append(
             f"data.seq_length {config.data.seq_length} is longer than the position table, "

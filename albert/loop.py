@@ -347,7 +347,7 @@ class _Log:
             real = float(np.mean([v["real_tokens"] for v in self._done]))
             values |= {
                 "step_seconds": seconds,
-                "examples_per_second": config.train.batch_size / seconds,
+                "rows_per_second": config.train.batch_size / seconds,
                 "real_tokens_per_second": real / seconds,
                 "padded_tokens_per_second": config.train.batch_size * config.data.seq_length
                 / seconds,

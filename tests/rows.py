@@ -1,5 +1,7 @@
 """Rows of the small text, and the loops of the released program that made theirs."""
 
+import itertools
+
 import numpy as np
 
 from albert.data.corpus import Corpus
@@ -18,6 +20,13 @@ OPTIONS = ExampleOptions(
 def read_corpus(spec, tokenizer, folder, max_documents=0, max_bad_share=0.0) -> Corpus:
     source = parse_source(str(spec), "text")
     return prepare_corpus(source, tokenizer, "en", max_documents, max_bad_share, folder)
+
+
+def read_sentences(corpus, first, last):
+    """The ids of sentences first, ..., last - 1, a list each."""
+    bounds = [0, *np.cumsum(corpus.sentence_lengths[first:last]).tolist()]
+    ids = corpus.read(first, last).tolist()
+    return [ids[a:b] for a, b in itertools.pairwise(bounds)]
 
 
 def make_examples(corpus, tokenizer, options=OPTIONS, seed=0):

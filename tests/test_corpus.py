@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from conftest import VOCABULARY, write_text
-from rows import read_corpus
+from rows import read_corpus, read_sentences
 
 from albert.data import corpus as corpus_module
 from albert.data import corpus_writer, text_files
@@ -37,7 +38,7 @@ def test_every_sentence_is_read_back(text, tokenizer, prepared):
     for number, document in enumerate(documents):
         first, last = corpus.document_starts[number : number + 2]
         expected = [ids for ids in tokenizer.encode_batch(document) if ids]
-        assert [s.tolist() for s in corpus.read_sentences(first, last)] == expected
+        assert read_sentences(corpus, first, last) == expected
     assert corpus.manifest["tokens"] == corpus.sentence_lengths.sum()
 
 
@@ -54,7 +55,7 @@ def test_reading_across_passages(tmp_path, tokenizer, monkeypatch):
     for first in range(0, len(sentences), 3):
         for last in (first + 1, first + 2, min(first + 9, len(sentences))):
             if last <= len(sentences):
-                read = [s.tolist() for s in corpus.read_sentences(first, last)]
+                read = read_sentences(corpus, first, last)
                 assert read == sentences[first:last]
 
 
@@ -132,6 +133,13 @@ def test_changed_files_are_named(tmp_path, tokenizer, capfd):
     read_corpus(folder, tokenizer, tmp_path / "out")
     told = capfd.readouterr().err
     assert "changed files (b.txt), added files (d.txt), removed files (c.txt)" in told
+    for part in ("AA", "AB"):
+        (folder / part).mkdir()
+        write_text(folder / part / "wiki_00.txt", 5, seed=8)
+    read_corpus(folder, tokenizer, tmp_path / "out")
+    write_text(folder / "AB" / "wiki_00.txt", 5, seed=9)
+    read_corpus(folder, tokenizer, tmp_path / "out")
+    assert "for other changed files (AB/wiki_00.txt)." in capfd.readouterr().err
 
 
 def test_bad_records_are_left_out_up_to_a_bound(tmp_path, tokenizer, capfd):
@@ -164,7 +172,7 @@ from albert.data import corpus_writer, text_files
 text_files.BLOCK_BYTES, text_files.PART_BYTES = 8000, 24000
 corpus_writer.os.sched_getaffinity = lambda _: {{0}}
 from pathlib import Path
-from rows import read_corpus
+from rows import read_corpus, read_sentences
 from albert.data.tokenizer import Tokenizer
 if sys.argv[1] == "full":
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -194,16 +202,48 @@ print(corpus.num_documents)
     np.testing.assert_array_equal(again.document_hashes, clean.document_hashes)
 
 
-def test_a_failure_behind_the_last_part_loses_no_part(tmp_path, text, tokenizer, monkeypatch):
-    def full(*_):
+@pytest.mark.parametrize("where", ["rename", "info", "index", "manifest", "clear"])
+def test_a_failure_behind_the_last_part_loses_no_part(
+    tmp_path, text, tokenizer, monkeypatch, where
+):
+    """However far it got, the next try goes on, and the corpus is the same."""
+    monkeypatch.setattr(text_files, "PART_BYTES", 20_000)
+    clean = read_corpus(text, tokenizer, tmp_path / "clean")
+
+    def full(*_, **__):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(corpus_writer, "write_index", full)
+        if where == "rename":
+            original, calls = Path.rename, []
+
+            def some(self, target):
+                if self.suffix == ".passages" and (calls.append(self) or len(calls) > 2):
+                    full()
+                return original(self, target)
+
+            patch.setattr(Path, "rename", some)
+        elif where == "info":
+            patch.setattr(tfds.core.DatasetInfo, "write_to_directory", full)
+        elif where == "index":
+            patch.setattr(corpus_writer, "write_index", full)
+        elif where == "manifest":
+            patch.setattr(corpus_writer, "write_json", full)
+        else:
+            patch.setattr(corpus_writer.shutil, "rmtree", full)
         with pytest.raises(StoreError, match="No space left on device"):
-            read_corpus(text, tokenizer, tmp_path)
-    monkeypatch.setattr(corpus_writer, "_write_parts", lambda *_: pytest.fail("made again"))
-    assert read_corpus(text, tokenizer, tmp_path).num_documents == 300
+            read_corpus(text, tokenizer, tmp_path / "out")
+    monkeypatch.setattr(corpus_writer.PartWriter, "add", lambda *_: pytest.fail("made again"))
+    again = read_corpus(text, tokenizer, tmp_path / "out")
+    assert files_of(again) == files_of(clean)
+
+
+def test_a_document_without_pieces_is_told(tmp_path, tokenizer, capfd):
+    path = tmp_path / "a.txt"
+    path.write_text("a river\n\n\u200b\n\nwater\n")
+    with pytest.raises(SourceError, match=r"1 of 3 records are bad(.|\n)*has no piece to learn"):
+        read_corpus(path, tokenizer, tmp_path / "out")
+    assert read_corpus(path, tokenizer, tmp_path / "out", max_bad_share=0.5).num_documents == 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,8 +289,8 @@ def test_a_worker_that_dies_ends_it_and_a_rerun_goes_on(
     # The same text without what kills: the parts that are there are kept.
     written = []
     monkeypatch.setattr(
-        corpus_writer._PartWriter, "add",
-        lambda self, block, add=corpus_writer._PartWriter.add: (
+        corpus_writer.PartWriter, "add",
+        lambda self, block, add=corpus_writer.PartWriter.add: (
             written.append(self.path), add(self, block)
         ),
     )  # fmt: skip

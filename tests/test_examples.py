@@ -245,6 +245,26 @@ def test_a_mixture_keeps_its_weights(tmp_path, corpus, text, tokenizer):
         assert rows == list(range(len(rows)))
 
 
+def test_a_small_source_that_comes_often_is_planned_once_an_epoch(
+    tmp_path, corpus, tokenizer, monkeypatch
+):
+    path = write_text(tmp_path / "b.txt", 30, seed=9)
+    small = read_corpus(path, tokenizer, tmp_path)
+    plans = [CorpusPlan(c, np.arange(c.num_documents), OPTIONS, (0, i))
+             for i, c in enumerate((corpus, small))]  # fmt: skip
+    planned = []
+    original = CorpusPlan._plan_epoch
+    monkeypatch.setattr(
+        CorpusPlan,
+        "_plan_epoch",
+        lambda self, number: planned.append(number) or original(self, number),
+    )
+    mixed = Examples(plans, (1.0, 1.0), 1.0, tokenizer, OPTIONS, 0)
+    mixed.batch(range(mixed.rows_per_epoch))
+    assert max(planned) > 3
+    assert len(planned) <= max(planned) + 4
+
+
 def test_temperature_brings_shares_together():
     assert mixture([900, 100], (), 1.0) == [900, 100]
     assert mixture([900, 100], (), 2.0) == [750, 250]

@@ -16,7 +16,7 @@ ROOMS = [
     ["albert.data.files", "albert.data.python_docs", "albert.data.masking"],
     ["albert.data.text_files"],
     ["albert.data.tables"],
-    ["albert.data.sources", "albert.data.corpus"],
+    ["albert.data.sources", "albert.data.corpus", "albert.data.corpus_parts"],
     ["albert.data.vocabulary", "albert.data.corpus_writer", "albert.data.plan"],
     ["albert.data.corpus_beam", "albert.data.examples"],
     ["albert.data.statistics", "albert.data.pipeline", "albert.data.prepare"],

@@ -31,7 +31,7 @@ def test_a_run_leaves_checkpoints_logs_and_a_report(run):
     assert [r["step"] for r in records(run, "valid")] == [4, 8]
     wanted = {
         "loss", "mlm_loss", "mlm_accuracy", "sop_loss", "sop_accuracy", "learning_rate",
-        "grad_norm", "param_norm", "update_norm", "examples_per_second",
+        "grad_norm", "param_norm", "update_norm", "rows_per_second",
         "real_tokens_per_second", "padded_tokens_per_second", "mfu", "step_seconds",
         "data_wait_share", "epoch", "bad_steps",
     }  # fmt: skip

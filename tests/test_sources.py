@@ -99,18 +99,34 @@ def test_a_bad_line_is_left_out_and_named(tmp_path, line, reason, compress):
         (b'{"text": "a \\u0000"}', "a NUL character at position 3"),
         (b'{"text": " \\n "}', "the field 'text' is empty"),
         (b'{"body": "x"}', "no text in the field 'text'"),
+        (b'{"text": ' + b"9" * 5000 + b"}", "not JSON: Exceeds the limit"),
+        (b'{"text": "a \\ud800 b"}', "half a surrogate pair at position 3"),
         (b'["x"]', "no text in the field 'text'"),
         (b'{"text": 3}', "no text in the field 'text'"),
         (b"[" * 100_000, "not JSON"),
         (b'{"text": "' + big_line(20_000_000) + b'"}', "longer than 16777216 bytes"),
     ],
-    ids=["cut", "utf-8", "nul", "empty", "field", "list", "number", "deep", "20MB"],
+    ids=[
+        "cut",
+        "utf-8",
+        "nul",
+        "empty",
+        "field",
+        "digits",
+        "surrogate",
+        "list",
+        "number",
+        "deep",
+        "20MB",
+    ],
 )
 def test_a_bad_record_is_left_out_and_named(tmp_path, record, reason):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"text": "One."}\n' + record + b'\n{"text": "Two."}\n')
     with pytest.raises(SourceError, match=re.escape(f"{path}, line 2: {reason}")):
         documents(path)
+    with pytest.raises(SourceError, match="1 of 3 records are bad"):
+        documents(path, max_bad_share=0.33)
     assert documents(path, max_bad_share=0.34) == [["One."], ["Two."]]
 
 
@@ -128,10 +144,11 @@ def test_far_too_many_bad_records_stop_at_once(tmp_path):
 def test_a_cut_off_file_is_named(tmp_path, suffix, compress):
     path = tmp_path / f"a.txt{suffix}"
     path.write_bytes(compress(("line of text %d\n" * 3000).encode())[:-20])
-    words = r"a\.txt\.\w+: the compressed file is damaged or cut off after line \d+"
+    words = r"a\.txt\.\w+, line \d+: damaged or cut off from here on"
     with pytest.raises(SourceError, match=words):
         documents(path)
-    assert documents(path, max_bad_share=1.0) in ([], [["line of text %d"] * 3000])
+    kept = [line for document in documents(path, max_bad_share=1.0) for line in document]
+    assert kept == ["line of text %d"] * len(kept)
 
 
 def test_what_a_cut_off_file_holds_is_kept(tmp_path):
@@ -142,6 +159,56 @@ def test_what_a_cut_off_file_holds_is_kept(tmp_path):
     found = documents(path, max_bad_share=0.001)
     assert 1000 < len(found) < 40_000
     assert [document[0] for document in found] == lines[: len(found)]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "compress"),
+    [
+        (".gz", gzip.compress),
+        (".xz", lzma.compress),
+        (".zst", lambda d: zstd.compress(d, options={zstd.CompressionParameter.checksum_flag: 1})),
+    ],
+)
+def test_damaged_bytes_keep_what_is_in_front_of_them(tmp_path, suffix, compress):
+    rng = np.random.default_rng(1)
+    lines = [" ".join(map(str, rng.integers(0, 10**9, 20))) for _ in range(8000)]
+    whole = compress("\n\n".join(lines).encode())
+    path = tmp_path / f"a.txt{suffix}"
+    for _ in range(12):
+        damaged = bytearray(whole)
+        at = int(rng.integers(len(whole) // 2, len(whole)))
+        damaged[at : at + 40] = rng.bytes(40)
+        path.write_bytes(damaged)
+        found = [document[0] for document in documents(path, max_bad_share=1.0)]
+        assert found[:1000] == lines[: len(found[:1000])]
+        with pytest.raises(SourceError, match=r"line \d+: (damaged|not UTF-8|a NUL)"):
+            documents(path)
+
+
+def test_lines_are_counted_from_the_beginning_of_the_file(tmp_path, monkeypatch):
+    """Whatever part and block a bad line is in."""
+    monkeypatch.setattr(text_files, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(text_files, "PART_BYTES", 5000)
+    path = tmp_path / "a.txt"
+    lines = [b"line", b"", b"other line"] * 1000
+    for number in (1501, 2701):
+        lines[number - 1] = b"bad \xff"
+    path.write_bytes(b"\n".join(lines))
+    with pytest.raises(SourceError, match=r"line 1501: not UTF-8(.|\n)*line 2701: not UTF-8"):
+        documents(path)
+
+
+def test_a_file_without_line_breaks_is_cut_in_no_time_and_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(text_files, "PART_BYTES", 1 << 20)
+    path = tmp_path / "a.json"
+    path.write_bytes(b"[" + b'{"text": "x"}, ' * 4_000_000 + b"]")
+    source = parse_source(str(path), "text")
+    read = []
+    monkeypatch.setattr(
+        text_files.JsonSource, "_end_of_first", lambda self, data: read.append(len(data)) or 0
+    )
+    assert len(source.parts()) == 1
+    assert max(read) <= 2 * text_files.BLOCK_BYTES
 
 
 @given(
@@ -196,6 +263,35 @@ def test_parquet(tmp_path):
         documents(path, "body")
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(SourceError, match=r"a\.parquet, row 0: not Parquet, or damaged"):
+        documents(path)
+
+
+def test_every_row_of_a_damaged_parquet_file_counts(tmp_path):
+    path = tmp_path / "a.parquet"
+    rng = np.random.default_rng(0)
+    texts = [" ".join(map(str, rng.integers(0, 10**9, 20))) for _ in range(20_000)]
+    pyarrow.parquet.write_table(pyarrow.table({"text": texts}), path, row_group_size=2000)
+    data = bytearray(path.read_bytes())
+    third = len(data) // 3
+    data[third : third + 5000] = rng.bytes(5000)
+    path.write_bytes(data)
+    source = parse_source(str(path), "text")
+    parsed = [source.parse(b) for part in source.parts() for b in source.blocks(part)]
+    assert sum(p.records for p in parsed) == 20_000
+    assert 10_000 < sum(p.bad for p in parsed) < 16_000
+    good = [text for p in parsed for document in p.documents for text in document]
+    assert good == texts[: len(good)]
+
+
+def test_strings_of_parquet_that_are_no_text(tmp_path):
+    path = tmp_path / "a.parquet"
+    column = pyarrow.array([b"One.", b"bad \xff", b"Two."]).view(pyarrow.string())
+    pyarrow.parquet.write_table(pyarrow.table({"text": column}), path)
+    with pytest.raises(SourceError, match=r"row 1: not UTF-8"):
+        documents(path)
+    assert documents(path, max_bad_share=0.5) == [["One."], ["Two."]]
+    pyarrow.parquet.write_table(pyarrow.table({"text": [1, 2]}), path)
+    with pytest.raises(SourceError, match=r"row 0: no text in the field"):
         documents(path)
 
 
@@ -290,6 +386,25 @@ def test_tfds_by_name(tmp_path, monkeypatch):
     assert parse_source("tfds:tiny", "body").identity()["examples"] == 3
     with pytest.raises(SourceError, match="no feature 'text'; it has body"):
         documents("tfds:tiny")
+
+
+def test_damaged_records_of_tfds_count(tmp_path, monkeypatch):
+    builder = Tiny(data_dir=tmp_path, file_format="array_record")
+    builder.download_and_prepare()
+    monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(tmp_path))
+    source = parse_source("tfds:tiny", "body")
+    reader = source._data.data_source
+    original = type(reader).__getitem__
+
+    def broken(self, number):
+        if number == 1:
+            raise RuntimeError("Corrupted Riegeli/records file")
+        return original(self, number)
+
+    monkeypatch.setattr(type(reader), "__getitem__", broken)
+    assert len(documents("tfds:tiny", "body", max_bad_share=0.34)) == 2
+    with pytest.raises(SourceError, match="tfds:tiny, record 1: damaged: Corrupted Riegeli"):
+        documents("tfds:tiny", "body")
 
 
 def test_python_docs_hold_prose():

@@ -136,12 +136,6 @@ class Corpus:
             ids = np.concatenate([ids, self._passage(passage)])
         return ids[begin:end].astype(np.int32)
 
-    def read_sentences(self, first: int, last: int) -> list[np.ndarray]:
-        """The ids of sentences first, ..., last - 1, an array each."""
-        bounds = [0, *np.cumsum(self.sentence_lengths[first:last]).tolist()]
-        ids = self.read(first, last)
-        return [ids[a:b] for a, b in itertools.pairwise(bounds)]
-
 
 def open_passages(folder: Path) -> Any:
     """The passages of a corpus by number: dicts of the features of `Passages`."""

@@ -15,7 +15,8 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from albert.data.corpus import Corpus, Passages
-from albert.data.corpus_writer import PARTS, Preparation, add_up, made, write_report
+from albert.data.corpus_parts import PARTS, write_report
+from albert.data.corpus_writer import Preparation, add_up, made
 from albert.data.reading import Source, Tally
 from albert.data.tokenizer import Tokenizer
 
@@ -37,7 +38,7 @@ def prepare_corpus_with_beam(
       options: of the pipeline, as on its command line: ["--project=...", ...].
 
     Raises:
-      SourceError, StoreError: as `prepare_corpus`; the share of bad records is judged part by part.
+      SourceError, StoreError: as `prepare_corpus`.
     """
     preparation = Preparation(source, tokenizer, language, 0, max_bad_share)
     write = partial(_write_with_beam, runner=runner, options=options)
@@ -54,7 +55,7 @@ class _BeamShard:
 
     def __call__(self) -> Iterator[tuple[int, dict]]:
         source = self.preparation.source
-        tally = Tally(source.spec, self.preparation.max_bad_share)
+        tally = Tally(source, self.preparation.max_bad_share)
         counts = {"documents": 0, "passages": 0, "characters": 0}
         for block in source.blocks(self.part):
             encoded = self.preparation.encode(block)

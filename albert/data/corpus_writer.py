@@ -8,7 +8,6 @@ is finished is not made again when a run that failed is repeated. Never imports 
 import concurrent.futures
 import contextlib
 import dataclasses
-import errno
 import importlib.metadata
 import itertools
 import json
@@ -20,21 +19,20 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from array_record.python import array_record_module
 from tensorflow_datasets.proto import tf_example_pb2
 from tqdm import tqdm
 
 from albert.data.corpus import SPLIT, Corpus, Passages, differences, passages_of, write_index
-from albert.data.reading import Source, SourceError, Tally
+from albert.data.corpus_parts import PARTS, Encoded, PartWriter, write_json
+from albert.data.reading import BadRecord, Source, SourceError, Tally
 from albert.data.sentences import split_sentences
 from albert.data.store import StoreError, fingerprint_of, made_once
 from albert.data.tokenizer import Tokenizer
 
-PARTS = "parts"  # folder of what belongs to single parts, while a corpus is not finished
 FORMAT = 2  # part of every fingerprint: raise it when the folder's contents change meaning
 
 
@@ -70,7 +68,7 @@ class Preparation:
     def folder(self, parent: Path) -> Path:
         return corpus_folder(parent, fingerprint_of(self.description()))
 
-    def encode(self, block: Any) -> "Encoded":
+    def encode(self, block: Any) -> Encoded:
         """The documents of a block as passages."""
         parsed = self.source.parse(block)
         split = [
@@ -79,24 +77,18 @@ class Preparation:
         ]
         encoded = iter(self.tokenizer.encode_batch([s for document in split for s in document]))
         documents = []
+        bad, examples = parsed.bad, list(parsed.examples)
         for document in split:
             sentences = [ids for ids in itertools.islice(encoded, len(document)) if ids]
-            if sentences:  # what has no ids is left out
+            if sentences:
                 ids = np.fromiter(itertools.chain.from_iterable(sentences), self.dtype)
                 lengths = np.array([len(s) for s in sentences], np.int64)
                 documents.append(list(passages_of(ids, lengths)))
+            else:
+                bad += 1
+                examples.append(BadRecord("a document", f"{document[:1]} has no piece to learn"))
         characters = sum(len(text) for document in parsed.documents for text in document)
-        return Encoded(documents, characters, parsed.records, parsed.bad, parsed.examples)
-
-
-class Encoded(NamedTuple):
-    """A block, tokenised."""
-
-    documents: list[list[Any]]  # each as its passages: features, or records of ArrayRecord
-    characters: int  # of text that was read
-    records: int
-    bad: int
-    examples: tuple[str, ...]
+        return Encoded(documents, characters, parsed.records, bad, examples)
 
 
 def prepare_corpus(
@@ -134,14 +126,16 @@ def made(
         if unfinished is not None:
             _tell_what_changed(preparation, folder)
             try:
-                counts = write(preparation, unfinished)
-                counts |= write_index(unfinished, spec)
-                shutil.rmtree(unfinished / PARTS)
-                manifest = {
-                    "fingerprint": fingerprint_of(preparation.description()),
-                    "spec": spec, **counts, **preparation.description(),
-                }  # fmt: skip
-                (unfinished / "corpus.json").write_text(json.dumps(manifest, indent=1))
+                if not (unfinished / "corpus.json").exists():
+                    counts = write(preparation, unfinished)
+                    counts |= write_index(unfinished, spec)
+                    manifest = {
+                        "fingerprint": fingerprint_of(preparation.description()),
+                        "spec": spec, **counts, **preparation.description(),
+                    }  # fmt: skip
+                    write_json(unfinished / "corpus.json", manifest)
+                if (unfinished / PARTS).exists():
+                    shutil.rmtree(unfinished / PARTS)
             except OSError as error:
                 raise StoreError(
                     f"Preparing {spec} in {folder} failed: {error.strerror or error}. The parts "
@@ -251,7 +245,7 @@ def _write_on_cores(preparation: Preparation, folder: Path) -> dict:
     source = preparation.source
     builder = Passages(dtype=preparation.dtype, data_dir=folder)
     parts = source.parts()
-    writers = [_PartWriter(folder / PARTS, number) for number in range(len(parts))]
+    writers = [PartWriter(folder / PARTS, number) for number in range(len(parts))]
     if not (builder.data_path / "dataset_info.json").exists():
         (folder / PARTS).mkdir(exist_ok=True)
         _write_parts(preparation, parts, writers)
@@ -262,15 +256,15 @@ def _write_on_cores(preparation: Preparation, folder: Path) -> dict:
     return add_up(preparation, [writer.report() for writer in writers])
 
 
-def _write_parts(preparation: Preparation, parts: list, writers: list["_PartWriter"]) -> None:
+def _write_parts(preparation: Preparation, parts: list, writers: list[PartWriter]) -> None:
     source = preparation.source
     done = next((i for i, writer in enumerate(writers) if not writer.is_finished()), len(parts))
     if done:
         print(f"{source.spec}: {done} of {len(parts)} parts are finished already.", file=sys.stderr)
     reports = [writer.report() for writer in writers[:done]]
-    tally = Tally(source.spec, preparation.max_bad_share)
+    tally = Tally(source, preparation.max_bad_share)
     for report in reports:
-        tally.add(report["records"], report["bad"], report["examples"])
+        tally.add(report["records"], report["bad"], [BadRecord(*e) for e in report["examples"]])
     documents = sum(report["documents"] for report in reports)
     blocks = (
         (number, block)
@@ -307,9 +301,12 @@ def _name_shards(builder: Passages, files: list[tuple[Path, int]]) -> None:
     files = [(path, count) for path, count in files if count]
     builder.data_path.mkdir(parents=True, exist_ok=True)
     template = builder._get_filename_template(split_name=SPLIT)
-    size = sum(path.stat().st_size for path, _ in files)
+    size = 0
     for number, (path, _) in enumerate(files):
-        path.rename(template.sharded_filepath(shard_index=number, num_shards=len(files)))
+        shard = template.sharded_filepath(shard_index=number, num_shards=len(files))
+        if path.exists():  # if not, a run that ended here has named it already
+            path.rename(shard)
+        size += shard.stat().length
     split = tfds.core.SplitInfo(
         name=SPLIT, shard_lengths=[n for _, n in files], num_bytes=size, filename_template=template
     )
@@ -320,80 +317,14 @@ def _name_shards(builder: Passages, files: list[tuple[Path, int]]) -> None:
 def add_up(preparation: Preparation, reports: list[dict]) -> dict:
     """The counts of all parts; raises SourceError when too many records were bad."""
     spec = preparation.source.spec
-    tally = Tally(spec, preparation.max_bad_share)
+    tally = Tally(preparation.source, preparation.max_bad_share)
     for report in reports:
-        tally.add(report["records"], report["bad"], report["examples"])
-    tally.finish()
+        tally.add(report["records"], report["bad"], [BadRecord(*e) for e in report["examples"]])
+    named = tally.finish()
     if not any(report["documents"] for report in reports):
         raise SourceError(f"{spec} holds no text.")
     characters = sum(report["characters"] for report in reports)
     return {
         "characters": characters, "records": tally.records, "bad_records": tally.bad,
-        "bad_examples": tally.examples,
+        "bad_examples": named,
     }  # fmt: skip
-
-
-@contextlib.contextmanager
-def _told_as_os_error():
-    try:
-        yield
-    except RuntimeError as error:  # all that ArrayRecord raises when it cannot write
-        raise OSError(errno.EIO, str(error).split(";")[0]) from error
-
-
-class _PartWriter:
-    """Writes the file of one part; its report comes last and says that the part is finished."""
-
-    def __init__(self, folder: Path, number: int):
-        self.path = folder / f"{number:05d}.passages"
-        self._report = folder / f"{number:05d}.json"
-        self._temporary = folder / f"{number:05d}.tmp"
-        self._writer: Any = None
-        self._counts = {"documents": 0, "passages": 0, "characters": 0, "records": 0, "bad": 0}
-        self._examples: list[str] = []
-
-    def is_finished(self) -> bool:
-        return self._report.exists()
-
-    def report(self) -> dict:
-        return json.loads(self._report.read_text())
-
-    def add(self, encoded: Encoded) -> None:
-        with _told_as_os_error():
-            if self._writer is None:
-                self._writer = array_record_module.ArrayRecordWriter(
-                    str(self._temporary), "group_size:1"
-                )
-            for document in encoded.documents:
-                for record in document:
-                    self._writer.write(record)
-        self._counts["passages"] += sum(map(len, encoded.documents))
-        self._counts["documents"] += len(encoded.documents)
-        for name in ("characters", "records", "bad"):
-            self._counts[name] += getattr(encoded, name)
-        self._examples += encoded.examples
-
-    def close(self) -> None:
-        if self._writer is not None:
-            with _told_as_os_error():
-                self._writer.close()
-            self._check()
-            self._temporary.rename(self.path)
-        write_report(self._report, self._counts, self._examples)
-
-    def _check(self) -> None:
-        """What could not be written, on a full disk for example, is not always told."""
-        reader = array_record_module.ArrayRecordReader(str(self._temporary))
-        written = reader.num_records() if reader.ok() else 0
-        reader.close()
-        if written != self._counts["passages"]:
-            raise OSError(
-                errno.ENOSPC,
-                f"{self._temporary} holds {written} of {self._counts['passages']} records",
-            )
-
-
-def write_report(path: Path, counts: dict[str, int], examples: list[str]) -> None:
-    temporary = path.with_suffix(".new")
-    temporary.write_text(json.dumps({**counts, "examples": examples}))
-    temporary.rename(path)

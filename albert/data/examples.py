@@ -83,6 +83,8 @@ class Examples:
                     f"{plan.corpus.manifest['spec']} gets none of the {self.rows_per_epoch} rows "
                     "of an epoch: its weight in data.train_weights is too small."
                 )
+            # An epoch of the mixture runs through so many of a corpus, in random order.
+            plan.keep_epochs(2 + -(-count // plan.rows_per_epoch))
         self._order = lru_cache(maxsize=2)(self._mix_epoch)
         if options.masking_unit == "word":
             self._starts_word = tokenizer.starts_word

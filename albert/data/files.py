@@ -12,6 +12,7 @@ import hashlib
 import lzma
 import os
 import re
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import BinaryIO
 
@@ -22,7 +23,7 @@ from tqdm import tqdm
 from albert.data.reading import SourceError
 
 _OPENERS: dict[str, Callable] = {".gz": gzip.open, ".xz": lzma.open, ".zst": zstd.open}
-DAMAGED = (EOFError, gzip.BadGzipFile, lzma.LZMAError, zstd.ZstdError)
+DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, zstd.ZstdError)
 _REMOTE = re.compile("[a-z0-9]+://")
 _HASHED_AT_ONCE = 1 << 24
 
@@ -106,7 +107,13 @@ def file_size(file: str) -> int:
 
 
 def file_identities(files: Sequence[str]) -> list[dict]:
-    """Name, size and digest of the content of each; all of it is read, on all cores."""
+    """Name, size and digest of the content of each; all of it is read, on all cores.
+
+    Names are below the folder that all are in, so that a corpus may move.
+    """
+    names = [os.path.dirname(file) + "/" for file in files]
+    folder = os.path.commonprefix(names)  # noqa: RUF071, the next line leaves whole names only
+    folder = folder[: folder.rfind("/") + 1]
     with (
         concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads,
         tqdm(desc="Reading the sources' contents", total=len(files), unit="files", delay=2,
@@ -114,7 +121,7 @@ def file_identities(files: Sequence[str]) -> list[dict]:
     ):  # fmt: skip
         found = []
         for file, (size, digest) in zip(files, threads.map(_digest, files), strict=True):
-            found.append({"file": os.path.basename(file), "bytes": size, "blake2b": digest})
+            found.append({"file": file.removeprefix(folder), "bytes": size, "blake2b": digest})
             bar.update()
         return found
 

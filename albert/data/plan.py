@@ -82,7 +82,7 @@ class CorpusPlan:
         self.documents = documents
         self.options = options
         self._seed = tuple(seed)
-        self.epoch = lru_cache(maxsize=2)(self._plan_epoch)
+        self.keep_epochs(2)
         # Counts differ a little from epoch to epoch. Every epoch has as many rows as the first,
         # so that a row's epoch is a division: a longer plan leaves a random few out, a shorter
         # one begins again.
@@ -90,6 +90,10 @@ class CorpusPlan:
 
     def __reduce__(self):
         return (CorpusPlan, (self.corpus, self.documents, self.options, self._seed))
+
+    def keep_epochs(self, count: int) -> None:
+        """Remembers the plans of so many epochs, the last that were asked for."""
+        self.epoch = lru_cache(maxsize=count)(self._plan_epoch)
 
     def row(self, row: int) -> tuple[np.ndarray, list[int]]:
         """The chunks of a row of this corpus, [examples, 4], and the key of each one's stream."""

@@ -26,8 +26,10 @@ from albert.data.tokenizer import Tokenizer, VocabularyError
 from albert.data.vocabulary import prepare_vocabulary
 
 _HASH_BUCKETS = 10_000  # the finest step of valid_fraction
-# Held-out rows are the same in every run, whatever its seed, and share no stream with training.
-_HELDOUT_SEED = 2**31 - 1
+# Held-out rows are the same in every run, whatever its seed, and share no stream with training,
+# whose seed is below.
+MAX_SEED = _HELDOUT_SEED = 2**31 - 1
+_MAX_SOURCES = 1024  # ten bits of a row's key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +94,12 @@ class DataConfig:
                 f"valid_fraction is {self.valid_fraction}; without valid_sources it must be at "
                 f"least {1 / _HASH_BUCKETS} and below 1"
             )
+        for name in ("train_sources", "valid_sources"):
+            if len(getattr(self, name)) > _MAX_SOURCES:
+                found.append(
+                    f"{name} has {len(getattr(self, name))} sources; there may be {_MAX_SOURCES}: "
+                    "a folder or a glob is one"
+                )
         if self.seq_length < 8:
             found.append(f"seq_length is {self.seq_length}; it must be at least 8")
         least_values = {"max_predictions": 1, "max_ngram": 1, "workers": 0, "max_documents": 0,

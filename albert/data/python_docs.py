@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from albert.data.reading import Parsed
+from albert.data.reading import BadRecord, Parsed
 
 PACKAGES = ("absl", "etils", "flax", "grain", "jax", "matplotlib", "ml_collections", "numpy",
             "optax", "orbax", "pandas", "scipy", "sklearn", "tensorboard",
@@ -67,6 +67,9 @@ class PythonDocs:
 
     def parse(self, block: list[list[str]]) -> Parsed:
         return Parsed(block, len(block), 0, ())
+
+    def place(self, record: BadRecord) -> str:
+        return record.where
 
     def _parse(self) -> Iterator[list[str]]:
         seen = set()

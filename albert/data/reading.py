@@ -10,9 +10,10 @@ Never imports jax.
 
 import dataclasses
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
+MAX_PARTS = 512  # a corpus has a file per part, and a process cannot keep thousands open
 _EXAMPLES = 5  # bad records that are named
 # So many bad records more than the share allows stop at once; the share is judged at the end.
 _PATIENCE = 1000
@@ -22,13 +23,26 @@ class SourceError(ValueError):
     """A source is missing, empty or unreadable; says which file and line or record."""
 
 
+class BadRecord(NamedTuple):
+    """A record that is left out.
+
+    A line is counted from 0 at a byte of its file; `Source.place` says which line of the file that
+    is, once somebody is to be told. Without a line, `where` says it all.
+    """
+
+    where: str
+    reason: str
+    begin: int = 0
+    line: int = -1
+
+
 class Parsed(NamedTuple):
     """The content of a block."""
 
     documents: list[list[str]]  # each as its sentences or paragraphs, none of them blank
     records: int  # lines of text, JSON lines, rows of tables: what can be bad on its own
     bad: int  # of them, left out
-    examples: tuple[str, ...]  # the first bad ones: file, record, reason
+    examples: tuple[BadRecord, ...]  # the first bad ones
 
 
 class Source(Protocol):
@@ -58,39 +72,38 @@ class Source(Protocol):
         """The documents of a block. Raises SourceError."""
         ...
 
+    def place(self, record: BadRecord) -> str:
+        """File and record, for a reader."""
+        ...
+
 
 class Bad:
-    """Collects the bad records of a block: a count, and sentences for the first."""
+    """Collects the bad records of a block: a count, and the first."""
 
     def __init__(self):
         self.count = 0
-        self.examples: list[str] = []
+        self.examples: list[BadRecord] = []
 
-    @property
-    def names_more(self) -> bool:
-        """Whether the next one will be named; if not, its sentence need not be made."""
-        return len(self.examples) < _EXAMPLES
-
-    def add(self, example: str) -> None:
-        if self.names_more:
-            self.examples.append(example)
+    def add(self, record: BadRecord) -> None:
+        if len(self.examples) < _EXAMPLES:
+            self.examples.append(record)
         self.count += 1
 
-    def parsed(self, documents: list[list[str]], records: int) -> Parsed:
-        return Parsed(documents, records, self.count, tuple(self.examples))
+    def parsed(self, documents: list[list[str]], good: int) -> Parsed:
+        return Parsed(documents, good + self.count, self.count, tuple(self.examples))
 
 
 @dataclasses.dataclass
 class Tally:
     """Counts records over a source, and stops when too many are bad."""
 
-    spec: str
+    source: Source
     max_bad_share: float
     records: int = 0
     bad: int = 0
-    examples: list[str] = dataclasses.field(default_factory=list)
+    examples: list[BadRecord] = dataclasses.field(default_factory=list)
 
-    def add(self, records: int, bad: int, examples: tuple[str, ...]) -> None:
+    def add(self, records: int, bad: int, examples: Sequence[BadRecord]) -> None:
         """Raises SourceError when there are far too many already."""
         self.records += records
         self.bad += bad
@@ -98,31 +111,37 @@ class Tally:
         if self.bad > _PATIENCE + self.max_bad_share * self.records:
             raise self._too_many()
 
-    def finish(self) -> None:
-        """Raises SourceError when too many were bad; else tells on stderr of those that were."""
+    def finish(self) -> list[str]:
+        """The bad records that are named; tells of them on stderr.
+
+        Raises SourceError when there were too many.
+        """
         if self.bad > self.max_bad_share * self.records:
             raise self._too_many()
+        named = self._named()
         if self.bad:
-            print(f"{self.spec}: left out {self.bad} of {self.records} records:\n{self._named()}",
+            lines = "\n".join(named)
+            print(f"{self.source.spec}: left out {self.bad} of {self.records} records:\n{lines}",
                   file=sys.stderr, flush=True)  # fmt: skip
+        return named
 
     def _too_many(self) -> SourceError:
         return SourceError(
-            f"{self.spec}: {self.bad} of {self.records} records are bad, which is more than "
-            f"data.max_bad_share {self.max_bad_share:g} allows:\n{self._named()}\n"
-            "Mend the text, or raise --config.data.max_bad_share to leave so many out."
+            f"{self.source.spec}: {self.bad} of {self.records} records are bad, which is more than "
+            f"data.max_bad_share {self.max_bad_share:g} allows:\n"
+            + "\n".join(self._named())
+            + "\nMend the text, or raise --config.data.max_bad_share to leave so many out."
         )
 
-    def _named(self) -> str:
+    def _named(self) -> list[str]:
+        lines = [f"  {self.source.place(record)}: {record.reason}" for record in self.examples]
         more = self.bad - len(self.examples)
-        return "\n".join(
-            [f"  {example}" for example in self.examples] + ([f"  and {more} more"] if more else [])
-        )
+        return [*lines, f"  and {more} more"] if more else lines
 
 
 def read_documents(source: Source, max_bad_share: float) -> Iterator[list[str]]:
     """Every document in order, one process reading; raises SourceError, too many bad included."""
-    tally = Tally(source.spec, max_bad_share)
+    tally = Tally(source, max_bad_share)
     for part in source.parts():
         for block in source.blocks(part):
             parsed = source.parse(block)

@@ -8,20 +8,20 @@ from typing import NamedTuple
 from etils import epath
 
 from albert.data.files import file_identities, rows_of
-from albert.data.reading import Bad, Parsed, SourceError
+from albert.data.reading import MAX_PARTS, Bad, BadRecord, Parsed, SourceError
 from albert.data.text_files import document_of
 
 _ROWS_PER_BLOCK = 256
 _ROWS_PER_PART = 100_000
-_MAX_PARTS = 512  # a corpus has a file per part, and a process cannot keep thousands open
 
 
 class Rows(NamedTuple):
-    """Some rows of a Parquet file, or why there are none."""
+    """Some rows of a Parquet file, or how many there should be and why there are none."""
 
     file: str
     first: int
     texts: list
+    missing: int = 0
     problem: str = ""
 
 
@@ -43,7 +43,7 @@ class ParquetSource:
         return {"kind": "parquet", "text_field": self.text_field, "files": self._file_identities}
 
     def parts(self) -> list[tuple[str, ...]]:
-        ranges = rows_of(len(self.files), -(-len(self.files) // _MAX_PARTS))
+        ranges = rows_of(len(self.files), -(-len(self.files) // MAX_PARTS))
         return [self.files[first:last] for first, last in ranges]
 
     def blocks(self, part: tuple[str, ...]) -> Iterator[Rows]:
@@ -54,29 +54,39 @@ class ParquetSource:
         import pyarrow
         import pyarrow.parquet
 
-        first = 0
+        first = rows = 0
         try:
             with epath.Path(file).open("rb") as stream:
                 table = pyarrow.parquet.ParquetFile(stream)
-                if self.text_field not in table.schema_arrow.names:
+                rows = table.metadata.num_rows
+                names = table.schema_arrow.names
+                if self.text_field not in names:
                     raise SourceError(
-                        f"{file}: no column {self.text_field!r}; it has "
-                        f"{', '.join(table.schema_arrow.names)}. Name the column that holds the "
-                        "text with --config.data.text_field."
+                        f"{file}: no column {self.text_field!r}; it has {', '.join(names)}. Name "
+                        "the column that holds the text with --config.data.text_field."
                     )
                 for batch in table.iter_batches(_ROWS_PER_BLOCK, columns=[self.text_field]):
-                    yield Rows(file, first, batch.column(0).to_pylist())
+                    column = batch.column(0)
+                    if pyarrow.types.is_string(column.type):
+                        column = column.cast(pyarrow.binary())  # it may be no UTF-8 at all
+                    yield Rows(file, first, column.to_pylist())
                     first += batch.num_rows
         except (pyarrow.ArrowException, OSError) as error:
-            yield Rows(file, first, [], f"{file}, row {first}: not Parquet, or damaged: {error}")
+            if isinstance(error, OSError) and error.errno:
+                raise SourceError(f"{file}: cannot be read: {error.strerror}") from error
+            yield Rows(file, first, [], max(rows - first, 1), f"not Parquet, or damaged: {error}")
 
     def parse(self, block: Rows) -> Parsed:
         if block.problem:
-            return Parsed([], 1, 1, (block.problem,))
+            record = BadRecord(f"{block.file}, row {block.first}", block.problem)
+            return Parsed([], block.missing, block.missing, (record,))
         return _parse(
             ((f"{block.file}, row {block.first + i}", text) for i, text in enumerate(block.texts)),
             self.text_field,
         )
+
+    def place(self, record: BadRecord) -> str:
+        return record.where
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,33 +129,44 @@ class TfdsSource:
 
     def parts(self) -> list[tuple[int, int]]:
         count = len(self._data)
-        return list(rows_of(count, max(_ROWS_PER_PART, count // _MAX_PARTS)))
+        return list(rows_of(count, max(_ROWS_PER_PART, -(-count // MAX_PARTS))))
 
     def blocks(self, part: tuple[int, int]) -> Iterator[tuple[int, int]]:
         first, last = part
         return ((first + a, first + b) for a, b in rows_of(last - first, _ROWS_PER_BLOCK))
 
     def parse(self, block: tuple[int, int]) -> Parsed:
-        first, last = block
-        records = self._data.__getitems__(list(range(first, last)))
-        if records and self.text_field not in records[0]:
+        return _parse(
+            ((f"{self.spec}, record {number}", self._text(number)) for number in range(*block)),
+            self.text_field,
+        )
+
+    def _text(self, number: int) -> object:
+        try:
+            record = self._data[number]
+        except RuntimeError as error:  # what ArrayRecord raises where a file is damaged
+            return error
+        if self.text_field not in record:
             raise SourceError(
-                f"{self.spec}: no feature {self.text_field!r}; it has {', '.join(records[0])}. "
+                f"{self.spec}: no feature {self.text_field!r}; it has {', '.join(record)}. "
                 "Name the feature that holds the text with --config.data.text_field."
             )
-        return _parse(
-            ((f"{self.spec}, record {first + i}", r[self.text_field])
-             for i, r in enumerate(records)), self.text_field,
-        )  # fmt: skip
+        return record[self.text_field]
+
+    def place(self, record: BadRecord) -> str:
+        return record.where
 
 
 def _parse(records: Iterator[tuple[str, object]], text_field: str) -> Parsed:
-    """Documents of (place, text) pairs."""
+    """Documents of (place, text) pairs; in place of a text, the error of reading it."""
     bad, documents = Bad(), []
     for place, text in records:
+        if isinstance(text, Exception):
+            bad.add(BadRecord(place, f"damaged: {text}"))
+            continue
         document, reason = document_of(text, text_field)
         if document:
             documents.append(document)
         else:
-            bad.add(f"{place}: {reason}")
-    return bad.parsed(documents, len(documents) + bad.count)
+            bad.add(BadRecord(place, reason))
+    return bad.parsed(documents, len(documents))

@@ -15,10 +15,9 @@ from albert.data.files import (
     line_number,
     open_file,
 )
-from albert.data.reading import Bad, Parsed, SourceError
+from albert.data.reading import MAX_PARTS, Bad, BadRecord, Parsed, SourceError
 
-PART_BYTES = 1 << 27  # as stored; more where a source would have over _MAX_PARTS
-_MAX_PARTS = 512  # a corpus has a file per part, and a process cannot keep thousands open
+PART_BYTES = 1 << 27  # as stored; more where a source would have over MAX_PARTS
 BLOCK_BYTES = 1 << 20  # read at a time
 # A document of text that is longer is cut at the end of a line; a longer line is a bad record.
 MAX_DOCUMENT_BYTES = 1 << 24
@@ -39,7 +38,8 @@ class Block(NamedTuple):
     """Whole documents of a file, or why there is none."""
 
     file: str
-    offset: int  # in the decompressed file
+    begin: int  # of the range it is in
+    line: int  # lines of the range in front of it
     data: bytes
     problem: str = ""
 
@@ -69,7 +69,7 @@ class _LineFiles:
         """Runs of small files, and pieces of large ones that are not compressed."""
         try:
             sizes = [file_size(file) for file in self.files]
-            limit = max(PART_BYTES, sum(sizes) // _MAX_PARTS)
+            limit = max(PART_BYTES, -(-sum(sizes) // MAX_PARTS))
             parts: list[tuple[Range, ...]] = []
             part: list[Range] = []
             filled = 0
@@ -99,64 +99,65 @@ class _LineFiles:
                 begin = end
 
     def _until_next_document(self, stream: BinaryIO) -> int:
+        passed = 0  # bytes that are not looked at any more
         data = b""
         while more := stream.read(BLOCK_BYTES):
             data += more
             if end := self._end_of_first(data):
-                return end
-            if len(data) > MAX_DOCUMENT_BYTES and (end := data.find(b"\n") + 1):
-                return end
-        return len(data)
+                return passed + end
+            if passed + len(data) > MAX_DOCUMENT_BYTES and (end := data.find(b"\n") + 1):
+                return passed + end
+            # The end of a document may have begun with the last line break.
+            last = data.rfind(b"\n")
+            keep = data[last:] if last >= 0 and len(data) - last < BLOCK_BYTES else b""
+            passed += len(data) - len(keep)
+            data = keep
+        return passed + len(data)
 
     def blocks(self, part: tuple[Range, ...]) -> Iterator[Block]:
         for file, begin, end in part:
-            offset = begin
+            line = 0
             try:
                 with open_file(file) as stream:
                     if begin:
                         stream.seek(begin)
-                    for length, data in self._cut(stream, end - begin if end >= 0 else 1 << 62):
-                        yield Block(file, offset, data)
-                        offset += length
+                    for data in self._cut(stream, end - begin if end >= 0 else 1 << 62):
+                        yield Block(file, begin, line, data)
+                        line += data.count(b"\n")
             except DAMAGED as error:
-                line = line_number(file, offset)
-                yield Block(file, offset, b"", (
-                    f"{file}: the compressed file is damaged or cut off after line {line - 1}: "
-                    f"{error}"
-                ))  # fmt: skip
+                yield Block(file, begin, line, b"", f"damaged or cut off from here on: {error}")
             except OSError as error:
                 raise SourceError(f"{file}: cannot be read: {error.strerror or error}") from error
 
-    def _cut(self, stream: BinaryIO, size: int) -> Iterator[tuple[int, bytes]]:
-        """Length in the file and content of every block in the next `size` bytes."""
+    def _cut(self, stream: BinaryIO, size: int) -> Iterator[bytes]:
+        """The next `size` bytes in blocks; of a line that is far too long, the beginning."""
         rest = b""
-        skipped = 0  # of a line that is too long for any document
+        damage: Exception | None = None
         while True:
-            try:
-                data = stream.read(min(BLOCK_BYTES, size))
-            except DAMAGED:
-                if end := rest.rfind(b"\n") + 1:
-                    yield skipped + end, rest[:end]
-                raise
+            data, damage = _read(stream, min(BLOCK_BYTES, size))
             size -= len(data)
-            if not data:
-                if rest:
-                    yield skipped + len(rest), rest
-                return
             rest += data
             end = self._end_of_last(rest)
             if not end and len(rest) > MAX_DOCUMENT_BYTES:
                 end = rest.rfind(b"\n") + 1
-                if not end:  # its beginning is enough to see that it is too long
-                    skipped += len(rest) - self.longest_line - 1
+                if not end:
                     rest = rest[: self.longest_line + 1]
+            if damage:
+                end = rest.rfind(b"\n") + 1  # half a line is none
+            elif not data:
+                end = len(rest)
             if end:
-                yield skipped + end, rest[:end]
-                rest, skipped = rest[end:], 0
+                yield rest[:end]
+                rest = rest[end:]
+            if damage:
+                raise damage
+            if not data:
+                return
 
     def _lines(self, block: Block, bad: Bad) -> list[tuple[int, str]]:
         """Number in the block and stripped text of every line, blank ones too, but bad ones."""
-        data = block.data if block.offset else block.data.removeprefix(_BOM)
+        first = not block.begin and not block.line
+        data = block.data.removeprefix(_BOM) if first else block.data
         try:
             lines = data.decode().split("\n")
             # No character takes more than four bytes.
@@ -179,16 +180,14 @@ class _LineFiles:
                         f"not UTF-8 (byte 0x{raw[error.start]:02x} at position {error.start + 1}); "
                         "convert the file, for example with iconv"
                     )
-            self._tell(block, number, reason, bad)
+            bad.add(BadRecord(block.file, reason, block.begin, block.line + number))
         return found
 
-    def _tell(self, block: Block, number: int, reason: str, bad: Bad) -> None:
-        # Counting lines up to the block means reading the file again; only named ones are worth it.
-        if bad.names_more:
-            line = line_number(block.file, block.offset) + number
-            bad.add(f"{block.file}, line {line}: {reason}")
-        else:
-            bad.add("")
+    def place(self, record: BadRecord) -> str:
+        if record.line < 0:
+            return record.where
+        # Counts the lines in front by reading them, so it is for the few that are told.
+        return f"{record.where}, line {line_number(record.where, record.begin) + record.line}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,18 +212,18 @@ class TextSource(_LineFiles):
         return max((found.end() for found in _BLANK_LINE.finditer(data)), default=0)
 
     def parse(self, block: Block) -> Parsed:
-        if block.problem:
-            return Parsed([], 1, 1, (block.problem,))
         bad = Bad()
+        if block.problem:
+            bad.add(BadRecord(block.file, block.problem, block.begin, block.line))
+            return bad.parsed([], 0)
         documents: list[list[str]] = [[]]
-        records = 0
         for _, line in self._lines(block, bad):
             if line:
                 documents[-1].append(line)
-                records += 1
             elif documents[-1]:
                 documents.append([])
-        return bad.parsed(documents if documents[-1] else documents[:-1], records + bad.count)
+        documents = documents if documents[-1] else documents[:-1]
+        return bad.parsed(documents, sum(map(len, documents)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,28 +245,42 @@ class JsonSource(_LineFiles):
         return data.rfind(b"\n") + 1
 
     def parse(self, block: Block) -> Parsed:
-        if block.problem:
-            return Parsed([], 1, 1, (block.problem,))
         bad = Bad()
+        if block.problem:
+            bad.add(BadRecord(block.file, block.problem, block.begin, block.line))
+            return bad.parsed([], 0)
         documents = []
-        records = 0
         for number, line in self._lines(block, bad):
             if not line:
                 continue
-            records += 1
             try:
                 record = json.loads(line)
-            except (json.JSONDecodeError, RecursionError) as error:
-                self._tell(block, number, f"not JSON: {error}", bad)
-                continue
-            text = record.get(self.text_field) if isinstance(record, dict) else None
-            document, reason = document_of(text, self.text_field)
+            except (ValueError, RecursionError) as error:
+                document: list[str] = []
+                reason = f"not JSON: {error}"
+            else:
+                text = record.get(self.text_field) if isinstance(record, dict) else None
+                document, reason = document_of(text, self.text_field)
             if document:
                 documents.append(document)
             else:
-                records -= 1
-                self._tell(block, number, reason, bad)
-        return bad.parsed(documents, records + bad.count)
+                bad.add(BadRecord(block.file, reason, block.begin, block.line + number))
+        return bad.parsed(documents, len(documents))
+
+
+def _read(stream: BinaryIO, size: int) -> tuple[bytes, Exception | None]:
+    """Up to `size` bytes, and the damage that ended them; what came in front of it is kept."""
+    read = getattr(stream, "read1", stream.read)
+    data = bytearray()
+    while len(data) < size:
+        try:
+            more = read(size - len(data))
+        except DAMAGED as error:
+            return bytes(data), error
+        if not more:
+            break
+        data += more
+    return bytes(data), None
 
 
 def document_of(text: object, text_field: str) -> tuple[list[str], str]:
@@ -282,6 +295,10 @@ def document_of(text: object, text_field: str) -> tuple[list[str], str]:
             f"no text in the field {text_field!r}; name the field that holds it with "
             "--config.data.text_field"
         )
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return [], f"half a surrogate pair at position {error.start + 1}"
     if "\0" in text:
         return [], f"a NUL character at position {text.index(chr(0)) + 1}"
     paragraphs = [line.strip() for line in text.splitlines() if line.strip()]

@@ -16,7 +16,7 @@ import sentencepiece
 
 from albert.data.reading import Source, SourceError, read_documents
 from albert.data.sentences import split_sentences
-from albert.data.store import fingerprint_of, made_once
+from albert.data.store import StoreError, fingerprint_of, made_once
 from albert.data.tokenizer import PAD, UNK, VocabularyError, normalise
 
 
@@ -80,6 +80,11 @@ def prepare_vocabulary(
                 if not any_text:
                     raise SourceError(f"{names} holds no text.") from None
                 raise VocabularyError(f"{names}: {error}") from error
+            except OSError as error:
+                raise StoreError(
+                    f"The vocabulary of {names} cannot be written in {folder}: "
+                    f"{error.strerror or error}. Make room, or name another data.folder."
+                ) from error
             if failure:
                 raise failure[0]
             (temporary / "vocabulary.json").write_text(json.dumps(made_from, indent=1))
