@@ -238,6 +238,27 @@ def test_a_failure_behind_the_last_part_loses_no_part(
     assert files_of(again) == files_of(clean)
 
 
+def test_a_block_without_documents_ends_nothing(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setattr(text_files, "BLOCK_BYTES", 8)
+    path = tmp_path / "a.txt"
+    path.write_text("\n" * 40 + "a river\n\nwater\n" + "\n" * 40 + "music\n")
+    assert read_corpus(path, tokenizer, tmp_path / "out").num_documents == 3
+    first = read_corpus(path, tokenizer, tmp_path / "out", max_documents=2)
+    assert first.num_documents == 2
+
+
+def test_a_half_written_description_is_written_again(tmp_path, text, tokenizer, monkeypatch):
+    def half(self, folder):
+        (folder / "dataset_info.json").write_text('{"name": ')
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tfds.core.DatasetInfo, "write_to_directory", half)
+        with pytest.raises(StoreError, match="No space left on device"):
+            read_corpus(text, tokenizer, tmp_path)
+    assert read_corpus(text, tokenizer, tmp_path).num_documents == 300
+
+
 def test_a_document_without_pieces_is_told(tmp_path, tokenizer, capfd):
     path = tmp_path / "a.txt"
     path.write_text("a river\n\n\u200b\n\nwater\n")

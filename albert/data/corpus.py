@@ -137,13 +137,18 @@ class Corpus:
         return ids[begin:end].astype(np.int32)
 
 
+def passages_folder(folder: Path) -> Path:
+    """Where the passages of a corpus are."""
+    return folder / "passages" / str(Passages.VERSION)
+
+
 def open_passages(folder: Path) -> Any:
     """The passages of a corpus by number: dicts of the features of `Passages`."""
     return _open(folder, tfds.decode.DeserializeMethod.DESERIALIZE_AND_DECODE)
 
 
 def _open(folder: Path, method: tfds.decode.DeserializeMethod) -> Any:
-    builder = tfds.builder_from_directory(folder / "passages" / str(Passages.VERSION))
+    builder = tfds.builder_from_directory(passages_folder(folder))
     return builder.as_data_source(SPLIT, deserialize_method=method)
 
 

@@ -26,14 +26,24 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 from tqdm import tqdm
 
-from albert.data.corpus import SPLIT, Corpus, Passages, differences, passages_of, write_index
+from albert.data.corpus import (
+    SPLIT,
+    Corpus,
+    Passages,
+    differences,
+    passages_folder,
+    passages_of,
+    write_index,
+)
 from albert.data.corpus_parts import PARTS, Encoded, PartWriter, write_json
 from albert.data.reading import BadRecord, Source, SourceError, Tally
 from albert.data.sentences import split_sentences
 from albert.data.store import StoreError, fingerprint_of, made_once
 from albert.data.tokenizer import Tokenizer
 
-FORMAT = 2  # part of every fingerprint: raise it when the folder's contents change meaning
+# Part of every fingerprint: raise it when the folder's contents change meaning, and when parts are
+# cut elsewhere, since those of an unfinished folder are gone on with.
+FORMAT = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,18 +252,18 @@ def _encoded_blocks(
 
 def _write_on_cores(preparation: Preparation, folder: Path) -> dict:
     """Fills `folder` with passages, going on behind the parts that are finished."""
-    source = preparation.source
+    for description in passages_folder(folder).glob("*.json"):
+        description.unlink()  # of a run that ended here, maybe half of it
     builder = Passages(dtype=preparation.dtype, data_dir=folder)
-    parts = source.parts()
+    parts = preparation.source.parts()
     writers = [PartWriter(folder / PARTS, number) for number in range(len(parts))]
-    if not (builder.data_path / "dataset_info.json").exists():
-        (folder / PARTS).mkdir(exist_ok=True)
-        _write_parts(preparation, parts, writers)
-        reports = [writer.report() for writer in writers]
-        _name_shards(
-            builder, [(w.path, r["passages"]) for w, r in zip(writers, reports, strict=True)]
-        )
-    return add_up(preparation, [writer.report() for writer in writers])
+    (folder / PARTS).mkdir(exist_ok=True)
+    _write_parts(preparation, parts, writers)
+    reports = [writer.report() for writer in writers]
+    counts = add_up(preparation, reports)
+    passages = [report["passages"] for report in reports]
+    _name_shards(builder, list(zip([writer.path for writer in writers], passages, strict=True)))
+    return counts
 
 
 def _write_parts(preparation: Preparation, parts: list, writers: list[PartWriter]) -> None:
@@ -290,7 +300,7 @@ def _write_parts(preparation: Preparation, parts: list, writers: list[PartWriter
             writers[part].add(block)
             documents += len(block.documents)
             bar.update(block.characters)
-            if documents == preparation.max_documents:
+            if preparation.max_documents and documents == preparation.max_documents:
                 break
     for writer in writers[number:]:
         writer.close()
