@@ -7,11 +7,13 @@ What is there already is found; a preparation that failed goes on where it stopp
 the same config and data.folder then begins at once, on this machine or on any that sees or has a
 copy of the folder.
 
-For text that outgrows a machine, the same by Apache Beam (pip install -r requirements-beam.txt):
+For text that outgrows a machine, the same by Apache Beam (pip install -r requirements-beam.txt).
+Workers need this package; `pip install build && python -m build --sdist` makes it a file:
 
   python tools/prepare.py --config=configs/base.py --beam_runner=DataflowRunner \\
       --beam_option=--project=NAME --beam_option=--region=us-central1 \\
-      --beam_option=--temp_location=gs://BUCKET/tmp --beam_option=--setup_file=./setup.py \\
+      --beam_option=--temp_location=gs://BUCKET/tmp \\
+      --beam_option=--extra_package=dist/albert-0.1.0.tar.gz \\
       --config.data.train_sources="('gs://BUCKET/wiki/*.jsonl.gz',)" \\
       --config.data.tokenizer=/shared/30k-clean.model --config.data.folder=/shared/prepared
 
