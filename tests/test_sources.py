@@ -314,7 +314,6 @@ class Bucket(MemoryFileSystem):
 def store():
     bucket = Bucket()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(epath.gpath, "_is_tf_installed", lambda: False)
         patch.setattr(type(epath.backend.fsspec_backend), "fs", lambda self, path: bucket)
         yield bucket
     bucket.store.clear()

@@ -5,6 +5,7 @@ Apache Beam is an extra: requirements-beam.txt. Never imports jax.
 """
 
 import dataclasses
+import importlib.util
 import json
 import shutil
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ import tensorflow_datasets as tfds
 from albert.data.corpus import Corpus, Passages
 from albert.data.corpus_parts import PARTS, write_report
 from albert.data.corpus_writer import Preparation, add_up, made
-from albert.data.reading import Source, Tally
+from albert.data.reading import Source, SourceError, Tally
 from albert.data.tokenizer import Tokenizer
 
 
@@ -40,6 +41,8 @@ def prepare_corpus_with_beam(
     Raises:
       SourceError, StoreError: as `prepare_corpus`.
     """
+    if importlib.util.find_spec("apache_beam") is None:
+        raise SourceError("Apache Beam is not installed: pip install -r requirements-beam.txt")
     preparation = Preparation(source, tokenizer, language, 0, max_bad_share)
     write = partial(_write_with_beam, runner=runner, options=options)
     return made(preparation, folder, write)

@@ -22,6 +22,9 @@ from tqdm import tqdm
 
 from albert.data.reading import SourceError
 
+# Stores are read by fsspec's libraries, whether TensorFlow is installed or not.
+os.environ.setdefault("EPATH_USE_TF", "false")
+
 _OPENERS: dict[str, Callable] = {".gz": gzip.open, ".xz": lzma.open, ".zst": zstd.open}
 DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, zstd.ZstdError)
 _REMOTE = re.compile("[a-z0-9]+://")
@@ -63,6 +66,11 @@ def find_files(spec: str, path: str, suffixes: tuple[str, ...]) -> list[str]:
         ) from error
     except OSError as error:
         raise SourceError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except Exception as error:
+        if not _REMOTE.match(path):
+            raise
+        # Every store's library has errors of its own, for credentials and the like.
+        raise SourceError(f"{path}: cannot be read: {type(error).__name__}: {error}") from error
     if not found:
         raise SourceError(problem)
     return sorted(found)
