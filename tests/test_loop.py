@@ -104,6 +104,7 @@ def command(tiny_config, workdir, *extra):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_killed_at_a_random_step_it_ends_bit_equal(tiny, tmp_path):
     """SIGKILL of a real process, with dropout and eight devices, three times over."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
