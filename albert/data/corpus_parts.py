@@ -11,10 +11,9 @@ from typing import Any, NamedTuple
 
 from array_record.python import array_record_module
 
-from albert.data.reading import BadRecord
+from albert.data.reading import MAX_EXAMPLES, BadRecord
 
 PARTS = "parts"  # folder of what belongs to single parts, while a corpus is not finished
-_EXAMPLES = 5  # bad records of a part that are kept to be named
 
 
 class Encoded(NamedTuple):
@@ -65,7 +64,7 @@ class PartWriter:
         self._counts["documents"] += len(encoded.documents)
         for name in ("characters", "records", "bad"):
             self._counts[name] += getattr(encoded, name)
-        self._examples = [*self._examples, *encoded.examples][:_EXAMPLES]
+        self._examples = [*self._examples, *encoded.examples][:MAX_EXAMPLES]
 
     def close(self) -> None:
         if self._writer is not None:

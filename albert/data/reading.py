@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 MAX_PARTS = 512  # a corpus has a file per part, and a process cannot keep thousands open
-_EXAMPLES = 5  # bad records that are named
+MAX_EXAMPLES = 5  # bad records that are named
 # So many bad records more than the share allows stop at once; the share is judged at the end.
 _PATIENCE = 1000
 
@@ -85,7 +85,7 @@ class Bad:
         self.examples: list[BadRecord] = []
 
     def add(self, record: BadRecord) -> None:
-        if len(self.examples) < _EXAMPLES:
+        if len(self.examples) < MAX_EXAMPLES:
             self.examples.append(record)
         self.count += 1
 
@@ -107,7 +107,7 @@ class Tally:
         """Raises SourceError when there are far too many already."""
         self.records += records
         self.bad += bad
-        self.examples += examples[: _EXAMPLES - len(self.examples)]
+        self.examples += examples[: MAX_EXAMPLES - len(self.examples)]
         if self.bad > _PATIENCE + self.max_bad_share * self.records:
             raise self._too_many()
 

@@ -1,5 +1,6 @@
 """Text files and JSON lines. Never imports jax."""
 
+import abc
 import dataclasses
 import json
 import re
@@ -45,7 +46,7 @@ class Block(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class _LineFiles:
+class _LineFiles(abc.ABC):
     """Files of lines, read in blocks that end where a document ends."""
 
     spec: str
@@ -53,13 +54,13 @@ class _LineFiles:
 
     longest_line = 0  # bytes
 
+    @abc.abstractmethod
     def _end_of_first(self, data: bytes) -> int:
         """Where the first document in `data` ends; 0 where none surely does."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _end_of_last(self, data: bytes) -> int:
         """Where the last document in `data` that is surely whole ends; 0 if there is none."""
-        raise NotImplementedError
 
     @cached_property
     def _file_identities(self) -> list[dict]:
