@@ -5,11 +5,12 @@ import pytest
 from conftest import write_text
 from rows import read_corpus
 
-from albert.data import text_files
+from albert.data import corpus_writer, text_files
 from albert.data.corpus_beam import prepare_corpus_with_beam
 from albert.data.corpus_writer import differences
 from albert.data.reading import SourceError
 from albert.data.sources import parse_source
+from albert.data.store import StoreError
 
 pytestmark = pytest.mark.beam
 
@@ -53,6 +54,20 @@ def test_bad_records_are_counted_and_bounded(tmp_path, tokenizer):
     with pytest.raises(SourceError, match=r"1 of \d+ records are bad"):
         with_beam(path, tokenizer, tmp_path / "strict")
     assert not list((tmp_path / "strict").glob("corpus-*/corpus.json"))
+    # What Beam left there is nothing that cores go on from.
+    ours = read_corpus(path, tokenizer, tmp_path / "strict", max_bad_share=0.01)
+    assert ours.num_documents == 300
     corpus = with_beam(path, tokenizer, tmp_path / "lenient", max_bad_share=0.01)
     assert corpus.manifest["bad_records"] == 1
     assert "not UTF-8" in corpus.manifest["bad_examples"][0]
+
+
+def test_what_cores_left_unfinished_is_begun_again(tmp_path, text, tokenizer, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(corpus_writer, "write_index", full)
+        with pytest.raises(StoreError):
+            read_corpus(text, tokenizer, tmp_path)
+    assert with_beam(text, tokenizer, tmp_path).num_documents == 300

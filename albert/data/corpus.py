@@ -176,7 +176,7 @@ def write_index(folder: Path, spec: str) -> dict[str, int]:
         "document_hashes": _Column(folder / "document_hashes.npy", np.uint64),
         "passage_starts": _Column(folder / "passage_starts.npy", np.int64),
     }
-    digest = None
+    digest = hashlib.blake2b(digest_size=8)
     tokens = 0
     progress = tqdm(
         desc=f"Indexing {spec}", total=len(passages), unit="passages", mininterval=1, leave=False,
@@ -187,11 +187,10 @@ def write_index(folder: Path, spec: str) -> dict[str, int]:
         for passage in passages.__getitems__(chosen):
             sentences = columns["sentence_lengths"].length
             if passage["starts_document"]:
-                if digest is not None:
+                if sentences:
                     columns["document_hashes"].append([_as_number(digest)])
                 digest = hashlib.blake2b(digest_size=8)
                 columns["document_starts"].append([sentences])
-            assert digest is not None  # the first passage of all starts a document
             digest.update(passage["ids"].tobytes())
             columns["passage_starts"].append([sentences])
             columns["sentence_lengths"].append(passage["sentence_lengths"])
@@ -199,7 +198,7 @@ def write_index(folder: Path, spec: str) -> dict[str, int]:
         progress.update(len(chosen))
     progress.close()
     sentences = columns["sentence_lengths"].length
-    if digest is not None:
+    if sentences:
         columns["document_hashes"].append([_as_number(digest)])
     columns["document_starts"].append([sentences])
     columns["passage_starts"].append([sentences])

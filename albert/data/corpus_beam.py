@@ -15,7 +15,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from albert.data.corpus import Corpus, Passages
+from albert.data.corpus import Corpus, Passages, passages_folder
 from albert.data.corpus_parts import PARTS, write_report
 from albert.data.corpus_writer import Preparation, add_up, made
 from albert.data.reading import Source, SourceError, Tally
@@ -32,6 +32,8 @@ def prepare_corpus_with_beam(
     options: list[str],
 ) -> Corpus:
     """As `prepare_corpus` with every document, by an Apache Beam runner.
+
+    What failed before all parts were there starts again.
 
     Args:
       folder: must be the same place on this machine and on every worker.
@@ -79,12 +81,17 @@ def _write_with_beam(
     """Fills `folder` with passages, a part by each call of a Beam worker."""
     from apache_beam.options.pipeline_options import PipelineOptions
 
-    reports = folder / PARTS
-    reports.mkdir(exist_ok=True)
+    # Apart from the reports of parts that cores have made, whose files lie beside them.
+    reports = folder / PARTS / "beam"
+    reports.mkdir(parents=True, exist_ok=True)
     shards = [
         _BeamShard(preparation, part, reports / f"{number:05d}.json")
         for number, part in enumerate(preparation.source.parts())
     ]
+    described = (passages_folder(folder) / "dataset_info.json").exists()
+    if not (described and all(shard.report.exists() for shard in shards)):
+        # The builder takes whatever is there for finished.
+        shutil.rmtree(passages_folder(folder), ignore_errors=True)
     builder = Passages(dtype=preparation.dtype, shards=shards, data_dir=folder)
     tfds.disable_progress_bar()
     builder.download_and_prepare(
