@@ -2,6 +2,7 @@
 
   python eval.py --workdir=runs/quickstart                    newest checkpoint, own held-out text
   python eval.py --workdir=runs/quickstart --step=all         every checkpoint that was kept
+  python eval.py --workdir=runs/quickstart --layers           what each layer does, with a plot
   python eval.py --workdir=runs/base --text=other_text.txt    other text; any source of a config
   python eval.py --model=albert-base-v2 --text=other_text.txt --config.data.seq_length=128 \\
       --config.train.eval_batch_size=16                       a Hugging Face folder, a TensorFlow
@@ -13,7 +14,6 @@ says how text becomes rows and how many are computed at once; its model section 
 """
 
 import sys
-from pathlib import Path
 
 from absl import flags
 
@@ -31,29 +31,47 @@ _TEXT = flags.DEFINE_string(
 _ROWS = flags.DEFINE_integer(
     "rows", None, "Rows to evaluate on at most. Default: train.eval_rows.", lower_bound=1
 )
+_OBJECTIVE = flags.DEFINE_enum(
+    "sentence_objective", None, ["sop", "nsp"],
+    "Judge a run by rows for this objective. Default: the run's own.",
+)  # fmt: skip
+_LAYERS = flags.DEFINE_bool(
+    "layers",
+    False,
+    "Look into the layers of a run instead: how far each one moves its input, the entropy of "
+    "its attention, its share of the gradient. Writes layers_STEP.json and layers_STEP.png.",
+)
 _EXAMPLES = flags.DEFINE_integer("examples", 5, "Filled-in masks to show.", lower_bound=0)
 
 
 def main() -> None:
     from albert.config import ConfigError
+    from albert.places import place
 
     if _MODEL.value is None:
         if _HAS_CONFIG:
             raise ConfigError(["--config goes with --model; a run is evaluated with its own"])
         from albert.evaluation import evaluate_run
 
-        workdir = Path(_WORKDIR.value or "runs/quickstart")
-        evaluate_run(workdir, _STEP.value, _TEXT.value, _ROWS.value, _EXAMPLES.value)
+        workdir = place(_WORKDIR.value or "runs/quickstart")
+        if _LAYERS.value:
+            from albert.diagnostics import diagnose_run
+
+            diagnose_run(workdir, _STEP.value, _TEXT.value, _ROWS.value)
+            return
+        evaluate_run(
+            workdir, _STEP.value, _TEXT.value, _ROWS.value, _EXAMPLES.value, _OBJECTIVE.value
+        )
         return
-    if _WORKDIR.value is not None or _STEP.value != "latest":
+    if _WORKDIR.value is not None or _STEP.value != "latest" or _LAYERS.value:
         raise ConfigError(
-            ["--model names what to evaluate; leave --workdir and --step out. One checkpoint of a "
-             "run is --model=WORKDIR/checkpoints/STEP"]
+            ["--model names what to evaluate; leave --workdir, --step and --layers out. One "
+             "checkpoint of a run is --model=WORKDIR/checkpoints/STEP"]
         )  # fmt: skip
     from albert.evaluation import evaluate_model
 
     config = cli.checked(_CONFIG, needs_text=False)
-    evaluate_model(Path(_MODEL.value), config, _TEXT.value, _ROWS.value, _EXAMPLES.value)
+    evaluate_model(place(_MODEL.value), config, _TEXT.value, _ROWS.value, _EXAMPLES.value)
 
 
 if __name__ == "__main__":

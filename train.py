@@ -12,15 +12,18 @@ configs/default.py lists every field of a config with its meaning.
 """
 
 import os
-from pathlib import Path
+import traceback
 
 from absl import flags
 
 from albert import cli
+from albert.running.signals import Preempted, StopSignals
 
 _CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of checkpoints and logs. Default: runs/ and the config's name."
+    "workdir",
+    None,
+    "Folder of checkpoints and logs, here or on gs://. Default: runs/ and the config's name.",
 )
 _DESCRIBE = flags.DEFINE_bool(
     "describe", False, "Print the config, its parameters, FLOPs and memory, and stop."
@@ -31,22 +34,36 @@ _DISTRIBUTED = flags.DEFINE_bool(
     "Run as one of several processes. Cloud TPUs and Slurm need nothing else; elsewhere set "
     "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, which also turns this on.",
 )
+_HEARTBEAT = flags.DEFINE_integer(
+    "heartbeat_seconds", 100, "After so long without a sign of one process all others end.",
+    lower_bound=1,
+)  # fmt: skip
 
 
 def main() -> None:
-    config = cli.checked(_CONFIG, needs_text=not _DESCRIBE.value)
-    if _DESCRIBE.value:
-        from albert.cost import print_description
+    with StopSignals() as stop:
+        with stop.immediately():
+            config = cli.checked(_CONFIG, needs_text=not _DESCRIBE.value)
+            if _DESCRIBE.value:
+                from albert.cost import print_description
 
-        print_description(config)
-        return
-    if _DISTRIBUTED.value:
-        from albert.sharding import join_processes
+                print_description(config)
+                return
+            if _DISTRIBUTED.value:
+                from albert.sharding import join_processes
 
-        join_processes()
-    from albert.loop import train
-
-    train(config, Path(_WORKDIR.value or f"runs/{cli.config_name()}"))
+                join_processes(_HEARTBEAT.value)
+            from albert.loop import train
+            from albert.places import place
+        stop.install()  # jax takes SIGTERM when processes join
+        try:
+            train(config, place(_WORKDIR.value or f"runs/{cli.config_name()}"), stop)
+        except Exception as error:
+            if _DISTRIBUTED.value and not isinstance(error, Preempted):
+                # Leaving as usual waits for the others, who may be waiting for this one.
+                traceback.print_exception(error, limit=-1)
+                os._exit(2)
+            raise
 
 
 if __name__ == "__main__":

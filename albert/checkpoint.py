@@ -1,22 +1,31 @@
-"""Orbax checkpoints of a run: the parameters, the rest of the training state, and what it is.
+"""Checkpoints of a run that can be trusted: written by Orbax in the background, verified by us.
 
-Knows neither model nor data: trees in, trees out.
+Knows neither model nor data: trees in, trees out. Below a folder every step has a folder of its own
+with the items "params", "training" (not where weights alone were saved) and "info", and a manifest:
+sums of every array as they were on the devices, and digests of every file. It is written when what
+lies on disk was read back and found to be what was on the devices; only then Orbax renames the
+folder to its final name, and only then older checkpoints are removed.
 """
 
 import functools
+import json
 import logging
-import re
+import shutil
 import sys
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers as policies
+from jax.experimental import multihost_utils
 
-_ITEMS = ("params", "training", "info")
-_TRAINING = "training"  # not there where weights alone were saved
-_LOSS = "loss"  # the held-out figure that decides which checkpoint is best
+from albert import manifest
+from albert.manifest import describe, describe_on_host, differences, named
+from albert.places import is_remote, remove_folder, resolved
+
+_TEMPORARY, _REMOVED, _COMMITTED = ".orbax-checkpoint-tmp", ".removed", "commit_success.txt"
 
 
 class CheckpointError(RuntimeError):
@@ -25,8 +34,8 @@ class CheckpointError(RuntimeError):
 
 @functools.cache
 def _one_error_is_enough() -> None:
-    """When one array cannot be read, the reads of others fail after it: each writes a page to
-    stderr, some as late as the program's end. These are left out, the first is raised."""
+    """What is raised is not printed as well. When one array cannot be read, the reads of others
+    fail after it: each writes a page to stderr, some as late as the program's end."""
     hook = sys.unraisablehook
 
     def without_reads(unraisable):
@@ -38,10 +47,12 @@ def _one_error_is_enough() -> None:
     logging.getLogger("asyncio").addFilter(
         lambda record: "exception was never retrieved" not in record.getMessage()
     )
+    # Orbax writes the traceback of a save that fails, which is raised as well.
+    logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
 
 
 class Checkpoints:
-    """The checkpoints below one folder, written in the background.
+    """The checkpoints below one folder.
 
     Keeps the newest `keep_last`, and the `keep_best` with the lowest held-out loss among those
     saved with one.
@@ -49,118 +60,301 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep_last: int = 1, keep_best: int = 0, create: bool = False):
         self.folder = folder
+        self._keep_last, self._keep_best = keep_last, keep_best
+        self._verified: dict[int, dict] = {}  # step -> manifest
+        self._saving: int | None = None  # a step on its way to disk
+        self._written: tuple[int, dict[str, dict]] = 0, {}  # the last one, and its arrays
+        _one_error_is_enough()
         if not create and not folder.is_dir():
             raise CheckpointError(f"{folder} holds no checkpoints: there is no such folder.")
-        keep: list = [policies.LatestN(keep_last)]
-        if keep_best:
-            keep.append(
-                policies.BestN(
-                    get_metric_fn=lambda metrics: metrics[_LOSS],
-                    reverse=True,  # sorted downwards, the last ones are kept
-                    n=keep_best,
-                    keep_checkpoints_without_metrics=False,
-                )
-            )
-        self._manager = ocp.CheckpointManager(
-            folder.absolute(),
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=policies.AnyPreservationPolicy(keep),
-                # The caller decides when to save.
-                save_decision_policy=policies.FixedIntervalPolicy(1),
-                cleanup_tmp_directories=create,
-                create=create,
+        if create and jax.process_index() == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._remove_unfinished()
+            for left_over in folder.glob(f"*{_REMOVED}"):
+                shutil.rmtree(left_over)
+        self._checkpointer = ocp.AsyncCheckpointer(
+            ocp.CompositeCheckpointHandler(
+                params=ocp.StandardCheckpointHandler(),
+                training=ocp.StandardCheckpointHandler(),
+                info=ocp.JsonCheckpointHandler(),
             ),
-            item_names=_ITEMS,
+            # Runs on process 0 when all files of a step are there, before the folder is renamed.
+            async_options=ocp.options.AsyncOptions(post_finalization_callback=self._verify_saved),
         )
+
+    # Saving.
 
     def save(self, step: int, params, training, info: dict, loss: float | None) -> None:
-        """Starts writing a checkpoint.
+        """Starts writing a checkpoint; a damaged one of the same step is replaced.
 
-        `training` is None for weights alone; `loss` is the held-out loss at this very step, if
-        known.
+        Waits for the one before. What goes wrong later is raised by `look` and `wait`.
+
+        Args:
+          step: names it.
+          params: a tree of arrays, on whatever devices.
+          training: another, or None for weights alone.
+          info: a JSON-serialisable description.
+          loss: the held-out loss at this very step, if known.
+
+        Raises whatever Orbax and the file system raise, of this save or of the one before.
         """
-        arguments = {"params": ocp.args.StandardSave(params), "info": ocp.args.JsonSave(info)}
-        if training is not None:
-            arguments[_TRAINING] = ocp.args.StandardSave(training)
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(**arguments),
-            metrics=None if loss is None else {_LOSS: loss},
-            force=True,
-        )
-
-    def steps(self) -> list[int]:
-        """Steps that have a whole checkpoint, ascending; an empty or foreign folder is none."""
-        return sorted(
-            step
-            for step in self._manager.all_steps()
-            if all((self.folder / str(step) / i).is_dir() for i in _ITEMS if i != _TRAINING)
-        )
-
-    def has_training(self, step: int) -> bool:
-        """Whether an optimiser's state was saved as well; False for weights alone."""
-        return (self.folder / str(step) / _TRAINING).is_dir()
-
-    def info(self, step: int) -> dict:
-        """The description saved with a checkpoint."""
-        return self._restore(step, info=ocp.args.JsonRestore())["info"]
-
-    def restore_params(self, step: int, like):
-        """The parameters only, placed as the abstract arrays of `like`."""
-        return self._restore(step, params=ocp.args.StandardRestore(like))["params"]
-
-    def restore_arrays(self, step: int, item: str):
-        """The item "params" or "training" as NumPy arrays, whatever devices wrote it."""
+        self.wait()
+        trees = {"params": params} | ({} if training is None else {"training": training})
+        arguments: dict = {item: ocp.args.StandardSave(tree) for item, tree in trees.items()}
+        arguments["info"] = ocp.args.JsonSave(info if loss is None else info | {"loss": loss})
+        self._written = step, {item: describe(tree) for item, tree in trees.items()}
+        self._verified.pop(step, None)
+        self._saving = step
         try:
-            folder = self.folder.absolute() / str(step) / item
-            metadata = ocp.StandardCheckpointHandler().metadata(folder)
-            device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-            like = jax.tree.map(
-                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
-                metadata.tree,
+            self._checkpointer.save(
+                resolved(self.folder) / str(step), args=ocp.args.Composite(**arguments), force=True
             )
-        except Exception as error:
-            raise self._unreadable(step, error) from error
-        restored = self._restore(step, **{item: ocp.args.StandardRestore(like)})[item]
-        return jax.tree.map(np.asarray, restored)
+        except Exception:
+            self._saving = None
+            self._remove_unfinished()
+            raise
 
-    def restore(self, step: int, params_like, training_like):
-        """Parameters and the rest of the training state, placed as the abstract arrays say."""
-        restored = self._restore(
-            step,
-            params=ocp.args.StandardRestore(params_like),
-            training=ocp.args.StandardRestore(training_like),
-        )
-        return restored["params"], restored["training"]
+    def _verify_saved(self) -> None:
+        """Reads back what was written, and adds the manifest; raises CheckpointError."""
+        step, written = self._written
+        # A store's folders have their final names from the beginning, and _COMMITTED at the end.
+        folder = next(self.folder.glob(f"{step}{_TEMPORARY}*"), self.folder / str(step))
+        for item, leaves in written.items():
+            if wrong := differences(leaves, describe_on_host(_read_arrays(folder / item))):
+                raise CheckpointError(
+                    f"what was written of step {step} is not what was to be saved: {named(wrong)}"
+                )
+        manifest.write(folder, written)
 
-    def _restore(self, step: int, **arguments):
-        if step not in self.steps():
-            raise CheckpointError(
-                f"{self.folder} has no checkpoint of step {step}; "
-                f"it has {', '.join(map(str, self.steps())) or 'none'}."
-            )
-        _one_error_is_enough()
+    def wait(self) -> bool:
+        """Returns when what was being saved is on disk and verified, and what it replaces is gone;
+        whether there was something.
+
+        Raises what went wrong, once.
+        """
+        step, self._saving = self._saving, None
         try:
-            return self._manager.restore(step, args=ocp.args.Composite(**arguments))
-        except Exception as error:  # Orbax and TensorStore raise many kinds
-            raise self._unreadable(step, error) from error
+            self._checkpointer.wait_until_finished()
+        except Exception:
+            self._remove_unfinished()
+            raise
+        if step is not None and jax.process_index() == 0:
+            self._remove_old(step)
+        return step is not None
 
-    def _unreadable(self, step: int, error: Exception) -> CheckpointError:
-        # TensorStore's message goes on for pages; in them stands which array it was.
-        text = str(error).strip()
-        array = re.search(r"""(?:'path': '|reading ")([^'"/]+)/""", text)
-        where = f", in {array[1]}" if array else ""
-        reason = re.split(r"\n|\. See full|: \[", text)[0][:200]
-        older = " Remove that folder to use an older one." if len(self.steps()) > 1 else ""
-        return CheckpointError(
-            f"The checkpoint {self.folder / str(step)} cannot be read, it is damaged or not "
-            f"of this model{where}: {reason}.{older}"
-        )
+    def look(self) -> bool:
+        """As `wait`, if what was being saved is finished or has failed; else does nothing."""
+        if self._saving is None:
+            return False
+        try:
+            self._checkpointer.check_for_errors()
+        except Exception:
+            self._saving = None
+            self._remove_unfinished()
+            raise
+        return (self.folder / str(self._saving) / manifest.NAME).is_file() and self.wait()
 
-    def wait(self) -> None:
-        """Returns when everything is on disk; raises what went wrong in the background."""
-        self._manager.wait_until_finished()
+    def _remove_unfinished(self) -> None:
+        if jax.process_index() != 0:
+            return
+        for left_over in self.folder.glob(f"*{_TEMPORARY}*"):
+            shutil.rmtree(left_over, ignore_errors=True)  # it takes room, no more
+        if is_remote(self.folder):
+            for step in self.folders():
+                if not (self.folder / str(step) / _COMMITTED).exists():
+                    remove_folder(self.folder / str(step), _REMOVED)
+
+    def _remove_old(self, saved: int) -> None:
+        # Later ones were found damaged and passed over: they replace nothing.
+        steps = [step for step in self.steps() if step <= saved]
+        kept = set(steps[-self._keep_last :])
+        if self._keep_best:
+            losses = {step: loss for step, loss in self.losses().items() if step <= saved}
+            kept |= set(sorted(losses, key=lambda step: (losses[step], -step))[: self._keep_best])
+        for step in set(steps) - kept:
+            remove_folder(self.folder / str(step), _REMOVED)
 
     def close(self) -> None:
         """Waits for what is being written, and lets go of the folder."""
-        self._manager.close()
+        step = self._saving
+        try:
+            self.wait()
+        except Exception as error:  # whoever cares has waited before
+            warnings.warn(f"The checkpoint of step {step} was not saved: {error}", stacklevel=2)
+        finally:
+            self._checkpointer.close()
+
+    # What there is.
+
+    def steps(self) -> list[int]:
+        """Steps that have a folder with a manifest, ascending."""
+        return [
+            step for step in self.folders() if (self.folder / str(step) / manifest.NAME).is_file()
+        ]
+
+    def folders(self) -> list[int]:
+        """Steps that have a folder, whatever is in it, ascending."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(
+            int(path.name)
+            for path in self.folder.iterdir()
+            if path.name.isdecimal() and path.is_dir()
+        )
+
+    def losses(self) -> dict[int, float]:
+        """Step -> held-out loss of those that were saved with one."""
+        found = {}
+        for step in self.steps():
+            try:
+                info = json.loads((self.folder / str(step) / "info" / "metadata").read_text())
+                found[step] = float(info["loss"])
+            except (OSError, ValueError, KeyError):
+                continue  # damaged, or without a loss
+        return found
+
+    def problems(self, step: int) -> list[str]:
+        """What is wrong with the files of a checkpoint, one phrase each, by its manifest."""
+        found, problems = manifest.read(self.folder / str(step))
+        if not problems:
+            self._verified[step] = found
+        return problems
+
+    def newest_sound(self, tell: Callable[[str], None]) -> int | None:
+        """The newest checkpoint whose files are as they were written; None where there is none.
+
+        Call it on all processes: the first one reads, the others are told. What is passed over is
+        told with its reason. Raises CheckpointError when there are some and none is sound.
+        """
+        answer = -1
+        if jax.process_index() == 0:
+            there = self.folders()
+            told = []
+            for step in reversed(there):
+                found = self.problems(step)
+                if not found:
+                    answer = step
+                    break
+                told.append(
+                    f"The checkpoint {self.folder / str(step)} is not sound: {named(found)}."
+                )
+                tell(f"Warning: {told[-1]}")
+            if there and answer < 0:
+                answer = -2
+        if jax.process_count() > 1:
+            answer = int(multihost_utils.broadcast_one_to_all(np.int64(answer)))
+        if answer == -2:
+            raise CheckpointError(
+                f"None of the checkpoints in {self.folder} is sound:\n"
+                + "\n".join(told if jax.process_index() == 0 else ["process 0 tells of them"])
+                + "\nPut a sound copy there, or start again in another --workdir."
+            )
+        return answer if answer >= 0 else None
+
+    # Restoring.
+
+    def has_training(self, step: int) -> bool:
+        """Whether an optimiser's state was saved as well; False for weights alone."""
+        return "training" in self._manifest(step)["leaves"]
+
+    def info(self, step: int) -> dict:
+        """The description saved with a checkpoint."""
+        self._manifest(step)
+        return json.loads((self.folder / str(step) / "info" / "metadata").read_text())
+
+    def restore_params(self, step: int, like):
+        """The parameters only, placed as the abstract arrays of `like`."""
+        return self._restore(step, "params", like)
+
+    def restore(self, step: int, params_like, training_like):
+        """Parameters and the rest of the training state, placed as the abstract arrays say.
+
+        Raises CheckpointError when the checkpoint is damaged or its leaves are not those, all of
+        them named.
+        """
+        wrong = [
+            problem
+            for item, like in (("params", params_like), ("training", training_like))
+            for problem in self._misfits(step, item, like)
+        ]
+        if wrong:
+            raise CheckpointError(
+                f"The checkpoint {self.folder / str(step)} is not of this model and optimiser:\n  "
+                + "\n  ".join(wrong)
+            )
+        return (
+            self._restore(step, "params", params_like),
+            self._restore(step, "training", training_like),
+        )
+
+    def restore_arrays(self, step: int, item: str):
+        """The item "params" or "training" as NumPy arrays, whatever devices wrote it."""
+        known = self._manifest(step)
+        try:
+            arrays = _read_arrays(self.folder / str(step) / item)
+        except Exception as error:  # Orbax and TensorStore raise many kinds
+            raise self._unreadable(step, error) from error
+        wrong = differences(known["leaves"][item], describe_on_host(arrays))
+        self._check_restored(step, wrong)
+        return arrays
+
+    def check_arrays(self, step: int) -> int:
+        """Reads every array of a checkpoint; returns their bytes, or raises CheckpointError."""
+        trees = [self.restore_arrays(step, item) for item in self._manifest(step)["leaves"]]
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(trees))
+
+    def _restore(self, step: int, item: str, like):
+        known = self._manifest(step)
+        if wrong := self._misfits(step, item, like):
+            raise CheckpointError(
+                f"The checkpoint {self.folder / str(step)} is not of this model:\n  "
+                + "\n  ".join(wrong)
+            )
+        try:
+            # The item by itself: no file outside of it is read.
+            with ocp.StandardCheckpointer() as checkpointer:
+                restored = checkpointer.restore(resolved(self.folder) / str(step) / item, like)
+        except Exception as error:  # Orbax and TensorStore raise many kinds
+            raise self._unreadable(step, error) from error
+        self._check_restored(step, differences(known["leaves"][item], describe(restored)))
+        return restored
+
+    def _check_restored(self, step: int, wrong: list[str]) -> None:
+        if wrong:
+            raise CheckpointError(
+                f"The checkpoint {self.folder / str(step)} was read and is not what was saved, "
+                f"though its files are: {named(wrong)}. Memory or disk may be at fault; try again."
+            )
+
+    def _manifest(self, step: int) -> dict:
+        """That of a sound checkpoint; raises CheckpointError."""
+        if step not in self._verified:
+            if not (self.folder / str(step)).is_dir():
+                raise CheckpointError(
+                    f"{self.folder} has no checkpoint of step {step}; "
+                    f"it has {', '.join(map(str, self.steps())) or 'none'}."
+                )
+            if found := self.problems(step):
+                older = [s for s in self.steps() if s != step]
+                raise CheckpointError(
+                    f"The checkpoint {self.folder / str(step)} is not sound: {named(found)}."
+                    + (f" There is also step {', '.join(map(str, older))}." if older else "")
+                )
+        return self._verified[step]
+
+    def _misfits(self, step: int, item: str, like) -> list[str]:
+        return manifest.misfits(self._manifest(step)["leaves"].get(item, {}), like, item)
+
+    def _unreadable(self, step: int, error: Exception) -> CheckpointError:
+        reason = str(error).strip().split("\n")[0][:200]  # TensorStore's goes on for pages
+        return CheckpointError(
+            f"The checkpoint {self.folder / str(step)} cannot be read: {reason}."
+        )
+
+
+def _read_arrays(folder: Path):
+    """An item as NumPy arrays; by itself, so that one process can do it alone."""
+    handler = ocp.PyTreeCheckpointHandler()
+    tree = handler.metadata(resolved(folder)).tree
+    wanted = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+    return handler.restore(resolved(folder), args=ocp.args.PyTreeRestore(restore_args=wanted))

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from albert.running.signals import EXIT_CODE, Preempted, StopNow
+
 _bad_overrides: list[str] = []
 
 
@@ -54,9 +56,15 @@ def config_name(holder_name: str = "config") -> str:
     return "-".join([name, *argument.split(",")]) if argument else name
 
 
-def run(main: Callable[[], None]) -> None:
-    """Runs a program: 0 when done, 2 and a sentence when what it was given is wrong."""
-    app.run(lambda argv: _main(main, argv), flags_parser=_parse_flags)
+def run(main: Callable[..., int | None], argument: str = "") -> None:
+    """Runs a program: 0 when done, 2 and a sentence when what it was given is wrong, 75 when it was
+    asked to stop and can go on.
+
+    Args:
+      main: its return value, if any, is the exit code.
+      argument: what it is called with, such as "WORKDIR"; by default with nothing.
+    """
+    app.run(lambda argv: _main(main, argv, argument), flags_parser=_parse_flags)
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
@@ -71,25 +79,33 @@ def _parse_flags(argv: list[str]) -> list[str]:
     sys.exit(2)
 
 
-def _main(main: Callable[[], None], argv: list[str]) -> int:
-    if len(argv) > 1:
+def _main(main: Callable[..., int | None], argv: list[str], argument: str) -> int:
+    if argument and len(argv) != 2:
+        print(f"Name one {argument}. See --help.", file=sys.stderr)
+        return 2
+    if len(argv) > 1 and not argument:
         print(f"Not understood: {' '.join(argv[1:])}. See --help.", file=sys.stderr)
         return 2
     logging.set_verbosity(logging.WARNING)  # libraries tell of their own doings
     warnings.showwarning = lambda message, *_, **__: print(f"Warning: {message}", file=sys.stderr)
     try:
-        main()
+        return main(*argv[1:]) or 0
+    except StopNow:
+        print("Stopped before anything was done.", file=sys.stderr)
+        return EXIT_CODE
     except OSError as error:
-        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise  # no file to name: not a matter of what the user gave
         print(f"{error.filename or 'Writing'}: {error.strerror}", file=sys.stderr)
         return 2
     except Exception as error:
+        if isinstance(error, Preempted):
+            print(error, file=sys.stderr)
+            return EXIT_CODE
         if not isinstance(error, _matters_of_use()):
             raise
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
-    return 0
 
 
 def _matters_of_use() -> tuple[type[Exception], ...]:
@@ -99,6 +115,8 @@ def _matters_of_use() -> tuple[type[Exception], ...]:
     from albert.data.reading import SourceError
     from albert.data.store import StoreError
     from albert.data.tokenizer import VocabularyError
-    from albert.loop import RunError
+    from albert.places import PlaceError
+    from albert.running import RunError
 
-    return CheckpointError, ConfigError, RunError, SourceError, StoreError, VocabularyError
+    return (CheckpointError, ConfigError, PlaceError, RunError, SourceError, StoreError,
+            VocabularyError)  # fmt: skip

@@ -10,13 +10,16 @@ import difflib
 import math
 import typing
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from albert.data.prepare import MAX_SEED, DataConfig, open_tokenizer
 from albert.data.tokenizer import VocabularyError
 from albert.model_config import AlbertConfig
 from albert.optimiser import OptimizerConfig
+from albert.parameter_sharing import uneven_groups
+from albert.places import place
 from albert.sharding import MESH_AXES, ShardingConfig, partition_problems
+
+INIT_METHODS = ("average", "svd")
 
 
 class ConfigError(ValueError):
@@ -44,19 +47,27 @@ class TrainConfig:
     checkpoint_minutes: float  # also save when this long has passed; 0: by steps only
     keep_last: int
     keep_best: int  # by held-out loss
-    max_bad_steps: int  # stop after so many non-finite updates in a row
+    max_bad_steps: int  # diverged after so many skipped updates in a row
+    spike_factor: float  # skip gradients of so many times the usual norm; 0: never
+    on_divergence: str  # stop, or rollback: from the newest checkpoint on behind the bad rows
+    max_failed_saves: int  # stop after so many failed saves in a row
+    stall_seconds: float  # tell of a step or batch that takes so long; 0: of none
 
     def problems(self) -> list[str]:
         """What is wrong with the fields, one sentence each."""
         found = []
         for name in ("num_steps", "batch_size", "accumulation", "log_every", "eval_every",
                      "eval_rows", "eval_batch_size", "checkpoint_every", "keep_last",
-                     "max_bad_steps"):  # fmt: skip
+                     "max_bad_steps", "max_failed_saves"):  # fmt: skip
             if getattr(self, name) < 1:
                 found.append(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("checkpoint_minutes", "keep_best"):
+        for name in ("checkpoint_minutes", "keep_best", "stall_seconds"):
             if getattr(self, name) < 0:
                 found.append(f"{name} is {getattr(self, name)}; it must not be negative")
+        if self.spike_factor and self.spike_factor <= 1:
+            found.append(f"spike_factor is {self.spike_factor}; it must be over 1, or 0 for never")
+        if self.on_divergence not in ("stop", "rollback"):
+            found.append(f"on_divergence is {self.on_divergence!r}; it must be stop or rollback")
         if not found and self.batch_size % self.accumulation:
             found.append(
                 f"batch_size {self.batch_size} is not a multiple of accumulation "
@@ -70,6 +81,7 @@ class Config:
     seed: int
     init_from: str  # a model to start from: anything that albert.load takes; empty: from scratch
     init_optimizer: bool  # go on with its optimiser's moments and its step
+    init_method: str  # how layers that share are made of those that did not: INIT_METHODS
     model: AlbertConfig
     data: DataConfig
     optimizer: OptimizerConfig
@@ -90,7 +102,7 @@ def check(values: Mapping, needs_text: bool = True) -> Config:
         problems += [f"{section}.{text}" for text in getattr(config, section).problems()]
     if needs_text:
         problems += [f"data.{text}" for text in config.data.text_problems()]
-        path = Path(config.data.tokenizer).expanduser()
+        path = place(config.data.tokenizer)
         if config.data.tokenizer and path.is_file():
             try:
                 open_tokenizer(path, config.data, config.model.vocab_size)
@@ -98,6 +110,18 @@ def check(values: Mapping, needs_text: bool = True) -> Config:
                 problems.append(f"data.tokenizer: {error}")
     if config.init_optimizer and not config.init_from:
         problems.append("init_optimizer is True and init_from is empty: there is nothing to take")
+    if config.init_method not in INIT_METHODS:
+        problems.append(
+            f"init_method is {config.init_method!r}; it must be one of {', '.join(INIT_METHODS)}"
+        )
+    elif config.init_method == "svd" and not (config.init_from and config.model.lora_rank):
+        problems.append(
+            "init_method is svd and init_from is empty or model.lora_rank 0; it makes low-rank "
+            "differences from the layers of another model, so it needs both"
+        )
+    if not config.init_from:  # released models may be so
+        sharing, steps = config.model.sharing, config.model.num_hidden_layers
+        problems += [f"model.{text}" for text in uneven_groups(sharing, steps)]
     if not 0 <= config.seed < MAX_SEED:
         problems.append(f"seed is {config.seed}; it must be in [0, {MAX_SEED})")
     if config.data.seq_length > config.model.max_position_embeddings:
@@ -174,7 +198,7 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
             continue
         spelling = [argument]
         path = name.removeprefix("no").removeprefix("config.")
-        kind = _field_type(path)
+        kind = field_type(path)
         if not equals:
             # --config.FIELD VALUE, or a switch: --config.FIELD and --noconfig.FIELD.
             value = "true"
@@ -189,7 +213,7 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return kept, problems
 
 
-def _field_type(path: str):
+def field_type(path: str):
     """The type of a field given as SECTION.FIELD; None when there is none."""
     kind: typing.Any = Config
     for name in path.split("."):

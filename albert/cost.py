@@ -21,11 +21,10 @@ def parameters_by_part(config: AlbertConfig) -> dict[str, int]:
         return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
     encoder = params["encoder"]
-    groups = {name: tree for name, tree in encoder.items() if name.startswith("group_")}
     parts = {"embeddings": count(params["embeddings"])}
     if "embedding_hidden_mapping_in" in encoder:
         parts["embedding_hidden_mapping_in"] = count(encoder["embedding_hidden_mapping_in"])
-    parts["layers"] = count(groups)
+    parts["layers"] = count(encoder["layers"])
     parts["pooler"] = count(params["pooler"])
     parts["mlm_head"] = count(params["mlm_head"])
     parts["sop_head"] = count(params["sop_head"])
@@ -40,8 +39,11 @@ def flops_per_token(config: AlbertConfig, seq_length: int, max_predictions: int)
     for the backward pass. Nothing is added for what remat computes again.
     """
     h, e, i = config.hidden_size, config.embedding_size, config.intermediate_size
-    layers = config.num_hidden_layers * config.inner_group_num
+    layers = config.depth
     used: float = layers * (4 * h * h + 2 * h * i)
+    # A difference of rank r to a kernel [n, m] takes r * (n + m) more.
+    used += layers * config.low_rank(attention=True) * 4 * 2 * h
+    used += layers * config.low_rank(attention=False) * 2 * (h + i)
     used += e * h if config.maps_embeddings else 0
     used += (h * e + e * config.vocab_size) * max_predictions / seq_length
     used += (h * h + 2 * h) / seq_length
@@ -86,7 +88,7 @@ def activation_bytes(config: Config) -> int:
         "dots": item * tokens * (7 * h + i),  # the layer's input and its dense products
         "full": item * tokens * h,
     }[model.remat]
-    depth = model.num_hidden_layers * model.inner_group_num
+    depth = model.depth
     again = 0 if model.remat == "none" else layer
     logits = 3 * 4 * rows * config.data.max_predictions * model.vocab_size
     return depth * kept + again + logits
@@ -100,6 +102,9 @@ def describe(config: Config) -> dict:
     return {
         "parameters": sum(parts.values()),
         "parameters_by_part": parts,
+        "parameters_without_heads": sum(
+            count for part, count in parts.items() if part not in ("mlm_head", "sop_head")
+        ),
         "flops_per_token": per_token,
         "tokens_per_step": tokens,
         "steps": config.train.num_steps,
@@ -124,6 +129,7 @@ def print_description(config: Config) -> None:
     for name, count in facts["parameters_by_part"].items():
         print(f"  {name:<28}{count:>13,}")
     print(f"  {'total':<28}{facts['parameters']:>13,}")
+    print(f"  {'without heads, as in papers':<28}{facts['parameters_without_heads']:>13,}")
     print("\nCost")
     print(f"  {'FLOPs per token':<28}{facts['flops_per_token']:>13.4g}")
     print(f"  {'tokens per step':<28}{facts['tokens_per_step']:>13,}")

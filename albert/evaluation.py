@@ -28,10 +28,12 @@ from albert.data.prepare import (
 )
 from albert.data.tokenizer import Tokenizer
 from albert.interop import formats
+from albert.interop.weights import stacked
 from albert.interop.workdir import is_run
 from albert.metrics import write_scalars
 from albert.model import Albert, abstract_params
 from albert.model_config import AlbertConfig
+from albert.places import place
 from albert.sharding import (
     ShardingConfig,
     batch_sharding,
@@ -89,7 +91,12 @@ class Evaluator:
 
 
 def evaluate_run(
-    workdir: Path, step: str, text: str | None, rows: int | None, num_examples: int
+    workdir: Path,
+    step: str,
+    text: str | None,
+    rows: int | None,
+    num_examples: int,
+    objective: str | None = None,
 ) -> None:
     """Evaluates checkpoints of a run, prints the figures and writes them into its workdir.
 
@@ -99,31 +106,17 @@ def evaluate_run(
       text: a source to evaluate on instead of the run's own held-out text.
       rows: at most so many held-out rows instead of the run's own number.
       num_examples: filled-in masks to show.
+      objective: make rows for this `data.sentence_objective` rather than the run's own.
 
     Raises:
       CheckpointError: there is no such run or checkpoint.
       ConfigError, SourceError, VocabularyError: its text or vocabulary cannot be used any more.
     """
     checkpoints = Checkpoints(workdir / "checkpoints")
-    steps = _chosen_steps(checkpoints, step)
-    info = checkpoints.info(steps[-1])
-    if not is_run(info):
-        raise CheckpointError(
-            f"{workdir} holds a model and not a run; evaluate it with --model={workdir} --text=..."
-        )
-    config = from_json(info["config"])
-    # The run's own copy of its vocabulary, wherever the original has gone.
-    data = dataclasses.replace(config.data, tokenizer=str(workdir / "tokenizer.model"))
-    if text is not None:
-        data = dataclasses.replace(data, valid_sources=(text,))
-    tokenizer = open_tokenizer(Path(data.tokenizer), data, config.model.vocab_size)
-    examples = prepare_valid(data, tokenizer)
-    warn_of_overlap(
-        found_corpora(data, info["data"]["train"]) if data.valid_sources else [],
-        [plan.corpus for plan in examples.plans],
-    )
-
+    steps = chosen_steps(checkpoints, step)
+    config, examples = held_out(workdir, checkpoints.info(steps[-1]), text, objective)
     suffix = "_" + re.sub("[^0-9A-Za-z]+", "-", text).strip("-") if text else ""
+    suffix += f"_{objective}" if objective else ""
     with _on_these_devices(config, config.model, examples, rows) as (evaluator, like):
         for number in steps:
             params = checkpoints.restore_params(number, like)
@@ -135,6 +128,41 @@ def evaluate_run(
             _print(f"at step {number}", result, lines)
             print(f"Written to {workdir / name}.json\n", flush=True)
     checkpoints.close()
+
+
+def held_out(
+    workdir: Path, info: dict, text: str | None, objective: str | None = None
+) -> tuple[Config, Examples]:
+    """The config of a run, from a checkpoint's description, and the rows to evaluate it on.
+
+    Args:
+      workdir: folder of the run.
+      info: what `Checkpoints.info` says.
+      text: a source to evaluate on instead of the run's own held-out text.
+      objective: the `data.sentence_objective` of the rows instead of the run's own.
+
+    Raises:
+      CheckpointError: it is a model and not a run.
+      ConfigError, SourceError, VocabularyError: its text or vocabulary cannot be used any more.
+    """
+    if not is_run(info):
+        raise CheckpointError(
+            f"{workdir} holds a model and not a run; evaluate it with --model={workdir} --text=..."
+        )
+    config = from_json(info["config"])
+    # The run's own copy of its vocabulary, wherever the original has gone.
+    data = dataclasses.replace(config.data, tokenizer=str(workdir / "tokenizer.model"))
+    if text is not None:
+        data = dataclasses.replace(data, valid_sources=(text,))
+    if objective is not None:
+        data = dataclasses.replace(data, sentence_objective=objective)
+    tokenizer = open_tokenizer(place(data.tokenizer), data, config.model.vocab_size)
+    examples = prepare_valid(data, tokenizer)
+    warn_of_overlap(
+        found_corpora(data, info["data"]["train"]) if data.valid_sources else [],
+        [plan.corpus for plan in examples.plans],
+    )
+    return config, examples
 
 
 def evaluate_model(
@@ -153,7 +181,7 @@ def evaluate_model(
       CheckpointError: there is no such model, or it has no MLM head.
       ConfigError, SourceError, VocabularyError: there is no vocabulary or text, or it does not fit.
     """
-    named = Path(config.data.tokenizer).expanduser() if config.data.tokenizer else None
+    named = place(config.data.tokenizer) if config.data.tokenizer else None
     weights = formats.read(path.expanduser(), vocabulary=named)
     if "mlm_head" in weights.missing:
         raise CheckpointError(f"{path} has no MLM head, so it predicts nothing to be evaluated.")
@@ -176,8 +204,9 @@ def evaluate_model(
     data = data if text else config.data
     examples = prepare_valid(data, weights.tokenizer)
     with _on_these_devices(config, weights.config, examples, rows) as (evaluator, like):
+        params = stacked(weights.config, weights.params)
         flat = {
-            name: jax.device_put(weights.params.get(name, np.zeros(leaf.shape)), leaf.sharding)
+            name: jax.device_put(params.get(name, np.zeros(leaf.shape)), leaf.sharding)
             for name, leaf in flatten_dict(like, sep="/").items()
         }
         params = unflatten_dict(flat, sep="/")
@@ -214,7 +243,8 @@ def _print(of: str, result: dict[str, float], lines: list[str]) -> None:
         print("\n".join(f"  {line}" for line in lines), flush=True)
 
 
-def _chosen_steps(checkpoints: Checkpoints, step: str) -> list[int]:
+def chosen_steps(checkpoints: Checkpoints, step: str) -> list[int]:
+    """The checkpoints that "latest", "all" or a number name; raises CheckpointError."""
     found = checkpoints.steps()
     if not found:
         raise CheckpointError(f"{checkpoints.folder} holds no finished checkpoint yet.")

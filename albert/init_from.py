@@ -1,7 +1,5 @@
 """Starting a run from another model: `config.init_from`."""
 
-from pathlib import Path
-
 import jax
 import numpy as np
 import optax
@@ -12,15 +10,18 @@ from albert.config import Config, ConfigError
 from albert.data.prepare import open_tokenizer
 from albert.data.tokenizer import Tokenizer
 from albert.interop import formats
-from albert.interop.weights import Weights
+from albert.interop.reshare import STRUCTURE, reshare, same_tensors
+from albert.interop.weights import Weights, stacked
+from albert.model_config import AlbertConfig
+from albert.places import place
 from albert.train_step import TrainState
 
 # Fields of the model that the shapes of its parameters follow from.
-_SHAPES = ("vocab_size", "embedding_size", "hidden_size", "num_hidden_groups", "inner_group_num",
-           "num_attention_heads", "intermediate_size", "max_position_embeddings",
-           "type_vocab_size", "maps_embeddings")  # fmt: skip
+_SHAPES = ("vocab_size", "embedding_size", "hidden_size", "num_attention_heads",
+           "intermediate_size", "max_position_embeddings", "type_vocab_size",
+           "maps_embeddings")  # fmt: skip
 # Fields that may change on purpose, and are told.
-_TOLD = ("num_hidden_layers", "hidden_act", "hidden_dropout_prob", "attention_probs_dropout_prob")
+_TOLD = (*STRUCTURE, "hidden_act", "hidden_dropout_prob", "attention_probs_dropout_prob")
 
 
 def read_start(config: Config) -> Weights:
@@ -31,7 +32,7 @@ def read_start(config: Config) -> Weights:
       ConfigError: its sizes or its vocabulary are not those of the config; names all of them.
     """
     path = config.init_from
-    weights = formats.read(Path(path).expanduser(), with_moments=config.init_optimizer)
+    weights = formats.read(place(str(path)), with_moments=config.init_optimizer)
     problems = []
     for field in _SHAPES:
         theirs, ours = getattr(weights.config, field), getattr(config.model, field)
@@ -42,7 +43,7 @@ def read_start(config: Config) -> Weights:
                 f"set --config.model.{field}={theirs}"
             )
     if config.data.tokenizer:
-        named = open_tokenizer(Path(config.data.tokenizer).expanduser(), config.data,
+        named = open_tokenizer(place(config.data.tokenizer), config.data,
                                config.model.vocab_size)  # fmt: skip
         if weights.tokenizer and _pieces(named) != _pieces(weights.tokenizer):
             problems.append(
@@ -61,8 +62,17 @@ def read_start(config: Config) -> Weights:
                     f"data.{field} is {not theirs} and that of init_from, {path}, {theirs}; set "
                     f"--config.data.{field}={theirs}, or name data.tokenizer to have it your way"
                 )
+    same = not problems and same_tensors(weights.config, config.model)
+    if config.init_optimizer and not problems and not same:
+        problems.append(
+            f"init_optimizer is True and the layers of init_from, {path}, share otherwise "
+            f"({_structure(weights.config)}) than model ({_structure(config.model)}): moments "
+            "belong to tensors. Set --config.init_optimizer=False"
+        )
     if problems:
         raise ConfigError(problems)
+    if not same:
+        weights = reshare(weights, config.model, config.init_method)
     if config.init_optimizer:
         if weights.mu is None or weights.step is None:
             raise CheckpointError(
@@ -76,6 +86,10 @@ def read_start(config: Config) -> Weights:
                  f"{weights.step} steps already; raise train.num_steps"]
             )  # fmt: skip
     return weights
+
+
+def _structure(model: AlbertConfig) -> str:
+    return ", ".join(f"{name} {getattr(model, name)}" for name in STRUCTURE)
 
 
 def _pieces(tokenizer: Tokenizer) -> list[str]:
@@ -96,6 +110,7 @@ def describe_start(config: Config, weights: Weights) -> str:
         shown = ", ".join(weights.left_over[:5])
         more = len(weights.left_over) - 5
         lines.append(f"  Left over there: {shown}{f' and {more} more' if more > 0 else ''}.")
+    lines += [f"  {note[0].upper()}{note[1:]}." for note in weights.notes]
     for field in _TOLD:
         theirs, ours = getattr(weights.config, field), getattr(config.model, field)
         if theirs != ours:
@@ -113,7 +128,7 @@ def start_state(config: Config, weights: Weights, state: TrainState) -> TrainSta
             sep="/",
         )
 
-    state = state.replace(params=filled(state.params, weights.params))
+    state = state.replace(params=filled(state.params, stacked(config.model, weights.params)))
     if not config.init_optimizer:
         return state
     assert weights.mu is not None
@@ -126,8 +141,8 @@ def start_state(config: Config, weights: Weights, state: TrainState) -> TrainSta
         )
     opt_state = optax.tree.set(
         state.opt_state,
-        mu=filled(moments["mu"], weights.mu),
-        nu=filled(moments["nu"], weights.nu),
+        mu=filled(moments["mu"], stacked(config.model, weights.mu)),
+        nu=filled(moments["nu"], stacked(config.model, weights.nu)),
     )
     # Every counter is an array of its own: the state is donated to the training step.
     step = np.asarray(weights.step)

@@ -1,15 +1,24 @@
 """Where figures go, and what a device could do at most."""
 
+import contextlib
 import datetime
 import json
 import math
-import os
+import resource
+import sys
+import tempfile
 import time
+import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto import event_pb2
+
+from albert.places import append_text, is_remote, replace_text
 
 # Dense matrix peak of one device in FLOP/s for bfloat16, from the makers' data sheets. The part
 # after the colon of a TPU's kind varies by generation, so the longest match wins.
@@ -44,35 +53,106 @@ def peak_flops(dtype) -> tuple[float, str]:
     return peak, f"best of 8 {size} x {size} products in {jnp.dtype(dtype)} on {kind}"
 
 
-class MetricWriter:
-    """TensorBoard events and `metrics.jsonl` in a run's folder; use it in one process only."""
+def peak_memory_bytes() -> int:
+    """The most that the first local device's allocator held; of a CPU, which has none, the most
+    that this process was resident."""
+    statistics = jax.local_devices()[0].memory_stats()
+    if statistics and "peak_bytes_in_use" in statistics:
+        return statistics["peak_bytes_in_use"]
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
-    def __init__(self, workdir: Path, first_step: int):
-        """Continues the logs of a run that goes on from `first_step`: later entries are dropped."""
-        self._path = workdir / "metrics.jsonl"
-        _drop_after(self._path, first_step)
-        self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115, closed by close()
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
+
+class Board:
+    """Figures for TensorBoard, below one folder, here or in a store.
+
+    Written at once: tensorboardX's own writer has a thread, which a full disk ends, and which then
+    keeps the run waiting for ever.
+    """
+
+    def __init__(self, folder: Path, first_step: int | None = None):
+        """`first_step`: what an earlier writer wrote after it is not shown."""
+        self._folder = folder
+        self._scratch = tempfile.TemporaryDirectory(prefix="albert-") if is_remote(folder) else None
+        folder.mkdir(parents=True, exist_ok=True)
+        scratch = Path(self._scratch.name) if self._scratch else folder
+        number = uuid.uuid4().hex[:8]  # several in a second, or a clock that goes backwards
+        self._events = EventsWriter(str(scratch / "events"), f".{number}")
+        self._file = next(scratch.glob(f"*.{number}"))
+        if first_step is not None:
+            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            self._write(first_step + 1, session_log=start)
 
     def write(self, step: int, group: str, values: dict[str, float]) -> None:
-        """Writes figures under `group`, such as "train" or "valid"."""
         for name, value in values.items():
-            self._board.add_scalar(f"{group}/{name}", value, step)
-        self._board.flush()
-        record = {"step": step, "group": group, **values}
-        self._file.write(json.dumps(record, allow_nan=False) + "\n")
-        self._file.flush()
+            self._write(step, summary=summary.scalar(f"{group}/{name}", value))
+        self._flush()
+
+    def _write(self, step: int, **what) -> None:
+        self._events.write_event(event_pb2.Event(step=step, wall_time=time.time(), **what))
+
+    def _flush(self) -> None:
+        self._events.flush()
+        if self._scratch:
+            (self._folder / self._file.name).write_bytes(self._file.read_bytes())
 
     def close(self) -> None:
-        self._file.close()
-        self._board.close()
+        self._flush()
+        self._events.close()
+        if self._scratch:
+            self._scratch.cleanup()
+
+
+class MetricWriter:
+    """TensorBoard events and `metrics.jsonl` in a run's folder; use it in one process only.
+
+    What cannot be written is told once and left out: figures are no reason to end a run.
+    """
+
+    def __init__(self, workdir: Path, first_step: int, tell: Callable[[str], None]):
+        """Continues the logs of a run that goes on from `first_step`: later entries are dropped."""
+        self._path, self._board_path = workdir / "metrics.jsonl", workdir / "tensorboard"
+        self._tell = tell
+        self._told: set[Path] = set()
+        self._board: Board | None = None
+        with self._telling(self._path):
+            _drop_after(self._path, first_step)
+        with self._telling(self._board_path):
+            self._board = Board(self._board_path, first_step)
+
+    def write(self, step: int, group: str, values: dict[str, float]) -> None:
+        """Writes figures under `group`, such as "train" or "valid".
+
+        JSON has no word for figures that are not finite: in `metrics.jsonl` they are left out.
+        """
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
+        record = {"step": step, "group": group, **finite}
+        with self._telling(self._path):
+            append_text(self._path, json.dumps(record, allow_nan=False) + "\n")
+        if self._board is not None:
+            with self._telling(self._board_path):
+                self._board.write(step, group, values)
+
+    @contextlib.contextmanager
+    def _telling(self, path: Path):
+        try:
+            yield
+        except OSError as error:
+            if path not in self._told:
+                self._told.add(path)
+                self._tell(f"Warning: {path} cannot be written: {error.strerror or error}. "
+                           "Training goes on; what cannot be logged is left out.")  # fmt: skip
+
+    def close(self) -> None:
+        if self._board is not None:
+            with self._telling(self._board_path):
+                self._board.close()
 
 
 def write_scalars(folder: Path, step: int, group: str, values: dict[str, float]) -> None:
     """Writes figures of one step to TensorBoard, as a run of their own below `folder`."""
-    with SummaryWriter(str(folder)) as board:
-        for name, value in values.items():
-            board.add_scalar(f"{group}/{name}", value, step)
+    with contextlib.closing(Board(folder)) as board:
+        board.write(step, group, values)
 
 
 def _drop_after(path: Path, last_step: int) -> None:
@@ -87,9 +167,7 @@ def _drop_after(path: Path, last_step: int) -> None:
             continue  # the line that was being written when the run was killed
         if record["step"] <= last_step:
             kept.append(line + "\n")
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    os.replace(temporary, path)
+    replace_text(path, "".join(kept))
 
 
 def format_count(number: float) -> str:

@@ -1,20 +1,22 @@
-"""ALBERT: factorised embeddings, one layer used at every depth, two pretraining heads.
+"""ALBERT: factorised embeddings, one layer applied at every depth, two pretraining heads.
 
 Shapes, here and in every docstring of the package:
     B batch    L sequence length    P masked positions per sequence    V vocabulary
     E embedding size    H hidden size    A heads    D = H/A    I feed-forward width    N layers
-    K examples in a packed row
+    K examples in a packed row    R rank of a low-rank difference
 
 Source of every formula: Lan et al. 2019 (arXiv 1909.11942) and the released program,
 google-research/albert. Where the two differ, the program decides.
 """
 
 import math
+from collections.abc import Iterable
 
 import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from albert.model_config import ACTIVATIONS, DTYPES, REMAT_POLICIES, AlbertConfig
 
@@ -55,6 +57,7 @@ class Dense(nn.Module):
     config: AlbertConfig
     contracted: int = 1
     dtype: jnp.dtype | None = None  # None: the config's
+    rank: int = 0  # of a difference to the kernel, x @ a @ b; it begins as zero
 
     @nn.compact
     def __call__(self, x):
@@ -69,7 +72,19 @@ class Dense(nn.Module):
             self.shape[self.contracted :],
             param_dtype,
         )
-        product = jnp.tensordot(x.astype(dtype), kernel.astype(dtype), axes=self.contracted)
+        x = x.astype(dtype)
+
+        product = jnp.tensordot(x, kernel.astype(dtype), axes=self.contracted)
+        if self.rank:
+            ends = self.shape[: self.contracted], self.shape[self.contracted :]
+            names = self.axes[: self.contracted], self.axes[self.contracted :]
+            a = self.param(
+                "lora_a", _initializer(self.config, *names[0], "rank"),
+                (*ends[0], self.rank), param_dtype,
+            )  # fmt: skip
+            b = self.param("lora_b", _zeros("rank", *names[1]), (self.rank, *ends[1]), param_dtype)
+            narrow = jnp.tensordot(x, a.astype(dtype), axes=self.contracted)
+            product += jnp.tensordot(narrow, b.astype(dtype), axes=1)
         return product + bias.astype(dtype)
 
 
@@ -136,20 +151,24 @@ class SelfAttention(nn.Module):
         """[B, L, H], float32 [B, 1, 1 or L, L] -> [B, L, H]."""
         c = self.config
         h, a, d = c.hidden_size, c.num_attention_heads, c.hidden_size // c.num_attention_heads
-        axes = ("hidden", "heads", "head_dim")
-        q, k, v = (Dense((h, a, d), axes, c, name=n)(x) for n in ("query", "key", "value"))
+        axes, rank = ("hidden", "heads", "head_dim"), c.low_rank(attention=True)
+        q, k, v = (
+            Dense((h, a, d), axes, c, rank=rank, name=n)(x) for n in ("query", "key", "value")
+        )
         q, k, v = (
             nn.with_logical_constraint(t, ("batch", "length", "heads", "head_dim"))
             for t in (q, k, v)
         )
         scores = jnp.einsum("BLAD,BMAD->BALM", q, k, preferred_element_type=jnp.float32)
         probabilities = jax.nn.softmax(scores / math.sqrt(d) + bias)
+        # In nats, [B, A, L]: of use to who asks for intermediates, and not computed otherwise.
+        self.sow("intermediates", "entropy", jax.scipy.special.entr(probabilities).sum(-1))
         probabilities = nn.Dropout(
             c.attention_probs_dropout_prob, deterministic=self.deterministic
         )(probabilities.astype(q.dtype))
         context = jnp.einsum("BALM,BMAD->BLAD", probabilities, v)
         axes = ("heads", "head_dim", "hidden")
-        return Dense((a, d, h), axes, c, contracted=2, name="output")(context)
+        return Dense((a, d, h), axes, c, contracted=2, rank=rank, name="output")(context)
 
 
 class Layer(nn.Module):
@@ -166,33 +185,87 @@ class Layer(nn.Module):
         attended = SelfAttention(c, self.deterministic, name="attention")(x, bias)
         a = _layer_norm(c, "hidden", "attention_layer_norm")(x + dropout(attended))
         a = a.astype(x.dtype)
-        sizes = c.hidden_size, c.intermediate_size
-        h = Dense(sizes, ("hidden", "mlp"), c, name="intermediate")(a)
+        sizes, rank = (c.hidden_size, c.intermediate_size), c.low_rank(attention=False)
+        h = Dense(sizes, ("hidden", "mlp"), c, rank=rank, name="intermediate")(a)
         h = nn.with_logical_constraint(h, ("batch", "length", "mlp"))
         h = ACTIVATIONS[c.hidden_act](h)
-        h = Dense(sizes[::-1], ("mlp", "hidden"), c, name="output")(h)
+        h = Dense(sizes[::-1], ("mlp", "hidden"), c, rank=rank, name="output")(h)
         y = _layer_norm(c, "hidden", "output_layer_norm")(a + dropout(h)).astype(x.dtype)
         return nn.with_logical_constraint(y, ("batch", "length", "hidden"))
 
 
-class LayerGroup(nn.Module):
-    """One step of the encoder: `inner_group_num` layers, as a body for `nn.scan`."""
+def init_layers(key: jax.Array, config: AlbertConfig):
+    """The parameters of one `Layer`, each with an axis in front: one entry for each set.
+
+    Leaves are boxed with their logical axis names, "layers" the first of them.
+    """
+    x = jnp.zeros((1, 1, config.hidden_size), DTYPES[config.dtype])
+    bias = jnp.zeros((1, 1, 1, 1))
+
+    def one(key):
+        return flatten_dict(Layer(config, True).init({"params": key}, x, bias)["params"], sep="/")
+
+    counts = {leaf: max(config.leaf_sets(leaf)) + 1 for leaf in jax.eval_shape(one, key)}
+    drawn = {n: jax.vmap(one)(jax.random.split(key, n)) for n in set(counts.values())}
+    return unflatten_dict(
+        {
+            leaf: drawn[n][leaf].add_axis(0, {nn.meta.PARTITION_NAME: "layers"})
+            for leaf, n in counts.items()
+        },
+        sep="/",
+    )
+
+
+def keep_all_but_weights(stacks: Iterable[jax.Array]):
+    """A remat policy: the backward pass picks and casts weights again, as cheap as reading them.
+
+    Otherwise the scan would keep what it picked, a copy of the weights for every depth. Nothing
+    else is computed again; an activation that happens to have the shape of a weight costs a little.
+    """
+    shapes = set()
+    for stack in stacks:
+        shapes |= {stack.shape, (1, *stack.shape[1:]), stack.shape[1:]}
+
+    def policy(primitive, *operands, **parameters):
+        return not (operands and operands[0].shape in shapes)
+
+    return policy
+
+
+class LayerStep(nn.Module):
+    """One depth of the encoder, as a body for `nn.scan`: picks its weights, applies the layer."""
 
     config: AlbertConfig
     deterministic: bool
     keep_hidden: bool
 
     @nn.compact
-    def __call__(self, x, bias):
-        states = []
-        for i in range(self.config.inner_group_num):
-            x = Layer(self.config, self.deterministic, name=f"layer_{i}")(x, bias)
-            states.append(x)
-        return x, (jnp.stack(states) if self.keep_hidden else None)
+    def __call__(self, x, depth, own, shared, bias):
+        """[B, L, H], int [], leaves of this depth, leaves [sets, ...], bias -> the next x."""
+
+        def pick(leaf, entries):
+            sets = self.config.leaf_sets(leaf)
+            entry = jnp.asarray(sets)[depth] if len(entries) > 1 else 0
+            return entries[entry]
+
+        weights = own | {leaf: pick(leaf, entries) for leaf, entries in shared.items()}
+        rngs = {"dropout": self.make_rng("dropout")} if self.has_rng("dropout") else {}
+        x, found = Layer(self.config, self.deterministic, parent=None).apply(
+            {"params": unflatten_dict(weights, sep="/")}, x, bias,
+            rngs=rngs, mutable=["intermediates"],
+        )  # fmt: skip
+        for values in jax.tree.leaves(found):
+            self.sow("intermediates", "attention_entropy", values)  # [B, A, L]
+        return x, (x if self.keep_hidden else None)
 
 
 class Encoder(nn.Module):
-    """The mapping E -> H, if any, then N steps, each group of weights scanned over its own."""
+    """The mapping E -> H, if any, then one layer scanned over the depth.
+
+    Parameters that every depth has for itself are scanned along; the others are the same arrays at
+    every depth, or entries of them, so that their gradient is summed in the scan and no copy of
+    them is ever made for each depth.
+    """
 
     config: AlbertConfig
 
@@ -204,25 +277,22 @@ class Encoder(nn.Module):
             sizes = c.embedding_size, c.hidden_size
             x = Dense(sizes, ("embed", "hidden"), c, name="embedding_hidden_mapping_in")(x)
         x = nn.with_logical_constraint(x, ("batch", "length", "hidden"))
-        hidden = [x[None]]
-        body = LayerGroup
-        if c.remat != "none":
-            body = nn.remat(LayerGroup, prevent_cse=False, policy=REMAT_POLICIES[c.remat])
-        for group, length in enumerate(c.group_lengths):
-            scanned = nn.scan(
-                body,
-                variable_broadcast="params",
-                # Without this, values sown inside the layer vanish silently.
-                variable_axes={"intermediates": 0},
-                # A mask of its own for every depth; the parameters are drawn once.
-                split_rngs={"params": False, "dropout": True},
-                in_axes=nn.broadcast,
-                length=length,
-            )
-            x, steps = scanned(c, deterministic, keep_hidden, name=f"group_{group}")(x, bias)
-            if keep_hidden:
-                hidden.append(steps.reshape(-1, *x.shape))
-        return x, (jnp.concatenate(hidden) if keep_hidden else None)
+        layers = flatten_dict(self.param("layers", init_layers, c), sep="/")
+        own = {leaf: p for leaf, p in layers.items() if c.leaf_sets(leaf) == tuple(range(c.depth))}
+        shared = {leaf: p for leaf, p in layers.items() if leaf not in own}
+        policy = REMAT_POLICIES[c.remat] or keep_all_but_weights(layers.values())
+        step = nn.scan(
+            nn.remat(LayerStep, prevent_cse=False, policy=policy),
+            # Without this, values sown inside the layer vanish silently.
+            variable_axes={"intermediates": 0},
+            split_rngs={"dropout": True},  # a mask of its own for every depth
+            in_axes=(0, 0, nn.broadcast, nn.broadcast),
+            length=c.depth,
+        )
+        last, states = step(c, deterministic, keep_hidden, name="step")(
+            x, jnp.arange(c.depth), own, shared, bias
+        )
+        return last, (jnp.concatenate([x[None], states]) if keep_hidden else None)
 
 
 class MaskedLMHead(nn.Module):

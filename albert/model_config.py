@@ -8,6 +8,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from albert import parameter_sharing
+
 ACTIVATIONS = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=True),  # the released program's, with tanh
     "gelu_erf": lambda x: jax.nn.gelu(x, approximate=False),  # what Hugging Face names "gelu"
@@ -31,7 +33,9 @@ class AlbertConfig:
     embedding_size: int
     hidden_size: int
     num_hidden_layers: int
-    num_hidden_groups: int  # sets of weights; layer l uses set l * groups // layers
+    sharing: str  # which layers have the same weights; see `albert.parameter_sharing`
+    per_layer_norm: bool  # every depth has LayerNorms and biases of its own
+    lora_rank: int  # of a difference to shared kernels that every depth has for itself; 0: none
     inner_group_num: int  # layers in one set, applied one after the other at every step
     num_attention_heads: int
     intermediate_size: int
@@ -50,9 +54,8 @@ class AlbertConfig:
         """What is wrong with the sizes, one sentence each; empty when the model can be built."""
         found = []
         for name in ("vocab_size", "embedding_size", "hidden_size", "num_hidden_layers",
-                     "num_hidden_groups", "inner_group_num", "num_attention_heads",
-                     "intermediate_size", "max_position_embeddings",
-                     "type_vocab_size"):  # fmt: skip
+                     "inner_group_num", "num_attention_heads", "intermediate_size",
+                     "max_position_embeddings", "type_vocab_size"):  # fmt: skip
             if getattr(self, name) < 1:
                 found.append(f"{name} is {getattr(self, name)}; it must be at least 1")
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
@@ -74,10 +77,17 @@ class AlbertConfig:
                 f"hidden_size {self.hidden_size} is not a multiple of "
                 f"num_attention_heads {self.num_attention_heads}"
             )
-        if self.num_hidden_groups > self.num_hidden_layers:
+        found += parameter_sharing.problems(self.sharing, self.num_hidden_layers)
+        widest = min(self.hidden_size, self.intermediate_size)
+        if not 0 <= self.lora_rank <= widest:
             found.append(
-                f"num_hidden_groups {self.num_hidden_groups} is more than "
-                f"num_hidden_layers {self.num_hidden_layers}: some weights would never be used"
+                f"lora_rank is {self.lora_rank}; it must be from 0 to {widest}, the smaller of "
+                "hidden_size and intermediate_size: no kernel has a higher rank"
+            )
+        elif self.lora_rank and not found and not any(map(self.low_rank, (True, False))):
+            found.append(
+                f"lora_rank is {self.lora_rank} and sharing {self.sharing!r}: a difference to "
+                "shared weights needs weights that are shared; set lora_rank to 0"
             )
         return found
 
@@ -87,14 +97,24 @@ class AlbertConfig:
         return self.map_equal_embeddings or self.embedding_size != self.hidden_size
 
     @property
-    def group_lengths(self) -> list[int]:
-        """How many consecutive steps each group of weights is applied for; sums to N.
+    def depth(self) -> int:
+        """Layers that an input passes through."""
+        return self.num_hidden_layers * self.inner_group_num
 
-        The released program computes int(l / N * G) in floating point; integers give the
-        same groups wherever that has no rounding error.
+    def leaf_sets(self, leaf: str) -> tuple[int, ...]:
+        """Which entry of a layer's parameter each depth uses; `depth` numbers from 0 on.
+
+        `leaf` is a path below a layer, such as "attention/query/kernel".
         """
-        groups = [
-            layer * self.num_hidden_groups // self.num_hidden_layers
-            for layer in range(self.num_hidden_layers)
-        ]
-        return [groups.count(group) for group in range(self.num_hidden_groups)]
+        if parameter_sharing.is_of_one_depth(leaf, self.per_layer_norm):
+            return tuple(range(self.depth))
+        return self._tables[0 if parameter_sharing.is_attention(leaf) else 1]
+
+    def low_rank(self, attention: bool) -> int:
+        """Rank of the differences of the attention kernels, or the feed-forward's; 0: none."""
+        table = self._tables[0 if attention else 1]
+        return self.lora_rank if len(set(table)) < self.depth else 0
+
+    @property
+    def _tables(self):
+        return parameter_sharing.tables(self.sharing, self.num_hidden_layers, self.inner_group_num)

@@ -9,13 +9,20 @@ import dataclasses
 import inspect
 import re
 
+import flax
 import jax
 import jax.numpy as jnp
 import optax
 
 # Leaves that are neither decayed nor scaled by the trust ratio.
 EXCLUDED = re.compile("LayerNorm|layer_norm|bias")
+# Arrays that hold several tensors, one for each entry of their first axis: norms are of each.
+STACKED = re.compile(r"\['layers'\]")
 ORIGINAL = ("lamb", "adamw")
+# Of optax, those that treat every number alike; to others a stack is given tensor by tensor.
+_ELEMENTWISE = ("adabelief", "adadelta", "adagrad", "adam", "adamax", "adamaxw", "adamw", "adan",
+                "amsgrad", "lion", "radam", "rmsprop", "rprop", "sgd", "sign_sgd", "signum",
+                "yogi")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +104,52 @@ def scale_by_uncorrected_adam(b1: float, b2: float, eps: float) -> optax.Gradien
     return optax.GradientTransformation(init, update)
 
 
+def _is_stacked(path) -> bool:
+    return STACKED.search(jax.tree_util.keystr(path)) is not None
+
+
+def scale_by_trust_ratio() -> optax.GradientTransformation:
+    """update * |p| / |update| of every tensor, 1 for the ratio where either norm is 0."""
+
+    def scale(path, update, param):
+        axes = tuple(range(1 if _is_stacked(path) else 0, update.ndim))
+        norms = (jnp.sqrt(jnp.sum(x * x, axes, keepdims=True)) for x in (param, update))
+        param_norm, update_norm = norms
+        known = (param_norm > 0) & (update_norm > 0)
+        return update * jnp.where(known, param_norm / jnp.where(known, update_norm, 1), 1)
+
+    def update(updates, state, params):
+        masked = optax.MaskedNode
+        scaled = jax.tree_util.tree_map_with_path(
+            lambda path, u, p: u if isinstance(u, masked) else scale(path, u, p),
+            updates, params, is_leaf=lambda x: isinstance(x, masked),
+        )  # fmt: skip
+        return scaled, state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def tensor_by_tensor(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`inner` on trees in which every stack is a tuple of its tensors."""
+
+    def split(tree):
+        return jax.tree_util.tree_map_with_path(
+            lambda path, x: tuple(x) if _is_stacked(path) else x, tree
+        )
+
+    def update(grads, state, params):
+        updates, state = inner.update(split(grads), state, split(params))
+        stacked = jax.tree.map(
+            lambda u, p: jnp.stack(u) if isinstance(u, tuple) else u,
+            updates, params, is_leaf=lambda x: isinstance(x, tuple),
+        )  # fmt: skip
+        return stacked, state
+
+    return optax.GradientTransformation(
+        lambda params: inner.init(split(flax.core.meta.unbox(params))), update
+    )
+
+
 def make_optimizer(
     config: OptimizerConfig, total_steps: int
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
@@ -114,7 +167,7 @@ def make_optimizer(
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     if config.name in ORIGINAL:
         ratio = (
-            optax.masked(optax.scale_by_trust_ratio(), decayed)
+            optax.masked(scale_by_trust_ratio(), decayed)
             if config.name == "lamb"
             else optax.identity()
         )
@@ -138,4 +191,7 @@ def make_optimizer(
         "weight_decay_mask": decayed,
     }
     accepted = {k: v for k, v in arguments.items() if k in _parameters(stock)}
-    return optax.chain(clip, getattr(optax, stock)(schedule, **accepted)), schedule
+    made = getattr(optax, stock)(schedule, **accepted)
+    if stock not in _ELEMENTWISE:
+        made = tensor_by_tensor(made)
+    return optax.chain(clip, made), schedule

@@ -5,7 +5,6 @@ import functools
 import os
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple, cast
 
 import jax
@@ -13,11 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from albert.checkpoint import CheckpointError
 from albert.data.tokenizer import MASK, PAD, Tokenizer
 from albert.interop import formats
-from albert.interop.weights import HEADS, Weights, parameter_shapes, part_of
+from albert.interop.weights import HEADS, Weights, parameter_shapes, part_of, unstacked
 from albert.model import Albert, AlbertOutput
 from albert.model_config import DTYPES, AlbertConfig
+from albert.places import place
 
 POOLING = ("mean", "pooled", "cls")
 
@@ -247,14 +248,18 @@ class Pretrained:
           CheckpointError: the folder is there, or the format cannot hold such a model.
           ValueError: there is no such format, or the parameters are not those of the model.
         """
-        flat = {k: np.asarray(v) for k, v in flatten_dict(self.params, sep="/").items()}
+        whole = {k: np.asarray(v) for k, v in flatten_dict(self.params, sep="/").items()}
+        try:
+            flat = unstacked(self.config, whole)
+        except CheckpointError as error:
+            raise ValueError(f"params: {error}") from error
         absent = set(HEADS) - {part_of(name) for name in flat}
         for name, shape in parameter_shapes(self.config).items():
             found = flat[name].shape if name in flat else None
             if found != shape and part_of(name) not in absent:
                 raise ValueError(f"params: {name} has shape {found}; the model's is {shape}.")
         weights = Weights(self.config, flat, self.step, tokenizer=self.tokenizer)
-        formats.write(weights, Path(path).expanduser(), format)
+        formats.write(weights, place(str(path)), format)
 
     def _vocabulary(self) -> Tokenizer:
         if self.tokenizer is None:
@@ -271,8 +276,8 @@ def load(
     dtype: str = "float32",
 ) -> Pretrained:
     """The model in `path`; see `albert.load`."""
-    vocabulary = None if tokenizer is None else Path(tokenizer).expanduser()
-    return Pretrained(formats.read(Path(path).expanduser(), vocabulary=vocabulary), dtype)
+    vocabulary = None if tokenizer is None else place(str(tokenizer))
+    return Pretrained(formats.read(place(str(path)), vocabulary=vocabulary), dtype)
 
 
 def _checked(config: AlbertConfig, input_ids, attention_mask, token_type_ids):

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import os
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -10,8 +11,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 MESH_AXES = ("data", "fsdp", "tensor")
-LOGICAL_AXES = ("batch", "length", "vocab", "embed", "hidden", "heads", "head_dim", "mlp",
-                "pooled", "position", "token_type", "label")  # fmt: skip
+LOGICAL_AXES = ("batch", "length", "layers", "vocab", "embed", "hidden", "heads", "head_dim", "mlp",
+                "rank", "pooled", "position", "token_type", "label")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,11 +62,12 @@ class ShardingConfig:
         return nn.logical_to_mesh_axes(logical_axes, self.rules) or PartitionSpec()
 
 
-def join_processes() -> None:
+def join_processes(heartbeat_seconds: int = 100) -> None:
     """Makes this process one of several; call it before anything else touches a device.
 
     On cloud TPUs and under Slurm jax finds the others by itself. Elsewhere it is told by
-    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. A process that shows no sign of
+    life for `heartbeat_seconds`, dead or hung, ends all others with an error that names its task.
     """
     if os.environ.get("JAX_PLATFORMS") == "cpu":
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
@@ -77,6 +79,7 @@ def join_processes() -> None:
         os.environ.get("JAX_COORDINATOR_ADDRESS"),
         number("JAX_NUM_PROCESSES"),
         number("JAX_PROCESS_ID"),
+        heartbeat_timeout_seconds=heartbeat_seconds,
     )
 
 
@@ -155,3 +158,18 @@ def put_batch(batch: dict[str, np.ndarray], sharding: NamedSharding) -> dict[str
     return {
         name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()
     }
+
+
+def any_process(mesh: Mesh) -> Callable[[bool], jax.Array]:
+    """A function of a process's own answer: whether any process says yes, without waiting for it.
+
+    Call it on all processes alike.
+    """
+    along_all = NamedSharding(mesh, PartitionSpec(MESH_AXES))
+    combine = jax.jit(lambda answers: answers.any(), out_shardings=replicated(mesh))
+
+    def ask(answer: bool) -> jax.Array:
+        own = np.full(jax.local_device_count(), answer)
+        return combine(jax.make_array_from_process_local_data(along_all, own))
+
+    return ask

@@ -14,6 +14,8 @@ from albert.losses import masked_lm_terms, pretraining_loss, sentence_order_term
 from albert.model import Albert, init_params
 from albert.sharding import ShardingConfig, batch_sharding, placed, replicated
 
+_SPIKES_AFTER = 50  # updates; the first gradients say little of the later ones
+_NORM_WEIGHT = 0.02  # of a new gradient norm in the running mean
 MAX_SPAN = 4  # masked runs of this length and longer are counted together
 # What the model was shown at a masked position.
 SHOWN = ("mask", "unchanged", "random")
@@ -27,15 +29,16 @@ class TrainState(flax.struct.PyTreeNode):
     step: jax.Array  # int32: batches consumed
     params: dict
     opt_state: optax.OptState
-    bad_steps: jax.Array  # int32: steps whose update was skipped because it was not finite
+    bad_steps: jax.Array  # int32: steps whose update was skipped: not finite, or a spike
     bad_steps_in_row: jax.Array  # int32
+    grad_norm_mean: jax.Array  # float32: running mean of the gradient norms of the others
 
 
 def new_state(model: Albert, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
     """A fresh state, its parameters and moments boxed with their logical axis names."""
     params = init_params(model, jax.random.key(seed))
     zero = jnp.zeros([], jnp.int32)
-    return TrainState(zero, params, optimizer.init(params), zero, zero)
+    return TrainState(zero, params, optimizer.init(params), zero, zero, jnp.zeros([], jnp.float32))
 
 
 def apply_model(model: Albert, params, rows, **kwargs):
@@ -56,8 +59,13 @@ def make_train_step(
     schedule: optax.Schedule,
     accumulation: int,
     seed: int,
+    spike_factor: float = 0.0,
 ) -> Callable:
     """The function (state, batch) -> (state, metrics).
+
+    An update whose loss or gradient is not finite is skipped: parameters and optimiser stay as they
+    are. So is one whose gradient norm is over `spike_factor` times its running mean, unless that is
+    0 or fewer than `_SPIKES_AFTER` updates were made.
 
     With accumulation the gradient is that of the whole batch, not a mean of means: every part
     is scaled by the batch's own denominators.
@@ -97,27 +105,34 @@ def make_train_step(
         (loss, metrics), grads = compute(state.params, batch, key, *weights)
         grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        applied = state.step - state.bad_steps
+        usual = state.grad_norm_mean
+        good = finite
+        if spike_factor:
+            known = (applied >= _SPIKES_AFTER) & (usual > 0)
+            good &= ~(known & (grad_norm > spike_factor * usual))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
 
-        def keep_if_finite(new, old):
-            return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+        def keep_if_good(new, old):
+            return jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
 
-        bad = 1 - finite.astype(jnp.int32)
-        applied = state.step - state.bad_steps
+        bad = 1 - good.astype(jnp.int32)
+        mean = jnp.where(usual > 0, usual + _NORM_WEIGHT * (grad_norm - usual), grad_norm)
         state = TrainState(
             step=state.step + 1,
-            params=keep_if_finite(params, state.params),
-            opt_state=keep_if_finite(opt_state, state.opt_state),
+            params=keep_if_good(params, state.params),
+            opt_state=keep_if_good(opt_state, state.opt_state),
             bad_steps=state.bad_steps + bad,
             bad_steps_in_row=(state.bad_steps_in_row + bad) * bad,
+            grad_norm_mean=keep_if_good(mean, usual),
         )
         metrics |= {
             "loss": loss,
             "learning_rate": schedule(applied),
             "grad_norm": grad_norm,
             "param_norm": optax.tree.norm(state.params),
-            "update_norm": jnp.where(finite, optax.tree.norm(updates), 0.0),
+            "update_norm": jnp.where(good, optax.tree.norm(updates), 0.0),
             "real_tokens": batch["attention_mask"].sum(),
             "bad_steps": state.bad_steps,
             "bad_steps_in_row": state.bad_steps_in_row,
@@ -135,7 +150,8 @@ def on_mesh(
     seed: int,
     mesh: Mesh,
     sharding: ShardingConfig,
-) -> tuple[TrainState, Callable, Callable]:
+    spike_factor: float = 0.0,
+) -> tuple[TrainState, Callable, jax.stages.Wrapped]:
     """Training over a mesh.
 
     Call the step inside `jax.set_mesh(mesh)` and `nn.logical_axis_rules(sharding.rules)`, but
@@ -154,7 +170,7 @@ def on_mesh(
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     create = jax.jit(lambda: nn.meta.unbox(boxed()), out_shardings=shardings)
     step = jax.jit(
-        make_train_step(model, optimizer, schedule, accumulation, seed),
+        make_train_step(model, optimizer, schedule, accumulation, seed, spike_factor),
         in_shardings=(shardings, batch_sharding(mesh, sharding)),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,

@@ -28,36 +28,6 @@ _REPEATS = flags.DEFINE_integer("repeats", 7, "Timed steps.", lower_bound=5)
 _PEER = flags.DEFINE_bool("peer", False, "Time Hugging Face ALBERT in PyTorch as well.")
 
 
-def random_batch(config, packing):
-    import numpy as np
-
-    rng = np.random.default_rng(0)
-    rows, length = config.train.batch_size, config.data.seq_length
-    predictions, vocab = config.data.max_predictions, config.model.vocab_size
-    positions = np.argsort(rng.random((rows, length - 2)), axis=1)[:, :predictions] + 1
-    positions = np.sort(positions, axis=1).astype(np.int32)
-    ids = rng.integers(5, vocab, (rows, length)).astype(np.int32)
-    batch = {
-        "input_ids": ids,
-        "token_type_ids": (np.arange(length) >= length // 2).astype(np.int32) * np.ones_like(ids),
-        "attention_mask": np.ones_like(ids),
-        "mlm_positions": positions,
-        "mlm_labels": np.take_along_axis(ids, positions, axis=1),
-        "mlm_weights": np.ones(positions.shape, np.float32),
-        "sop_labels": rng.integers(0, 2, rows).astype(np.int32),
-    }
-    if packing:
-        number = np.arange(length) * packing // length
-        starts = np.flatnonzero(np.diff(number, prepend=-1))
-        batch |= {
-            "segment_ids": np.tile(number + 1, (rows, 1)).astype(np.int32),
-            "position_ids": np.tile(np.arange(length) - starts[number], (rows, 1)).astype(np.int32),
-            "cls_positions": np.tile(starts, (rows, 1)).astype(np.int32),
-            "sop_labels": rng.integers(0, 2, (rows, packing)).astype(np.int32),
-        }
-    return batch
-
-
 def our_step(config, batch):
     """A function that runs one step and waits for it, and the seconds its first call took."""
     import flax.linen as nn
@@ -92,6 +62,8 @@ def peer_step(config, batch):
     import torch
     import transformers
 
+    from albert.interop.weights import released_groups
+
     model_config = config.model
     peer = transformers.AlbertForPreTraining(
         transformers.AlbertConfig(
@@ -99,7 +71,7 @@ def peer_step(config, batch):
             embedding_size=model_config.embedding_size,
             hidden_size=model_config.hidden_size,
             num_hidden_layers=model_config.num_hidden_layers,
-            num_hidden_groups=model_config.num_hidden_groups,
+            num_hidden_groups=released_groups(model_config, "The peer"),
             inner_group_num=model_config.inner_group_num,
             num_attention_heads=model_config.num_attention_heads,
             intermediate_size=model_config.intermediate_size,
@@ -145,15 +117,16 @@ def peer_step(config, batch):
 def main() -> None:
     import jax
 
+    from albert.claims.measure import random_rows
     from albert.cost import flops_per_token
     from albert.metrics import peak_flops
     from albert.model import DTYPES
 
     config = cli.checked(_CONFIG, needs_text=False)
-    ours, first_call = our_step(config, random_batch(config, config.data.packing))
+    ours, first_call = our_step(config, random_rows(config, config.data.packing))
     steps = {"albert": ours}
     if _PEER.value:
-        steps["huggingface"] = peer_step(config, random_batch(config, packing=0))
+        steps["huggingface"] = peer_step(config, random_rows(config))
     times: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(_REPEATS.value):
         for name, step in steps.items():

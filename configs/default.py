@@ -10,6 +10,8 @@ def get_config(arg: str = "") -> ConfigDict:
     # Where to start from: anything that albert.load takes (docs/fidelity.md). Empty: from scratch.
     config.init_from = ""
     config.init_optimizer = False  # also take its moments and step, to continue that run
+    # Where its layers share otherwise or are fewer: average, or svd for the low-rank differences.
+    config.init_method = "average"
 
     # Model: the names are those of albert_config.json.
     config.model = model = ConfigDict()
@@ -17,7 +19,12 @@ def get_config(arg: str = "") -> ConfigDict:
     model.embedding_size = 128  # E; equal to hidden_size for BERT's embedding
     model.hidden_size = 768  # H
     model.num_hidden_layers = 12  # N
-    model.num_hidden_groups = 1  # sets of weights, each for consecutive layers
+    # Which layers have the same weights: all, as released; none, as in BERT; attention or ffn, that
+    # block only; groups:G, consecutive groups; cycle:M, M layers again and again; cycle_reversed:M,
+    # the last time backwards; sandwich, first and last their own (albert/parameter_sharing.py).
+    model.sharing = "all"
+    model.per_layer_norm = False  # LayerNorms and biases of its own for every depth
+    model.lora_rank = 0  # of a low-rank difference to shared kernels, for every depth; 0: none
     model.inner_group_num = 1  # layers in a set; the depth is N * inner_group_num
     model.num_attention_heads = 12
     model.intermediate_size = 3072
@@ -86,7 +93,12 @@ def get_config(arg: str = "") -> ConfigDict:
     train.checkpoint_minutes = 30.0  # also save after so long; 0: by steps only
     train.keep_last = 3
     train.keep_best = 1  # by held-out loss
-    train.max_bad_steps = 10  # stop after so many non-finite updates in a row
+    # Updates that are not finite change nothing and are counted; so many in a row are a divergence.
+    train.max_bad_steps = 10
+    train.spike_factor = 0.0  # so are gradients of so many times the usual norm; 0: none is
+    train.on_divergence = "stop"  # or rollback: from the newest checkpoint on behind the bad rows
+    train.max_failed_saves = 3  # stop after so many in a row, with a full disk for example
+    train.stall_seconds = 300.0  # tell of a step or batch that takes so long, and 20 times longer
 
     # Sharding: devices along each axis of the mesh, -1 for all that are left, and the mesh axes
     # that each logical axis of the model is cut along.

@@ -4,8 +4,11 @@ import os
 import tempfile
 
 os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS", "cpu")
+# Most of the time goes into compiling: half of it is optimising what then runs for a moment.
 os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    "--xla_backend_optimization_level=0 "
+    + os.environ.get("XLA_FLAGS", "")
+    + " --xla_force_host_platform_device_count=8"
 )
 
 # Many tests build the same step, some of them in processes of their own: compile it once.
@@ -19,13 +22,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rows import read_corpus
 
 from albert.config import check
 from albert.data.tokenizer import Tokenizer
 from albert.data.vocabulary import train_vocabulary
 from albert.loop import train
 from configs import base
+from rows import read_corpus
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
 VOCABULARY = 96

@@ -7,7 +7,7 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from albert.interop.original import ACTIVATIONS, CONFIG_NAME, name_of
-from albert.interop.weights import entries, read_config
+from albert.interop.weights import entries, read_config, stacked
 from albert.model_config import AlbertConfig
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -31,4 +31,4 @@ def our_tree(variables: dict[str, np.ndarray], config: AlbertConfig) -> dict:
     """Variables of the released program as our nested parameter tree."""
     found = {e.path: e.read(variables[e.name]) for e in entries(config, name_of)}
     assert len(found) == len(variables)
-    return unflatten_dict(found, sep="/")
+    return unflatten_dict(stacked(config, found), sep="/")

@@ -5,6 +5,8 @@ import math
 
 import numpy as np
 
+from albert.parameter_sharing import num_groups
+
 
 def forward(config, variables, input_ids, attention_mask, token_type_ids):
     """Every output by name; `variables` by released name, as [in, out] matrices."""
@@ -18,7 +20,8 @@ def forward(config, variables, input_ids, attention_mask, token_type_ids):
         x = dense(x, v, "bert/encoder/embedding_hidden_mapping_in")
     states = [x]
     for layer in range(config.num_hidden_layers):
-        group = layer * config.num_hidden_groups // config.num_hidden_layers
+        groups = num_groups(config.sharing, config.num_hidden_layers)
+        group = layer * groups // config.num_hidden_layers
         for inner in range(config.inner_group_num):
             scope = f"bert/encoder/transformer/group_{group}/inner_group_{inner}"
             x = np.stack([

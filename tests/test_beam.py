@@ -2,8 +2,6 @@
 
 import numpy as np
 import pytest
-from conftest import write_text
-from rows import read_corpus
 
 from albert.data import corpus_writer, text_files
 from albert.data.corpus_beam import prepare_corpus_with_beam
@@ -11,6 +9,8 @@ from albert.data.corpus_writer import differences
 from albert.data.reading import SourceError
 from albert.data.sources import parse_source
 from albert.data.store import StoreError
+from conftest import write_text
+from rows import read_corpus
 
 pytestmark = pytest.mark.beam
 

@@ -14,8 +14,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from conftest import VOCABULARY, write_text
-from rows import read_corpus, read_sentences
 
 from albert.data import corpus as corpus_module
 from albert.data import corpus_writer, text_files
@@ -27,6 +25,8 @@ from albert.data.sources import parse_source
 from albert.data.store import StoreError
 from albert.data.text_files import TextSource
 from albert.data.vocabulary import prepare_vocabulary
+from conftest import VOCABULARY, write_text
+from rows import read_corpus, read_sentences
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -7,14 +7,14 @@ import pickle
 
 import numpy as np
 import pytest
-from conftest import write_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rows import OPTIONS, make_examples, read_corpus, released_chunks, restored, run_lengths
 
 from albert.data.examples import Examples, mixture, show_row, truncate
 from albert.data.plan import CorpusPlan, plan_chunks
 from albert.data.tokenizer import CLS, MASK, SEP, Tokenizer
+from conftest import write_text
+from rows import OPTIONS, make_examples, read_corpus, released_chunks, restored, run_lengths
 
 
 def released_truncate(a, b, limit, rng):

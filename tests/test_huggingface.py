@@ -8,13 +8,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
-from models import assert_same, random_weights
-from original import GOLDEN
 
 import albert
 from albert.checkpoint import CheckpointError
 from albert.data.tokenizer import Tokenizer
 from albert.interop import formats, huggingface
+from models import assert_same, random_weights
+from original import GOLDEN
 
 FOLDER = GOLDEN / "huggingface"
 MAPPING = "albert.encoder.embedding_hidden_mapping_in"
@@ -48,7 +48,7 @@ def test_equality_with_transformers(io):
 
 CHANGES = [
     {},
-    {"num_hidden_groups": 3, "inner_group_num": 2, "hidden_act": "relu"},
+    {"sharing": "none", "inner_group_num": 2, "hidden_act": "relu"},
     {"embedding_size": 16, "hidden_act": "gelu_erf"},
     {"embedding_size": 16, "map_equal_embeddings": True},
 ]

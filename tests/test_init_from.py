@@ -6,16 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write_text
-from models import random_weights
-from runs import assert_bit_equal, final_params, records
 
 from albert.checkpoint import CheckpointError
 from albert.config import ConfigError, check
 from albert.data.vocabulary import train_vocabulary
 from albert.evaluation import evaluate_model, evaluate_run
 from albert.interop import formats
-from albert.loop import RunError, train
+from albert.loop import train
+from albert.running import RunError
+from conftest import write_text
+from models import random_weights
+from runs import assert_bit_equal, final_params, records
 
 
 def evaluations(workdir):

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -12,15 +11,17 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from conftest import write_text
-from runs import assert_bit_equal, final_params, records
 
 from albert import loop
 from albert.checkpoint import CheckpointError, Checkpoints
 from albert.config import ConfigError, check
 from albert.data.reading import SourceError
 from albert.evaluation import evaluate_run
-from albert.loop import RunError, train
+from albert.loop import train
+from albert.running import RunError
+from albert.running.log import RunLog
+from conftest import write_text
+from runs import assert_bit_equal, final_params, records
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -75,13 +76,13 @@ def test_a_resumed_run_ends_bit_equal(run, tiny, tmp_path):
             raise Stop
         return original(self, step, *_)
 
-    original = loop._Log.step
-    loop._Log.step = stop
+    original = RunLog.step
+    RunLog.step = stop
     try:
         with pytest.raises(Stop):
             train(check(tiny), tmp_path)
     finally:
-        loop._Log.step = original
+        RunLog.step = original
     train(check(tiny), tmp_path)
     assert_bit_equal(final_params(tmp_path, 8), final_params(run, 8))
     assert [r["step"] for r in records(tmp_path)] == [2, 4, 6, 8]
@@ -102,30 +103,6 @@ def command(tiny_config, workdir, *extra):
         "--config.train.checkpoint_every=5", "--config.train.eval_every=15",
         "--config.sharding.data=4", "--config.sharding.tensor=2", *extra,
     ]  # fmt: skip
-
-
-@pytest.mark.slow
-def test_killed_at_a_random_step_it_ends_bit_equal(tiny, tmp_path):
-    """SIGKILL of a real process, with dropout and eight devices, three times over."""
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    subprocess.run(command(tiny, whole), cwd=ROOT, check=True, capture_output=True)
-    rng = np.random.default_rng()
-    kills = 0
-    for stop in sorted(rng.choice(np.arange(6, 38), 3, replace=False)):
-        with subprocess.Popen(
-            command(tiny, broken, "--config.train.log_every=1"), cwd=ROOT,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        ) as process:  # fmt: skip
-            for line in process.stdout:
-                if line.startswith(f"step {stop}/"):
-                    process.send_signal(signal.SIGKILL)
-                    kills += 1
-    done = subprocess.run(
-        command(tiny, broken), cwd=ROOT, check=True, capture_output=True, text=True
-    )
-    assert kills == 3
-    assert "Going on from the checkpoint of step" in done.stdout
-    assert_bit_equal(final_params(broken, 40), final_params(whole, 40))
 
 
 def test_the_data_of_a_run_may_not_change(run, tiny):
@@ -176,7 +153,9 @@ def test_an_empty_or_damaged_checkpoint_is_told(run, tiny, tmp_path):
     for path in (tmp_path / "run" / "checkpoints" / "8" / "params").rglob("*"):
         if path.is_file() and path.stat().st_size > 2000:
             path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(CheckpointError, match=r"checkpoints/8 cannot be read, it is damaged"):
+    with pytest.raises(
+        CheckpointError, match=r"checkpoints/8 is not sound: params/_METADATA has 1,000 bytes"
+    ):
         evaluate_run(tmp_path / "run", "8", None, None, 0)
 
 
@@ -234,8 +213,8 @@ def test_divergence_stops_the_run_and_keeps_the_good_checkpoint(tiny, tmp_path, 
 
     poison.calls = 0
     monkeypatch.setattr(loop, "put_batch", poison)
-    with pytest.raises(RunError, match=r"3 steps in a row, the last of them step 9\. The last good "
-                                       r"checkpoint is step 8"):  # fmt: skip
+    with pytest.raises(RunError, match=r"3 steps in a row .* the last of them step 9\. The last "
+                                       r"good checkpoint is step 8"):  # fmt: skip
         train(check(tiny), tmp_path)
     # The bad steps 7 and 8 changed no parameter, so step 8 is as good as step 6.
     assert Checkpoints(tmp_path / "checkpoints").steps() == [4, 8]
@@ -338,7 +317,7 @@ def test_describe_ends_with_one_json_object(tmp_path):
     np.testing.assert_allclose(facts["flops_per_token"], 6 * used + 12 * 12 * 512 * 768)
 
 
-@pytest.mark.parametrize("objective", ["sop", "none"])
+@pytest.mark.parametrize("objective", ["sop", pytest.param("none", marks=pytest.mark.slow)])
 def test_a_packed_run_goes_on_to_the_same_bits(tiny, tmp_path, objective):
     """Packed rows, accumulation and eight devices, stopped half-way and continued."""
     tiny.data.packing = 4
@@ -348,7 +327,7 @@ def test_a_packed_run_goes_on_to_the_same_bits(tiny, tmp_path, objective):
     train(check(tiny), whole)
     tiny.train.checkpoint_every = 3
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop._Log, "step", stop_at(6))
+        patch.setattr(RunLog, "step", stop_at(6))
         with pytest.raises(KeyboardInterrupt):
             train(check(tiny), parts)
     train(check(tiny), parts)
@@ -361,26 +340,14 @@ def test_a_packed_run_goes_on_to_the_same_bits(tiny, tmp_path, objective):
 
 
 def stop_at(last):
-    """`_Log.step` that stops the run at a step."""
+    """`RunLog.step` that stops the run at a step."""
 
-    def step(self, number, *arguments, original=loop._Log.step):
+    def step(self, number, *arguments, original=RunLog.step):
         if number == last:
             raise KeyboardInterrupt
         return original(self, number, *arguments)
 
     return step
-
-
-def test_changed_text_under_a_run_is_named(tiny, tmp_path):
-    path = write_text(tmp_path / "a.txt", 200)
-    tiny.data.train_sources = (str(path),)
-    tiny.data.folder = str(tmp_path / "prepared")
-    tiny.train.num_steps = 4
-    train(check(tiny), tmp_path / "run")
-    write_text(path, 200, seed=5)
-    tiny.train.num_steps = 8
-    with pytest.raises(RunError, match=r"a\.txt: other changed files \(a\.txt\)"):
-        train(check(tiny), tmp_path / "run")
 
 
 def test_a_worker_that_is_killed_ends_the_run(tiny, tmp_path):
@@ -421,7 +388,7 @@ def test_two_processes_of_four_devices_equal_one_of_eight(tiny, tmp_path):
     port = 20000 + os.getpid() % 20000
     environment = {
         **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("count=8", "count=4"),
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
         "JAX_NUM_PROCESSES": "2",
     }

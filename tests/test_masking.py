@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rows import run_lengths
 
 from albert.data.masking import choose_masked, corrupt
 from albert.data.tokenizer import MASK
+from rows import run_lengths
 
 
 @st.composite

@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from test_model import TINY
 
 from albert.cost import abstract_params
 from albert.model import Albert
 from albert.optimiser import OptimizerConfig, decayed, linear_schedule, make_optimizer
+from test_model import TINY
 
 LAMB = OptimizerConfig(
     name="lamb", learning_rate=0.1, warmup_steps=2, b1=0.9, b2=0.999, eps=1e-6,

@@ -11,18 +11,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import original as golden
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
-from models import assert_same, random_weights
-from test_fidelity import assert_golden, released_training
 
 import albert
+import original as golden
 from albert.checkpoint import CheckpointError
 from albert.data.tokenizer import Tokenizer
 from albert.interop import formats, original
 from albert.interop.weights import entries
 from albert.model import Albert
+from models import assert_same, random_weights
+from test_fidelity import assert_golden, released_training
 
 pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("ignore")]
 ROOT = Path(__file__).resolve().parent.parent
@@ -197,7 +197,7 @@ def test_missing_slots_and_foreign_variables_are_reported(trained, tf):
 
 def test_groups_and_random_models_go_there_and_back(tmp_path, tf):
     for number, changes in enumerate(
-        [{}, {"num_hidden_groups": 3, "inner_group_num": 2}, {"embedding_size": 16}]
+        [{}, {"sharing": "none", "inner_group_num": 2}, {"embedding_size": 16}]
     ):
         weights = random_weights(moments=True, **changes)
         formats.write(weights, tmp_path / str(number), "original")

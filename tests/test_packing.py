@@ -6,19 +6,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax.traverse_util import unflatten_dict
-from models import random_weights
-from rows import OPTIONS, make_examples
 
 from albert.losses import pretraining_loss
 from albert.model import Albert
 from albert.train_step import apply_model, make_eval_step
+from models import random_weights
+from rows import OPTIONS, make_examples
 
 
 def random_model(seed, **changes):
     """A model for the small vocabulary, and its parameters."""
     weights = random_weights(seed, vocab_size=96, max_position_embeddings=32, **changes)
-    return Albert(weights.config), unflatten_dict(weights.params, sep="/")
+    return Albert(weights.config), weights.tree
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +64,7 @@ PATHS = {
     "plain": {},
     "dots": {"remat": "dots"},
     "full": {"remat": "full"},
-    "groups": {"num_hidden_groups": 2, "inner_group_num": 2},
+    "groups": {"sharing": "groups:2", "inner_group_num": 2},
 }
 
 

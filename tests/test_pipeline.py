@@ -3,9 +3,9 @@ import pickle
 
 import numpy as np
 import pytest
-from rows import OPTIONS, make_examples
 
 from albert.data.pipeline import BatchSource, heldout_batch, iterate
+from rows import OPTIONS, make_examples
 
 
 @pytest.fixture(params=[0, 4], ids=["unpacked", "packed"])

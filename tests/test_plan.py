@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rows import OPTIONS, released_chunks
 
 from albert.data.plan import CorpusPlan, pack, plan_chunks
+from rows import OPTIONS, released_chunks
 
 
 def made_up(documents):

@@ -10,14 +10,15 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from models import assert_same, random_weights
 
 import albert
+from albert import manifest
 from albert.checkpoint import CheckpointError
 from albert.data.tokenizer import MASK, Tokenizer
 from albert.interop import formats, original
 from albert.interop.weights import entries, parameter_shapes
 from albert.pretrained import Pretrained
+from models import assert_same, random_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZES = {"vocab_size": 96, "max_position_embeddings": 40}
@@ -251,16 +252,23 @@ def test_bad_paths_are_told(tmp_path):
         albert.load(tmp_path)
 
 
+def rewrite_info(metadata, info):
+    """As a version with other descriptions would have written it, with a manifest that fits."""
+    metadata.write_text(json.dumps(info))
+    folder = metadata.parent.parent
+    manifest.write(folder, json.loads((folder / manifest.NAME).read_text())["leaves"])
+
+
 def test_a_description_that_cannot_be_read(tmp_path, model):
     model.save(tmp_path / "m")
     metadata = tmp_path / "m" / "checkpoints" / "0" / "info" / "metadata"
     info = json.loads(metadata.read_text())
     info["config"]["model"]["hidden_act"] = "swish"
-    metadata.write_text(json.dumps(info))
+    rewrite_info(metadata, info)
     with pytest.raises(CheckpointError, match="hidden_act is 'swish'"):
         albert.load(tmp_path / "m")
     del info["config"]["model"]
-    metadata.write_text(json.dumps(info))
+    rewrite_info(metadata, info)
     with pytest.raises(CheckpointError, match="is not one this version can read"):
         albert.load(tmp_path / "m")
 
@@ -270,7 +278,7 @@ def test_a_damaged_checkpoint_is_told(tmp_path, model):
     for path in (tmp_path / "m" / "checkpoints" / "0" / "params").rglob("*"):
         if path.is_file() and path.parent.name == "d":
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(CheckpointError, match=r"not of this model, in [a-z]\w+\.\S+: "):
+    with pytest.raises(CheckpointError, match=r"checkpoints/0 is not sound: params/d/\w+ has "):
         albert.load(tmp_path / "m")
 
 
@@ -344,7 +352,7 @@ def test_without_tensorflow_the_message_says_how_to_install_it(tmp_path, monkeyp
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"num_hidden_groups": 3, "inner_group_num": 2}, {"embedding_size": 16}]
+    "changes", [{}, {"sharing": "none", "inner_group_num": 2}, {"embedding_size": 16}]
 )
 def test_released_names_are_one_to_one_and_undo_themselves(changes):
     weights = random_weights(**changes)

@@ -1,14 +1,14 @@
 """Any model agrees with an independent forward pass in float64; see tests/reference.py."""
 
 import numpy as np
-import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import random_weights
 
+import reference
 from albert.interop.original import name_of
 from albert.interop.weights import entries
 from albert.pretrained import Pretrained
+from models import random_weights
 
 
 @st.composite
@@ -20,7 +20,7 @@ def shapes(draw):
         "num_attention_heads": heads,
         "hidden_size": hidden,
         "embedding_size": draw(st.sampled_from([hidden, 4, 7])),
-        "num_hidden_groups": groups,
+        "sharing": f"groups:{groups}",
         "num_hidden_layers": draw(st.integers(groups, 5)),
         "inner_group_num": draw(st.integers(1, 2)),
         "intermediate_size": draw(st.integers(1, 20)),

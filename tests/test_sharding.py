@@ -7,7 +7,6 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
-from test_train_step import random_batch
 
 from albert.config import check
 from albert.model import Albert
@@ -21,6 +20,7 @@ from albert.sharding import (
     put_batch,
 )
 from albert.train_step import new_state, on_mesh
+from test_train_step import random_batch
 
 
 def configured(tiny, accumulation=1, **mesh):
@@ -61,17 +61,17 @@ def losses(config, devices=8, steps=20):
     return np.array(found), state, compiled.as_text()
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("accumulation", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_losses_do_not_depend_on_the_mesh(tiny, accumulation):
     alone, _, text = losses(configured(tiny, accumulation), devices=1)
     assert "all-reduce" not in text
     assert alone[-1] < alone[0]
-    meshes = ({}, {"data": 4, "tensor": 2}, {"data": 1, "fsdp": 8})
-    for mesh in meshes if accumulation == 1 else meshes[1:2]:
+    meshes = ({"data": 4, "tensor": 2}, {"data": 1, "fsdp": 8})
+    for mesh in meshes if accumulation == 1 else meshes[:1]:
         spread, state, text = losses(configured(tiny, accumulation, **mesh))
         np.testing.assert_allclose(spread, alone, rtol=1e-5, err_msg=str(mesh))
         assert "all-reduce" in text
-        kernel = state.params["encoder"]["group_0"]["layer_0"]["intermediate"]["kernel"]
+        kernel = state.params["encoder"]["layers"]["intermediate"]["kernel"]
         expected = {"tensor": (None, "tensor"), "fsdp": ("fsdp", None)}.get(
             next(iter(set(mesh) - {"data"}), ""), (None, None)
         )
@@ -90,7 +90,7 @@ def test_every_slot_of_the_optimiser_lies_with_its_parameter(tiny):
         return [leaf.sharding.spec for leaf in jax.tree.leaves(tree)]
 
     parameters = specs(state.params)
-    assert PartitionSpec("fsdp", "tensor", None) in parameters
+    assert PartitionSpec(None, "fsdp", "tensor", None) in parameters
     slots = [s for s in specs(state.opt_state) if s != PartitionSpec()]
     assert slots == 2 * [s for s in parameters if s != PartitionSpec()]
 

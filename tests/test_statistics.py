@@ -10,10 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rows import OPTIONS, make_examples, read_corpus
 
 from albert.config import check
 from albert.data.corpus import Corpus
@@ -29,6 +27,8 @@ from albert.data.statistics import (
     rows_and_padding,
 )
 from albert.data.tokenizer import SPECIAL, UNK
+from conftest import write_text
+from rows import OPTIONS, make_examples, read_corpus
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -5,14 +5,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_model import TINY
-from test_optimiser import LAMB
 
 from albert.data.tokenizer import CLS, MASK, SEP
 from albert.evaluation import figures, filled_masks
 from albert.model import Albert
 from albert.optimiser import make_optimizer
 from albert.train_step import make_eval_step, make_train_step, new_state, span_lengths
+from test_model import TINY
+from test_optimiser import LAMB
 
 PLAIN = dataclasses.replace(TINY, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
 

@@ -6,11 +6,11 @@ import warnings
 
 import numpy as np
 import pytest
-from models import random_weights
 
 from albert.data.tokenizer import Tokenizer
 from albert.interop import formats
 from albert.pretrained import Pretrained
+from models import random_weights
 
 pytestmark = [
     pytest.mark.peers,
@@ -55,7 +55,7 @@ def close(ours, theirs, name):
 
 CHANGES = [
     {},
-    {"num_hidden_groups": 3, "inner_group_num": 2, "hidden_act": "relu"},
+    {"sharing": "none", "inner_group_num": 2, "hidden_act": "relu"},
     {"embedding_size": 16, "hidden_act": "gelu_erf"},
     {"embedding_size": 16, "map_equal_embeddings": True},
 ]
@@ -93,7 +93,7 @@ SIZES = {
     ("kind", "missing", "changes"),
     [
         ("AlbertForPreTraining", [], {}),
-        ("AlbertForPreTraining", [], {"hidden_act": "gelu", "num_hidden_groups": 2}),
+        ("AlbertForPreTraining", [], {"hidden_act": "gelu", "sharing": "groups:2"}),
         ("AlbertForPreTraining", [], {"embedding_size": 16, "hidden_act": "relu"}),
         ("AlbertForMaskedLM", ["pooler", "sop_head"], {"inner_group_num": 2}),
         ("AlbertModel", ["mlm_head", "sop_head"], {}),

@@ -4,6 +4,7 @@
   python tools/convert.py --input=albert_base/model.ckpt-best --output=base --format=albert \\
       --tokenizer=albert_base/30k-clean.model
   python tools/convert.py --input=albert_base --output=again --format=original --noprint_table
+  python tools/convert.py --input=runs/sandwich --output=hf --format=huggingface --sharing=none
 
 The input is a workdir or one checkpoint of it, a Hugging Face folder, or the prefix or folder of a
 TensorFlow checkpoint. Prints what went where, what was missing and what was left over. The
@@ -29,7 +30,28 @@ _FORMAT = flags.DEFINE_enum(
 _TOKENIZER = flags.DEFINE_string(
     "tokenizer", None, "SentencePiece .model file. Default: the one beside the input."
 )
+_SHARING = flags.DEFINE_string(
+    "sharing",
+    None,
+    "Put the layers together anew under this model.sharing, without per_layer_norm and lora_rank: "
+    "none writes every layer out; others take the mean of the layers that share.",
+)
 _TABLE = flags.DEFINE_bool("print_table", True, "Print a line for every tensor.")
+
+
+def reshared(weights):
+    """The model with --sharing; its moments stay behind."""
+    import dataclasses
+
+    from albert.config import ConfigError
+    from albert.interop.reshare import reshare
+
+    config = dataclasses.replace(
+        weights.config, sharing=_SHARING.value, per_layer_norm=False, lora_rank=0
+    )
+    if problems := config.problems():
+        raise ConfigError([f"model.{text}" for text in problems])
+    return reshare(weights, config)
 
 
 def main() -> None:
@@ -44,9 +66,11 @@ def main() -> None:
         with_moments=_FORMAT.value != "huggingface",
         vocabulary=Path(_TOKENIZER.value).expanduser() if _TOKENIZER.value else None,
     )
+    if _SHARING.value is not None:
+        weights = reshared(weights)
     written = formats.write(weights, Path(_OUTPUT.value).expanduser(), _FORMAT.value)
     rows = [
-        (weights.names[path], written.get(path, "-"), "x".join(map(str, value.shape)))
+        (weights.names.get(path, "-"), written.get(path, "-"), "x".join(map(str, value.shape)))
         for path, value in weights.params.items()
     ]
     if _TABLE.value:

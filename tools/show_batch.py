@@ -4,8 +4,11 @@
   python tools/show_batch.py --config=configs/base.py --step=81234 --rows=3 \\
       --config.data.train_sources="('wiki/',)" --config.data.tokenizer=30k-clean.model
 
-Give the config and overrides of the run. Step s is the one that takes the model from s to s + 1
-updates. A masked piece is shown as {piece > what the model sees}.
+  python tools/show_batch.py --file=runs/base/diverged/step_81234.npz
+
+Give the config and overrides of the run, or a file of rows that a diverged run has left. Step s is
+the one that takes the model from s to s + 1 updates. A masked piece is shown as {piece > what the
+model sees}.
 """
 
 import sys
@@ -20,6 +23,7 @@ from albert import cli
 _CONFIG = cli.define_config()
 _STEP = flags.DEFINE_integer("step", 0, "Training step.", lower_bound=0)
 _ROWS = flags.DEFINE_integer("rows", 5, "Rows to print; 0 for the whole batch.", lower_bound=0)
+_FILE = flags.DEFINE_string("file", None, "Rows that a run has left, rather than a step's.")
 _FIRST = flags.DEFINE_integer("first", 0, "First row of the batch to print.", lower_bound=0)
 
 
@@ -28,6 +32,9 @@ def main() -> None:
     from albert.data.examples import show_row
     from albert.data.prepare import prepare
 
+    if _FILE.value is not None:
+        _show_file(Path(_FILE.value))
+        return
     config = cli.checked(_CONFIG)
     size = config.train.batch_size
     if _STEP.value >= config.train.num_steps or _FIRST.value >= size:
@@ -40,6 +47,28 @@ def main() -> None:
         number = _STEP.value * size + row
         print(f"step {_STEP.value}, row {row} of {size} (row {number} of the run):")
         print(show_row(examples[number], examples.tokenizer) + "\n")
+
+
+def _show_file(path: Path) -> None:
+    import numpy as np
+
+    from albert.config import ConfigError
+    from albert.data.examples import show_row
+    from albert.data.tokenizer import Tokenizer
+
+    vocabulary = path.parent.parent / "tokenizer.model"
+    if not path.is_file() or not vocabulary.is_file():
+        raise ConfigError(
+            [f"--file: there must be {path}, in the folder of a run with {vocabulary.name}"]
+        )
+    with np.load(path) as file:
+        batch = dict(file)
+    size = len(batch["input_ids"])
+    last = min(size, _FIRST.value + _ROWS.value) if _ROWS.value else size
+    tokenizer = Tokenizer(vocabulary)
+    for row in range(_FIRST.value, last):
+        print(f"{path.stem}, row {row} of {size}:")
+        print(show_row({name: rows[row] for name, rows in batch.items()}, tokenizer) + "\n")
 
 
 if __name__ == "__main__":

@@ -28,9 +28,18 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 from tqdm import tqdm
 
+from albert.data.reading import SourceError
+
 PASSAGE_TOKENS = 2048
 SPLIT = "documents"
 _INDEXED_AT_ONCE = 1024  # passages
+# The arrays of an index, each a file.
+_COLUMNS = {
+    "sentence_lengths": np.uint32,
+    "document_starts": np.int64,
+    "document_hashes": np.uint64,
+    "passage_starts": np.int64,
+}
 
 
 class Passages(tfds.core.ShardBasedBuilder):
@@ -89,8 +98,17 @@ class Corpus:
         return len(self.sentence_lengths)
 
     def _array(self, name: str) -> np.ndarray:
+        path = self.path / f"{name}.npy"
+        if _file_digest(path) != self.manifest["index"][name]:
+            raise self._damaged(f"{path.name} is not as it was written")
         # A plain view: indexing a numpy.memmap costs a microsecond more every time.
-        return np.asarray(np.load(self.path / f"{name}.npy", mmap_mode="r")).view(np.ndarray)
+        return np.asarray(np.load(path, mmap_mode="r")).view(np.ndarray)
+
+    def _damaged(self, what: str) -> SourceError:
+        return SourceError(
+            f"The prepared corpus {self.path} is damaged: {what}. Remove that folder and give the "
+            "same command again: it is prepared anew, and the rows are the same."
+        )
 
     @cached_property
     def sentence_lengths(self) -> np.ndarray:
@@ -121,7 +139,11 @@ class Corpus:
 
     def _passage(self, number: int) -> np.ndarray:
         # Decoding every feature, as TFDS does, takes longer than the rest of making a row.
-        example = tf_example_pb2.Example.FromString(self._records[number])
+        try:
+            # Every chunk of a file is stored with its hash.
+            example = tf_example_pb2.Example.FromString(self._records[number])
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise self._damaged(str(error)) from error
         return np.frombuffer(example.features.feature["ids"].bytes_list.value[0], self._dtype)
 
     def read(self, first: int, last: int) -> np.ndarray:
@@ -135,6 +157,16 @@ class Corpus:
             passage += 1
             ids = np.concatenate([ids, self._passage(passage)])
         return ids[begin:end].astype(np.int32)
+
+
+def index_digests(folder: Path) -> dict[str, str]:
+    """Digests of the files of an index, for the corpus's manifest."""
+    return {name: _file_digest(folder / f"{name}.npy") for name in _COLUMNS}
+
+
+def _file_digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
 
 
 def passages_folder(folder: Path) -> Path:
@@ -170,12 +202,7 @@ def passages_of(ids: np.ndarray, lengths: np.ndarray) -> Iterator[dict]:
 def write_index(folder: Path, spec: str) -> dict[str, int]:
     """Writes the index of the passages in `folder`; returns the counts."""
     passages = open_passages(folder)
-    columns = {
-        "sentence_lengths": _Column(folder / "sentence_lengths.npy", np.uint32),
-        "document_starts": _Column(folder / "document_starts.npy", np.int64),
-        "document_hashes": _Column(folder / "document_hashes.npy", np.uint64),
-        "passage_starts": _Column(folder / "passage_starts.npy", np.int64),
-    }
+    columns = {name: _Column(folder / f"{name}.npy", dtype) for name, dtype in _COLUMNS.items()}
     digest = hashlib.blake2b(digest_size=8)
     tokens = 0
     progress = tqdm(

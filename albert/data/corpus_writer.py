@@ -31,6 +31,7 @@ from albert.data.corpus import (
     Corpus,
     Passages,
     differences,
+    index_digests,
     passages_folder,
     passages_of,
     write_index,
@@ -43,7 +44,7 @@ from albert.data.tokenizer import Tokenizer
 
 # Part of every fingerprint: raise it when the folder's contents change meaning, and when parts are
 # cut elsewhere, since those of an unfinished folder are gone on with.
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +142,8 @@ def made(
                     counts |= write_index(unfinished, spec)
                     manifest = {
                         "fingerprint": fingerprint_of(preparation.description()),
-                        "spec": spec, **counts, **preparation.description(),
+                        "spec": spec, **counts, "index": index_digests(unfinished),
+                        **preparation.description(),
                     }  # fmt: skip
                     write_json(unfinished / "corpus.json", manifest)
                 if (unfinished / PARTS).exists():

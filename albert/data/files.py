@@ -17,13 +17,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import BinaryIO
 
 from backports import zstd  # in the standard library from Python 3.14 on
-from etils import epath
 from tqdm import tqdm
 
 from albert.data.reading import SourceError
-
-# Stores are read by fsspec's libraries, whether TensorFlow is installed or not.
-os.environ.setdefault("EPATH_USE_TF", "false")
+from albert.places import epath
 
 _OPENERS: dict[str, Callable] = {".gz": gzip.open, ".xz": lzma.open, ".zst": zstd.open}
 DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, zstd.ZstdError)

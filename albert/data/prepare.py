@@ -24,6 +24,7 @@ from albert.data.sentences import language_problem
 from albert.data.sources import parse_source
 from albert.data.tokenizer import Tokenizer, VocabularyError
 from albert.data.vocabulary import prepare_vocabulary
+from albert.places import place
 
 _HASH_BUCKETS = 10_000  # the finest step of valid_fraction
 # Held-out rows are the same in every run, whatever its seed, and share no stream with training,
@@ -76,7 +77,7 @@ class DataConfig:
                     parse_source(spec, self.text_field)
                 except SourceError as error:
                     found.append(f"{name}: {error}")
-        if self.tokenizer and not Path(self.tokenizer).expanduser().is_file():
+        if self.tokenizer and not place(self.tokenizer).is_file():
             found.append(f"tokenizer: there is no file {self.tokenizer}")
         return found
 
@@ -166,7 +167,7 @@ def prepare(
     # One object per source: what it learned of itself once serves vocabulary and corpus.
     sources = [parse_source(spec, config.text_field) for spec in config.train_sources]
     if tokenizer is None:
-        path = Path(config.tokenizer).expanduser()
+        path = place(config.tokenizer)
         if not config.tokenizer:
             path = prepare_vocabulary(
                 sources, vocab_size, config.language, config.lower_case, config.strip_accents,
@@ -214,7 +215,7 @@ def prepare_with_beam(
             "data.max_documents counts from the first document on, and Beam reads all parts at "
             "once: set --config.data.max_documents=0."
         )
-    tokenizer = open_tokenizer(Path(config.tokenizer).expanduser(), config, vocab_size)
+    tokenizer = open_tokenizer(place(config.tokenizer), config, vocab_size)
     return [
         prepare_corpus_with_beam(
             parse_source(spec, config.text_field), tokenizer, config.language,

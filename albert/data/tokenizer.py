@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
+from albert.places import place
+
 SPECIAL = {"<pad>": 0, "<unk>": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4}
 PAD, UNK, CLS, SEP, MASK = SPECIAL.values()
 WORD_MARK = "\u2581"
@@ -87,7 +89,7 @@ class Tokenizer:
         serialized: bytes | None = None,
     ):
         """`serialized`: the SentencePiece model, where `model_path` only says what it came from."""
-        self.path = Path(model_path)
+        self.path = place(str(model_path))
         self.lower_case = lower_case
         self.strip_accents = strip_accents
         self._given = serialized

@@ -5,6 +5,7 @@ from pathlib import Path
 from albert.checkpoint import CheckpointError
 from albert.interop import huggingface, original, workdir
 from albert.interop.weights import Weights, check_vocabulary, new_folder
+from albert.places import is_remote
 
 # A folder like a run's own, that transformers reads, that the released program reads.
 FORMATS = ("albert", "huggingface", "original")
@@ -65,5 +66,7 @@ def write(weights: Weights, path: Path, kind: str) -> dict[str, str]:
     """
     if kind not in FORMATS:
         raise ValueError(f"format is {kind!r}; it must be one of {', '.join(FORMATS)}")
+    if is_remote(path):
+        raise CheckpointError(f"{path}: models are written to this machine; copy it there.")
     with new_folder(path) as folder:
         return _WRITERS[kind](weights, folder)

@@ -18,6 +18,7 @@ from albert.interop.weights import (
     entries,
     read_config,
     read_json,
+    released_groups,
     take,
 )
 from albert.model import LAYER_NORM_EPSILON
@@ -134,6 +135,7 @@ def read(folder: Path, vocabulary: Path | None = None) -> Weights:
 def write(weights: Weights, folder: Path) -> dict[str, str]:
     """Writes what `from_pretrained` of any ALBERT class reads; returns path -> name."""
     config = weights.config
+    groups = released_groups(config, "transformers")
     params = dict(weights.params)
     if not config.maps_embeddings:
         # transformers always has this layer; x @ 1 + 0 is x.
@@ -145,7 +147,7 @@ def write(weights: Weights, folder: Path) -> dict[str, str]:
     tensors = {entry.name: entry.write(params[entry.path]) for entry in present}
     # The metadata says whose layout it is; transformers refuses files without it.
     safetensors.numpy.save_file(tensors, folder / MODEL, metadata={"format": "pt"})
-    written = {"architectures": [_architecture(weights.missing)], **_written_config(config)}
+    written = {"architectures": [_architecture(weights.missing)], **_written_config(config, groups)}
     (folder / CONFIG).write_text(json.dumps(written, indent=2) + "\n")
     if weights.tokenizer:
         huggingface_tokenizer.write(weights.tokenizer, config.max_position_embeddings, folder)
@@ -187,15 +189,16 @@ def _architecture(missing: list[str]) -> str:
     return "AlbertForMaskedLM" if "sop_head" in missing else "AlbertForPreTraining"
 
 
-def _written_config(config: AlbertConfig) -> dict:
+def _written_config(config: AlbertConfig, groups: int) -> dict:
     names = ("vocab_size", "embedding_size", "hidden_size", "num_hidden_layers",
-             "num_hidden_groups", "inner_group_num", "num_attention_heads", "intermediate_size",
-             "hidden_dropout_prob", "attention_probs_dropout_prob", "max_position_embeddings",
-             "type_vocab_size", "initializer_range")  # fmt: skip
+             "inner_group_num", "num_attention_heads", "intermediate_size", "hidden_dropout_prob",
+             "attention_probs_dropout_prob", "max_position_embeddings", "type_vocab_size",
+             "initializer_range")  # fmt: skip
     theirs = {ours: name for name, ours in reversed(ACTIVATIONS.items())}
     return {
         "model_type": "albert",
         **{name: getattr(config, name) for name in names},
+        "num_hidden_groups": groups,
         "hidden_act": theirs[config.hidden_act],
         "layer_norm_eps": LAYER_NORM_EPSILON,
         "classifier_dropout_prob": 0.1,

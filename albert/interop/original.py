@@ -21,6 +21,7 @@ from albert.interop.weights import (
     open_vocabulary,
     read_config,
     read_json,
+    released_groups,
     take,
 )
 from albert.model_config import AlbertConfig
@@ -179,6 +180,7 @@ def write(weights: Weights, folder: Path) -> dict[str, str]:
             f"The released program has no activation {config.hidden_act}; it has "
             f"{', '.join(ACTIVATIONS)}."
         )
+    written = released_config(config)
     tf = _tensorflow()
     present = [e for e in entries(config, name_of) if e.path in weights.params]
     # One file for the variables and one for each slot, so that only one of them is copied at once.
@@ -205,7 +207,6 @@ def write(weights: Weights, folder: Path) -> dict[str, str]:
             checkpoint_prefixes=prefixes, destination_prefix=str(folder / stem)
         )
     (folder / "checkpoint").write_text(f'model_checkpoint_path: "{stem}"\n')
-    written = released_config(config)
     if weights.tokenizer:
         weights.tokenizer.save(folder / "tokenizer.model")
         written |= {_LOWER: weights.tokenizer.lower_case, _STRIP: weights.tokenizer.strip_accents}
@@ -214,10 +215,11 @@ def write(weights: Weights, folder: Path) -> dict[str, str]:
 
 
 def released_config(config: AlbertConfig) -> dict:
-    """The contents of `albert_config.json`."""
-    names = [name for name in vars(config) if name not in
-             ("map_equal_embeddings", "dtype", "param_dtype", "remat")]  # fmt: skip
-    return {name: getattr(config, name) for name in names}
+    """The contents of `albert_config.json`; raises CheckpointError for sharing it has not."""
+    ours = ("sharing", "per_layer_norm", "lora_rank", "map_equal_embeddings", "dtype",
+            "param_dtype", "remat")  # fmt: skip
+    values = {name: value for name, value in vars(config).items() if name not in ours}
+    return {"num_hidden_groups": released_groups(config, "The released program"), **values}
 
 
 def _beside(prefix: Path, pattern: str) -> Path | None:

@@ -8,16 +8,19 @@ import contextlib
 import dataclasses
 import json
 import math
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
 import ml_dtypes
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from albert import parameter_sharing
 from albert.checkpoint import CheckpointError
 from albert.data.tokenizer import Tokenizer, VocabularyError
 from albert.model import Albert, abstract_params
@@ -25,6 +28,8 @@ from albert.model_config import AlbertConfig
 
 # Parts that a checkpoint may lack as a whole: nothing else is computed from them.
 HEADS = ("pooler", "mlm_head", "sop_head")
+_GROUPS = "num_hidden_groups"
+_STACKED = "encoder/layers/"  # where a run keeps its layers, one entry for each set of weights
 FLOATS = tuple(map(np.dtype, (np.float32, ml_dtypes.bfloat16, np.float16, np.float64)))
 # What `AlbertConfig` of the released program assumes where a file says nothing; Hugging Face's
 # has the same numbers.
@@ -32,7 +37,6 @@ _UNSAID = {
     "embedding_size": 128,
     "hidden_size": 4096,
     "num_hidden_layers": 12,
-    "num_hidden_groups": 1,
     "inner_group_num": 1,
     "num_attention_heads": 64,
     "intermediate_size": 16384,
@@ -48,8 +52,9 @@ _UNSAID = {
 class Weights:
     """A model outside of a run: what was read, or is to be written.
 
-    `params`, `mu` and `nu` map a path such as "encoder/group_0/layer_0/output/kernel" to an array
-    in this project's shapes.
+    `params`, `mu` and `nu` map a path such as "encoder/group_0/layer_0/output/kernel" to one tensor
+    in this project's shapes: what a run holds as one array for all sets of a layer's weights are as
+    many tensors here (see `unstacked`).
     """
 
     config: AlbertConfig
@@ -70,7 +75,7 @@ class Weights:
     @property
     def tree(self) -> dict:
         """`params` as the nested tree that the model takes; missing parts are not in it."""
-        return unflatten_dict(self.params, sep="/")
+        return unflatten_dict(stacked(self.config, self.params), sep="/")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,11 +107,72 @@ def part_of(path: str) -> str:
     return path.split("/")[0]
 
 
+def layer_path(config: AlbertConfig, entry: int, leaf: str) -> str:
+    """The path of one set's tensor of a layer, as the released program numbers them.
+
+    `leaf` is a path below a layer, such as "attention/query/kernel".
+    """
+    group, inner = divmod(entry, config.inner_group_num)
+    return f"encoder/group_{group}/layer_{inner}/{leaf}"
+
+
+def unstacked(config: AlbertConfig, flat: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's flat tree with one tensor for each set of a layer's weights.
+
+    Raises CheckpointError when a stack has more or fewer entries than the model has sets.
+    """
+    found = {}
+    for path, value in flat.items():
+        if not path.startswith(_STACKED):
+            found[path] = value
+            continue
+        leaf = path.removeprefix(_STACKED)
+        count = max(config.leaf_sets(leaf)) + 1
+        if value.ndim == 0 or len(value) != count:
+            raise CheckpointError(
+                f"{path} has shape {list(value.shape)} and should have {count} entries, one for "
+                f"each set of weights of model.sharing {config.sharing}."
+            )
+        found |= {layer_path(config, entry, leaf): value[entry] for entry in range(count)}
+    return found
+
+
+def stacked(config: AlbertConfig, flat: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The opposite of `unstacked`; leaves of a layer that are not there stay out."""
+    rest = {p: v for p, v in flat.items() if not re.match(r"encoder/group_\d+/", p)}
+    leaves = {m[1] for p in flat if (m := re.match(r"encoder/group_\d+/layer_\d+/(.*)", p))}
+    for leaf in sorted(leaves):
+        sets = range(max(config.leaf_sets(leaf)) + 1)
+        rest[_STACKED + leaf] = np.stack([flat[layer_path(config, s, leaf)] for s in sets])
+    return rest
+
+
 def parameter_shapes(config: AlbertConfig) -> dict[str, tuple[int, ...]]:
-    """Path and shape of every parameter of the model; makes none."""
+    """Path and shape of every tensor of the model; makes none."""
     boxed = abstract_params(Albert(config))
     flat = flatten_dict(nn.meta.unbox(boxed), sep="/")
-    return {path: leaf.shape for path, leaf in flat.items()}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path, leaf in flat.items():
+        if path.startswith(_STACKED):
+            name = path.removeprefix(_STACKED)
+            for entry in range(leaf.shape[0]):
+                shapes[layer_path(config, entry, name)] = leaf.shape[1:]
+        else:
+            shapes[path] = leaf.shape
+    return shapes
+
+
+def released_groups(config: AlbertConfig, program: str) -> int:
+    """num_hidden_groups of such a model there; raises CheckpointError when it has no such model."""
+    groups = parameter_sharing.num_groups(config.sharing, config.num_hidden_layers)
+    if groups is None or config.per_layer_norm or config.lora_rank:
+        raise CheckpointError(
+            f"{program} knows model.sharing all, none and groups:G, without per_layer_norm and "
+            f"lora_rank; this model has sharing {config.sharing}, per_layer_norm "
+            f"{config.per_layer_norm} and lora_rank {config.lora_rank}. With sharing "
+            "none it is the same function in more tensors: tools/convert.py --sharing=none."
+        )
+    return groups
 
 
 def entries(config: AlbertConfig, naming: Callable[[str], tuple[str, bool]]) -> list[Entry]:
@@ -201,7 +267,7 @@ def read_config(path: Path, activations: Mapping[str, str]) -> AlbertConfig:
     fields: dict = {}
     if "vocab_size" not in values:
         raise CheckpointError(f"{path}: vocab_size is missing.")
-    for name, unsaid in {"vocab_size": 0, **_UNSAID}.items():
+    for name, unsaid in {"vocab_size": 0, _GROUPS: 1, **_UNSAID}.items():
         value = values.get(name, unsaid)
         whole = isinstance(unsaid, int)
         if type(value) not in ((int,) if whole else (int, float)) or not abs(value) < 2**31:
@@ -213,8 +279,16 @@ def read_config(path: Path, activations: Mapping[str, str]) -> AlbertConfig:
         raise CheckpointError(
             f"{path}: hidden_act is {activation!r}; known here are {', '.join(activations)}."
         )
+    groups, layers = fields.pop(_GROUPS), fields["num_hidden_layers"]
+    if not 1 <= groups <= max(layers, 1):
+        raise CheckpointError(
+            f"{path}: {_GROUPS} is {groups}; it must be from 1 to num_hidden_layers, {layers}."
+        )
     config = AlbertConfig(
         **fields,
+        sharing=parameter_sharing.of_groups(groups, layers),
+        per_layer_norm=False,
+        lora_rank=0,
         hidden_act=activations[activation],
         map_equal_embeddings=False,
         dtype="float32",

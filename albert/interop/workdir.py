@@ -10,14 +10,23 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from albert.checkpoint import CheckpointError, Checkpoints
 from albert.config import ConfigError, model_from_json
-from albert.interop.weights import Weights, entries, open_vocabulary, take
+from albert.interop.weights import (
+    Weights,
+    entries,
+    open_vocabulary,
+    stacked,
+    take,
+    unstacked,
+)
+from albert.model_config import AlbertConfig
+from albert.places import resolved
 
 CHECKPOINTS, VOCABULARY = "checkpoints", "tokenizer.model"
 
 
 def is_workdir(path: Path) -> bool:
     """Whether `path` is a run's folder or one checkpoint in it."""
-    path = path.resolve()
+    path = resolved(path)
     return (path / CHECKPOINTS).is_dir() or _is_checkpoint(path)
 
 
@@ -35,7 +44,7 @@ def read(path: Path, with_moments: bool = False, vocabulary: Path | None = None)
 
     Raises CheckpointError when there is none or it cannot be read.
     """
-    path = path.resolve()
+    path = resolved(path)
     workdir = path.parent.parent if _is_checkpoint(path) else path
     with contextlib.closing(Checkpoints(workdir / CHECKPOINTS)) as checkpoints:
         found = [int(path.name)] if _is_checkpoint(path) else checkpoints.steps()
@@ -63,7 +72,11 @@ def _read(
         raise CheckpointError(
             f"The description in {where / 'info'} is not one this version can read: {error}"
         ) from error
-    params = flatten_dict(checkpoints.restore_arrays(step, "params"), sep="/")
+    stored = flatten_dict(checkpoints.restore_arrays(step, "params"), sep="/")
+    try:
+        params = unstacked(config, stored)
+    except CheckpointError as error:
+        raise CheckpointError(f"{where}: {error}") from error
     shapes = {name: value.shape for name, value in params.items()}
     wanted = entries(config, lambda path: (path, False))
     # Nothing is merged or transposed in our own files.
@@ -78,7 +91,7 @@ def _read(
         training = checkpoints.restore_arrays(step, "training")
         weights.step = int(training["step"]) - int(training["bad_steps"])
         weights.mu, weights.nu = (
-            _find(training["opt_state"], name, taken.keys()) for name in ("mu", "nu")
+            _find(config, training["opt_state"], name, stored.keys()) for name in ("mu", "nu")
         )
         if weights.mu is None or weights.nu is None:
             weights.mu = weights.nu = None
@@ -91,15 +104,15 @@ def _read(
     return weights
 
 
-def _find(tree, name: str, paths) -> dict[str, np.ndarray] | None:
+def _find(config: AlbertConfig, tree, name: str, paths) -> dict[str, np.ndarray] | None:
     """The subtree of an optimiser's state that has this name and the shape of the parameters."""
     if isinstance(tree, dict) and isinstance(tree.get(name), dict):
         flat = flatten_dict(tree[name], sep="/")
         if flat.keys() == paths:
-            return flat
+            return unstacked(config, flat)
     children = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ()
     for child in children:
-        found = _find(child, name, paths)
+        found = _find(config, child, name, paths)
         if found is not None:
             return found
     return None
@@ -113,7 +126,10 @@ def write(weights: Weights, folder: Path) -> dict[str, str]:
         training = {
             "step": np.asarray(weights.step or 0, np.int32),
             "bad_steps": np.asarray(0, np.int32),
-            "opt_state": {"mu": _tree(weights.mu), "nu": _tree(weights.nu)},
+            "opt_state": {
+                name: unflatten_dict(stacked(weights.config, values), sep="/")
+                for name, values in (("mu", weights.mu), ("nu", weights.nu))
+            },
         }
     flags = {
         "lower_case": tokenizer.lower_case if tokenizer else True,
@@ -124,12 +140,8 @@ def write(weights: Weights, folder: Path) -> dict[str, str]:
         "step": weights.step,
     }
     with contextlib.closing(Checkpoints(folder / CHECKPOINTS, create=True)) as checkpoints:
-        checkpoints.save(weights.step or 0, _tree(weights.params), training, info, None)
+        checkpoints.save(weights.step or 0, weights.tree, training, info, None)
         checkpoints.wait()
     if tokenizer:
         tokenizer.save(folder / VOCABULARY)
     return {path: path for path in weights.params}
-
-
-def _tree(flat: dict[str, np.ndarray]) -> dict:
-    return unflatten_dict(flat, sep="/")

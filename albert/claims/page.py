@@ -1,0 +1,395 @@
+"""The page of the claims report: tables and pictures of what was measured, and the verdicts."""
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+from albert.claims.tpu import CHIPS, INSTALL
+from albert.claims.verdicts import (
+    CLEARLY,
+    DEVIATIONS,
+    SLIGHTLY,
+    Verdict,
+    by_gaps,
+    by_ratio,
+    by_runs,
+)
+
+BOTH = ("ALBERT", "BERT")
+_MISSING = "Not measured: "
+_SPLIT = ("parameters", "optimiser", "gradients", "activations")
+
+
+def table(heads: list[str], rows: list[list]) -> list[str]:
+    return [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)] + [
+        f"| {' | '.join(map(str, row))} |" for row in rows
+    ]
+
+
+def _million(number: float) -> str:
+    return f"{number / 1e6:,.1f}"
+
+
+def _gb(number: float) -> str:
+    return f"{number / 1e9:.3f}"
+
+
+def verdicts(found: dict, size: str) -> list[Verdict]:
+    """Every claim with what was measured; `size`: which rows of the parameters are the config's."""
+
+    def of(*path):
+        """A pair of figures, None where it was not measured. "*" stands for the model."""
+        values = []
+        for name in BOTH:
+            value: Any = found
+            for key in path:
+                value = value.get(key.replace("*", name)) if isinstance(value, dict) else None
+            values.append(value)
+        return values
+
+    parts = of("parameters", size, "*", "parts")
+    totals = [sum(p.values()) if p else None for p in parts]
+    largest = [
+        1 / n if (n := found.get(f"chip v5e none {name}", {}).get("largest")) else None
+        for name in BOTH
+    ]
+    at_once = [_at_equal_batch(found, name) for name in BOTH]
+    where, by_model = _exchanged(found)
+    sent = [sum(kind["bytes"] for kind in by_model[name].values()) if by_model else None
+            for name in BOTH]  # fmt: skip
+    sizes = sorted(found.get("latency", {}), key=lambda x: [int(n) for n in x.split(" x ")])
+    alone = of("latency", sizes[0], "*") if sizes else [None, None]
+    many = of("latency", sizes[-1], "*") if sizes else [None, None]
+    seconds = of("step", "*", "step")
+    made = [
+        by_ratio("fewer parameters", f"parameters, {size}", *totals),
+        by_ratio("smaller checkpoints", f"bytes, {size}, with moments",
+                 *of("parameters", size, "*", "checkpoint")),
+        by_ratio("less optimiser memory", f"bytes, {size}",
+                 *of("parameters", size, "*", "optimizer")),
+        by_ratio("less training memory", "peak per chip at the same batch (v5e, no remat)",
+                 *at_once),
+        by_ratio("larger batches fit", "1 / rows that fit a v5e chip (no remat)",
+                 *largest),
+        by_ratio("less communication", "bytes all-reduced a step over " + where, *sent),
+        by_ratio("faster training steps", "seconds of a step here", *seconds),
+        by_ratio("faster inference at batch 1", f"seconds at {sizes[0] if sizes else '-'} here",
+                 *alone),
+        by_ratio("faster inference in batches", f"seconds at {sizes[-1] if sizes else '-'} here",
+                 *many),
+        by_ratio("cheaper to train, by operations", f"FLOPs per token, {size}",
+                 *of("parameters", size, "*", "flops_per_token")),
+        by_ratio("greener, by time at equal power and steps", "seconds of a step here", *seconds),
+    ]  # fmt: skip
+    runs = found.get("runs")
+    final = {n: [c[-1][1] for c in runs[n]["valid"]] if runs else [] for n in BOTH}
+    train = {n: [c[-1][1] for c in runs[n]["train"]] if runs else [] for n in BOTH}
+    half = {n: [c[len(c) // 2 - 1][1] for c in runs[n]["valid"]] if runs else [] for n in BOTH}
+    gap = {
+        n: [v - t for v, t in zip(final[n], train[n], strict=True)] for n in BOTH
+    }  # fmt: skip
+    made += [
+        by_gaps("better generalisation", gap["ALBERT"], gap["BERT"]),
+        by_runs("slower convergence", "held-out MLM loss half-way", half["ALBERT"], half["BERT"]),
+        by_runs("less expressive", "training MLM loss at the end", train["ALBERT"], train["BERT"]),
+        by_runs("worse at equal tokens", "held-out MLM loss at the end",
+                final["ALBERT"], final["BERT"]),
+    ]  # fmt: skip
+    return made
+
+
+def _answers(found: dict, name: str) -> dict:
+    return found.get(f"chip v5e none {name}", {}).get("answers", {})
+
+
+def _at_equal_batch(found: dict, name: str) -> float | None:
+    fitting = [
+        {n for n, a in _answers(found, model).items() if a.get("fits")} for model in BOTH
+    ]  # fmt: skip
+    common = fitting[0] & fitting[1]
+    return _answers(found, name)[max(common, key=int)]["peak"] if common else None
+
+
+def _exchanged(found: dict) -> tuple[str, dict | None]:
+    """Between which devices, and by model what a step exchanges; by the TPU compiler if it was
+    asked, else between the devices that are here."""
+    by_model = {}
+    for name in BOTH:
+        fits = [a for a in _answers(found, name).values() if a.get("fits")]
+        if fits:
+            by_model[name] = fits[0]["exchanged"]
+    if len(by_model) == len(BOTH):
+        return "16 v5e chips", by_model
+    if here := found.get("all-reduce"):
+        return f"the {here['devices']} devices here", {n: here[n]["exchanged"] for n in BOTH}
+    return "devices", None
+
+
+def write(found: dict, size: str, header: list[str], energy: list[str], folder: Path) -> Path:
+    """Writes claims.md and its pictures; returns the page.
+
+    Args:
+      found: the notebook's values.
+      size: which of the sizes the measured config has.
+      header: lines on hardware, versions and command.
+      energy: lines of the section on energy.
+      folder: the page's; pictures go into claims/ below it.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    pictures = folder / "claims"
+    pictures.mkdir(parents=True, exist_ok=True)
+    lines = ["# What is said of ALBERT, and what was measured", "", *header, ""]
+    lines += ["## Claims", ""]
+    lines += table(
+        ["claim", "here", "number"],
+        [[v.claim, f"**{v.verdict}**", v.number] for v in verdicts(found, size)],
+    )
+    lines += [
+        "",
+        f"A ratio is true up to {CLEARLY}, partly up to {SLIGHTLY}. A difference between runs is "
+        f"true from {DEVIATIONS:.0f} standard deviations on (of both models together), partly "
+        "below that, false with the other sign. BERT is the same shape, nothing shared and E = H.",
+        "",
+    ]
+    lines += _parameter_section(found, pictures)
+    lines += _memory_section(found, pictures)
+    lines += _communication_section(found)
+    lines += _time_section(found, pictures)
+    lines += _run_section(found, pictures)
+    lines += ["## Energy", "", *energy]
+    page = folder / "claims.md"
+    page.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return page
+
+
+def _parameter_section(found: dict, pictures: Path) -> list[str]:
+    rows, lines = [], ["## Parameters and what is stored", ""]
+    sizes = found["parameters"]
+    parts = list(dict.fromkeys(p for s in sizes.values() for m in s.values() for p in m["parts"]))
+    for size, models in sizes.items():
+        for name, of in models.items():
+            cells = [_million(of["parts"].get(part, 0)) for part in parts]
+            rows.append([size, name, _million(sum(of["parts"].values())), *cells,
+                         _gb(of["checkpoint"]), _gb(of["optimizer"]),
+                         f"{of['flops_per_token'] / 1e9:.2f}"])  # fmt: skip
+    heads = ["size", "model", "total", *parts, "checkpoint, GB", "optimiser, GB", "GFLOP per token"]
+    lines += table(heads, rows)
+    lines += [
+        "",
+        "Parameters in millions; checkpoints hold two moments. The embedding is V x H in BERT and "
+        "V x E + E x H here (embeddings and embedding_hidden_mapping_in).",
+        "",
+        "![Parameters by part](claims/parameters.png)",
+        "",
+    ]
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(9, 4.5), layout="constrained")
+    labels = [f"{name}-{size}" for size, models in sizes.items() for name in models]
+    bottom = [0.0] * len(labels)
+    for part in parts:
+        heights = [m["parts"].get(part, 0) / 1e6 for s in sizes.values() for m in s.values()]
+        axis.bar(labels, heights, bottom=bottom, label=part)
+        bottom = [b + h for b, h in zip(bottom, heights, strict=True)]
+    axis.set_ylabel("million parameters")
+    axis.tick_params(axis="x", rotation=30)
+    axis.legend(fontsize=8)
+    figure.savefig(pictures / "parameters.png", dpi=110)
+    pyplot.close(figure)
+    return lines
+
+
+def _memory_section(found: dict, pictures: Path) -> list[str]:
+    lines = ["## Training memory", "", "Per chip of 16, by the TPU compiler, without a TPU:", ""]
+    rows = []
+    chips = {tuple(n.split(" ")[1:]): v for n, v in found.items() if n.startswith("chip ")}
+    for (kind, remat, model), value in chips.items():
+        for batch, answer in sorted(value["answers"].items(), key=lambda item: int(item[0])):
+            rows.append(
+                [f"{kind} ({CHIPS[kind][1] / 2**30:.2f} GiB)", remat, model, batch]
+                + ([_gb(answer[k]) for k in ("arguments", "temporaries", "peak")]
+                   if answer["fits"] else ["-", "-", "does not fit"])
+            )  # fmt: skip
+    if rows:
+        lines += table(["chip", "remat", "model", "rows per chip", "state, GB",
+                        "gradients and activations, GB", "peak, GB"], rows)  # fmt: skip
+    else:
+        lines.append(f"{_MISSING}no TPU compiler. {INSTALL}.")
+    here = {n.removeprefix("memory "): v for n, v in found.items() if n.startswith("memory ")}
+    if here:
+        lines += ["", "On this machine, by its compiler, GB:", ""]
+        rows = [
+            [shape, model, remat, *map(_gb, _split(sizes)), _gb(sizes["peak"])]
+            for shape, of in here.items()
+            for model, remats in of.items()
+            for remat, sizes in remats.items()
+        ]
+        lines += table(["rows x length", "model", "remat", *_SPLIT, "peak"], rows)
+        lines += ["", "Activations are the temporaries less the gradients."]
+    if chips or here:
+        _draw_memory(here, chips, pictures / "memory.png")
+        lines += ["", "![Training memory](claims/memory.png)"]
+    for model, rest in found.get("largest here", {}).items():
+        lines += ["", f"{model}: {rest['rows']:,} rows of {rest['length']} tokens fit the "
+                      f"{_gb(rest['bytes'])} GB of this machine (no remat; asked of the compiler, "
+                      "to within a fourth of the power of two below)."]  # fmt: skip
+    return [*lines, ""]
+
+
+def _split(sizes: dict) -> list[float]:
+    state, gradients = sizes["state"], sizes["gradients"]
+    return [
+        state["parameters"], state["optimizer"], gradients, sizes["temporaries"] - gradients
+    ]  # fmt: skip
+
+
+def _draw_memory(here: dict, chips: dict, path: Path) -> None:
+    """Left: bytes by part of every shape here. Right: peak by batch on a v5e."""
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(
+        1, 2, figsize=(14, 5), layout="constrained", width_ratios=(2, 1)
+    )
+    names, heights = [], []
+    for shape, of in here.items():
+        for model, remats in of.items():
+            for remat, sizes in remats.items():
+                names.append(f"{model} {shape}, {remat}")
+                heights.append(_split(sizes))
+    bottom = [0.0] * len(names)
+    for number, part in enumerate(_SPLIT):
+        values = [h[number] / 1e9 for h in heights]
+        left.bar(names, values, bottom=bottom, label=part)
+        bottom = [b + v for b, v in zip(bottom, values, strict=True)]
+    left.set(ylabel="GB", title="here: rows x length, remat")
+    left.tick_params(axis="x", rotation=90, labelsize=7)
+    if names:
+        left.legend(fontsize=8)
+    colours = dict(zip(BOTH, ("tab:blue", "tab:orange"), strict=True))
+    kinds = sorted({kind for kind, _, _ in chips})
+    for (kind, remat, model), value in chips.items():
+        fits = sorted((int(n), a["peak"] / 1e9) for n, a in value["answers"].items() if a["fits"])
+        right.plot(*zip(*fits, strict=True), marker="o" if kind == kinds[0] else "s",
+                   color=colours[model], ls="-" if remat == "none" else "--",
+                   label=f"{model}, {kind}, remat {remat}") if fits else None  # fmt: skip
+    for kind in kinds:
+        right.axhline(CHIPS[kind][1] / 1e9, color="grey", lw=0.8)
+        right.text(
+            0.01, CHIPS[kind][1] / 1e9, f"memory of a {kind}", fontsize=7, va="top",
+            transform=right.get_yaxis_transform(),
+        )  # fmt: skip
+    right.set(xlabel="rows per chip", ylabel="peak, GB", title="TPU, by its compiler")
+    right.set_ylim(bottom=0)
+    right.set_xscale("log", base=2)
+    right.xaxis.set_major_formatter("{x:g}")
+    if kinds:
+        right.legend(fontsize=7)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def _communication_section(found: dict) -> list[str]:
+    lines = ["## Bytes exchanged in a step", ""]
+    where, by_model = _exchanged(found)
+    if by_model is None:
+        return [*lines, f"{_MISSING}one device here, and no TPU compiler. {INSTALL}.", ""]
+    rows = [[name, kind, sums["number"], _million(sums["bytes"])]
+            for name in BOTH for kind, sums in by_model[name].items()]  # fmt: skip
+    lines += table(["model", "operation", "how often", "MB of results"], rows)
+    return [*lines, "", f"Data parallel over {where}, from the compiled program; what is in the "
+            "loop over the depth counts for every turn.", ""]  # fmt: skip
+
+
+def _time_section(found: dict, pictures: Path) -> list[str]:
+    lines = ["## Time here", ""]
+    if "step" in found:
+        parts = ("forward", "backward", "optimizer", "step")
+        rows = [[n, *(f"{found['step'][n][p]:.2f}" for p in parts)] for n in BOTH]
+        lines += table(["model", *(f"{part}, s" for part in parts)], rows)
+        lines += ["", f"{found['step shape']}, float32, one device, medians of 5 in turns; "
+                  "backward and optimiser are differences of medians.", ""]  # fmt: skip
+        if here := found.get("all-reduce"):
+            sums = ", ".join(f"{n} {1000 * here[n]['seconds']:.1f} ms" for n in BOTH)
+            lines += [f"Summing an array of the gradients' size over the {here['devices']} devices "
+                      f"here: {sums}.", ""]  # fmt: skip
+        else:
+            lines += ["There is one device, so there is no all-reduce to time.", ""]
+    if "latency" in found:
+        rows = [[shape, *(f"{1000 * v[n]:,.1f}" for n in BOTH),
+                 f"{v['ALBERT'] / v['BERT']:.2f}",
+                 f"{int(shape.split(' x ')[0]) / v['ALBERT']:,.2f}"]
+                for shape, v in found["latency"].items()]  # fmt: skip
+        lines += table(["rows x length", "ALBERT, ms", "BERT, ms", "ratio", "ALBERT, rows/s"], rows)
+        lines += ["", "Encoder and pooler, float32, medians of 5 in turns.", ""]
+    if "depths" in found:
+        from matplotlib import pyplot
+
+        figure, axis = pyplot.subplots(figsize=(7, 4), layout="constrained")
+        rows = []
+        for name in BOTH:
+            steps = found["depths"][name]
+            rows += [
+                [name, n, f"{t['lower']:.1f}", f"{t['compile']:.1f}"] for n, t in steps.items()
+            ]
+            axis.plot([int(n) for n in steps], [sum(t.values()) for t in steps.values()],
+                      marker="o", label=name)  # fmt: skip
+        axis.set_xlabel("layers")
+        axis.set_ylabel("seconds until the step can run")
+        axis.set_ylim(bottom=0)
+        axis.legend()
+        figure.savefig(pictures / "compile.png", dpi=110)
+        pyplot.close(figure)
+        lines += table(["model", "layers", "tracing, s", "compiling, s"], rows)
+        lines += ["", "![Compile time against depth](claims/compile.png)", ""]
+    return lines
+
+
+def _run_section(found: dict, pictures: Path) -> list[str]:
+    lines = ["## Convergence and generalisation", ""]
+    runs = found.get("runs")
+    if not runs:
+        return [*lines, f"{_MISSING}no runs were named. Make some with `python tools/sweep.py "
+                "configs/ablations/sharing.py:laptop --workdir=DIR` and name them with "
+                "--albert_runs and --bert_runs.", ""]  # fmt: skip
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 3, figsize=(14, 4.3), layout="constrained")
+    for name, colour in zip(BOTH, ("tab:blue", "tab:orange"), strict=True):
+        of = runs[name]
+        for number, (train, valid) in enumerate(zip(of["train"], of["valid"], strict=True)):
+            tokens, seconds = of["tokens"][number] / 1e6, of["step_seconds"][number]
+            steps, losses = zip(*valid, strict=True)
+            label = name if number == 0 else None
+            axes[0].plot([s * tokens for s in steps], losses, color=colour, label=label)
+            axes[1].plot([s * seconds / 60 for s in steps], losses, color=colour, label=label)
+            axes[2].plot([s * tokens for s in steps], losses, color=colour, label=label)
+            label = f"{name}, training" if number == 0 else None
+            steps, losses = zip(*train, strict=True)
+            axes[2].plot([s * tokens for s in steps], losses, color=colour, label=label, ls=":")
+    for axis, (label, title) in zip(axes, (
+        ("million tokens", "held-out loss by tokens"),
+        ("minutes of training steps", "held-out loss by time"),
+        ("million tokens", "held-out and training loss"),
+    ), strict=True):  # fmt: skip
+        axis.set(xlabel=label, title=title, ylabel="MLM loss, nats")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
+    figure.savefig(pictures / "convergence.png", dpi=110)
+    pyplot.close(figure)
+    rows = []
+    for name in BOTH:
+        of = runs[name]
+        final = [c[-1][1] for c in of["valid"]]
+        train = [c[-1][1] for c in of["train"]]
+        rows.append([name, len(final), f"{statistics.fmean(train):.3f}",
+                     f"{statistics.fmean(final):.3f}",
+                     f"{statistics.fmean(v - t for v, t in zip(final, train, strict=True)):+.3f}",
+                     f"{statistics.fmean(of['epochs']):.2f}",
+                     f"{1000 * statistics.median(of['step_seconds']):.0f}"])  # fmt: skip
+    lines += table(["model", "runs", "training loss", "held-out loss", "gap", "epochs",
+                    "ms a step"], rows)  # fmt: skip
+    return [*lines, "", "The training loss is that of the last log, over few rows. Text seen once "
+            "tells nothing of overfitting: look at the epochs.", "",
+            "![Convergence](claims/convergence.png)", ""]  # fmt: skip

@@ -1,0 +1,86 @@
+"""Folders that a run reads and writes: of this machine, or of Google Cloud Storage (gs://)."""
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from etils import epath
+
+# Stores are read by fsspec's libraries, whether TensorFlow is installed or not.
+os.environ.setdefault("EPATH_USE_TF", "false")
+
+
+class PlaceError(ValueError):
+    """A path to something that cannot be read or written from here."""
+
+
+def place(text: str) -> Path:
+    """The folder or file that a user names.
+
+    Raises PlaceError for a store that runs cannot be kept in, and where gcsfs is missing.
+    """
+    if "://" not in text:
+        return Path(text).expanduser()
+    if not text.startswith("gs://"):
+        raise PlaceError(
+            f"{text}: runs are kept on this machine's file systems or on gs://; Orbax takes no "
+            "other store"
+        )
+    if importlib.util.find_spec("gcsfs") is None:
+        raise PlaceError(f"{text}: pip install gcsfs")
+    return epath.Path(text)  # it has the methods of a Path
+
+
+def is_remote(path: Path) -> bool:
+    return str(path).startswith("gs://")
+
+
+def resolved(path: Path) -> Path:
+    """The path without `..` and links; of a store as it is."""
+    return path if is_remote(path) else path.resolve()
+
+
+def files_below(folder: Path) -> Iterator[tuple[str, Path]]:
+    """(name below the folder, path) of every file, sorted."""
+
+    def walk(path: Path, name: str) -> Iterator[tuple[str, Path]]:
+        for child in sorted(path.iterdir(), key=lambda p: p.name):
+            inner = f"{name}{child.name}"
+            if child.is_dir():
+                yield from walk(child, f"{inner}/")
+            else:
+                yield inner, child
+
+    yield from walk(folder, "")
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a file that is whole or as it was before at any moment; objects of a store are."""
+    if is_remote(path):
+        path.write_text(text)
+        return
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def remove_folder(folder: Path, suffix: str) -> None:
+    """Removes a folder; at any moment it is whole or has the suffix behind its name. In a store
+    it is gone one object after the other."""
+    if is_remote(folder):
+        folder.rmtree()  # type: ignore[attr-defined] # epath has it
+        return
+    gone = folder.with_name(folder.name + suffix)
+    folder.rename(gone)
+    shutil.rmtree(gone)
+
+
+def append_text(path: Path, text: str) -> None:
+    """Adds to a file's end. A store knows no growing files: there it is written anew."""
+    if is_remote(path):
+        path.write_text((path.read_text() if path.exists() else "") + text)
+        return
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(text)

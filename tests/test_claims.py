@@ -1,0 +1,239 @@
+"""The claims report: what the compiler is asked, how claims are judged, and the page."""
+
+import dataclasses
+import importlib.util
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import PartitionSpec
+
+from albert.claims import energy, measure, page, tpu
+from albert.claims.compiled import (
+    bert_of,
+    data_mesh,
+    exchanged,
+    largest_that_fits,
+    lower_step,
+    memory,
+    resized,
+)
+from albert.claims.measure import Notebook, size_of, sized
+from albert.claims.verdicts import by_gaps, by_ratio, by_runs
+from albert.config import check
+from albert.cost import parameters_by_part, state_bytes
+from configs import base, laptop
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_bytes_of_a_program_whose_bytes_are_known():
+    """One sum over all devices outside of a loop and one in it, which turns seven times."""
+    mesh = data_mesh(jax.devices())
+
+    @jax.shard_map(mesh=mesh, in_specs=PartitionSpec(), out_specs=PartitionSpec(), check_vma=False)
+    def program(x):
+        once = jax.lax.psum(x * jax.lax.axis_index("data"), "data")
+
+        def turn(carry, _):
+            return jax.lax.psum(jnp.sin(carry[:10]) * jax.lax.axis_index("data"), "data"), None
+
+        return jax.lax.scan(turn, once[:10], None, length=7)[0], once
+
+    text = jax.jit(program).lower(jnp.ones(1000, jnp.float32)).compile().as_text()
+    assert exchanged(text) == {"all-reduce": {"number": 8, "bytes": 4 * (1000 + 7 * 10)}}
+    silent = text.replace("known_trip_count", "unknown")
+    assert exchanged(silent, turns=7) == exchanged(text)
+    with pytest.raises(ValueError, match="a loop with collectives of no known length"):
+        exchanged(silent)
+
+
+@pytest.mark.parametrize(
+    "change", [dataclasses.replace, pytest.param(bert_of, marks=pytest.mark.slow)]
+)
+def test_gradients_are_reduced_once_and_memory_is_the_states(change):
+    of = change(check(laptop.get_config("tiny"), needs_text=False))
+    sent = exchanged(lower_step(of, data_mesh(jax.devices())).compile().as_text())
+    assert sent["all-reduce"]["bytes"] >= 4 * sum(parameters_by_part(of.model).values())
+    sizes = memory(lower_step(of, data_mesh(jax.devices()[:1])).compile())
+    state = state_bytes(of)
+    batch = 4 * of.train.batch_size * (3 * of.data.seq_length + 3 * of.data.max_predictions + 1)
+    expected = state["parameters"] + state["optimizer"] + batch
+    assert 0 <= sizes["arguments"] - expected < 200  # counters
+    assert sizes["peak"] >= sizes["arguments"] + sizes["temporaries"]
+    assert sizes["temporaries"] > 0
+
+
+@pytest.mark.parametrize("limit", [0, 1, 3, 16, 100, 5000])
+@pytest.mark.parametrize("guess", [1, 16, 64])
+def test_the_largest_batch_is_found_in_few_questions(limit, guess):
+    asked = []
+
+    def fits(n):
+        asked.append(n)
+        return n <= limit
+
+    found = largest_that_fits(fits, guess)
+    largest = min(limit, 4096)
+    assert found <= largest
+    assert found > largest - max(1, largest // 4)
+    assert len(asked) == len(set(asked))
+    assert max(asked) <= 4096
+
+
+def test_verdicts():
+    assert by_ratio("c", "bytes", 1, 10).verdict == "true"
+    assert by_ratio("c", "bytes", 9, 10).verdict == "partly"
+    assert by_ratio("c", "bytes", 10, 10).verdict == "false"
+    assert by_ratio("c", "bytes", None, 10).verdict == "not measured"
+    assert "0.900 of BERT's" in by_ratio("c", "bytes", 9, 10).number
+    assert by_runs("c", "loss", [5.0, 5.1], [4.0, 4.1]).verdict == "true"
+    assert by_runs("c", "loss", [5.0, 5.4], [4.9, 5.3]).verdict == "partly"
+    assert by_runs("c", "loss", [4.0, 4.1], [5.0, 5.1]).verdict == "false"
+    assert by_runs("c", "loss", [4.0], [5.0, 5.1]).verdict == "not measured"
+    assert by_gaps("c", [0.1, 0.11], [0.5, 0.51]).verdict == "true"
+    assert by_gaps("c", [0.5, 0.51], [0.1, 0.11]).verdict == "false"
+    assert by_gaps("c", [-0.01, -0.02], [-0.03, -0.04]).verdict == "not measured"
+    assert by_gaps("c", [], []).verdict == "not measured"
+
+
+def test_every_verdict_follows_from_the_notebook(tmp_path):
+    """A made-up notebook in which ALBERT is worse at everything, and one that is empty."""
+    one = {"parts": {"layers": 10}, "checkpoint": 30, "optimizer": 20, "flops_per_token": 6.0}
+    two = {"parts": {"layers": 20}, "checkpoint": 60, "optimizer": 40, "flops_per_token": 12.0}
+    fits = {"fits": True, "peak": 2.0, "exchanged": {"all-reduce": {"number": 1, "bytes": 8}}}
+    half = {"fits": True, "peak": 1.0, "exchanged": {"all-reduce": {"number": 1, "bytes": 4}}}
+    runs = {"train": [[(1, 5.0), (2, 4.0)]] * 2, "valid": [[(1, 5.0), (2, 4.5)]] * 2}
+    found = {
+        "parameters": {"base": {"ALBERT": two, "BERT": one}},
+        "chip v5e none ALBERT": {"largest": 1, "answers": {"1": fits}},
+        "chip v5e none BERT": {"largest": 2, "answers": {"1": half, "2": half}},
+        "latency": {"1 x 8": {"ALBERT": 2.0, "BERT": 1.0}, "4 x 8": {"ALBERT": 2.0, "BERT": 1.0}},
+        "step": {"ALBERT": {"step": 2.0}, "BERT": {"step": 1.0}},
+        "runs": {"ALBERT": runs, "BERT": runs},
+    }
+    judged = page.verdicts(found, "base")
+    assert {v.verdict for v in judged} == {"false"}
+    assert len({v.claim for v in judged}) == len(judged) >= 12
+    empty = page.verdicts({}, "base")
+    assert {v.verdict for v in empty} == {"not measured"}
+    assert [v.claim for v in empty] == [v.claim for v in judged]
+
+
+def test_a_notebook_measures_once(tmp_path):
+    said = []
+    note = Notebook(tmp_path / "claims" / "measured.json", said.append)
+    assert note("x", lambda: {1: (2, 3)}) == {"1": [2, 3]}
+    again = Notebook(tmp_path / "claims" / "measured.json", said.append)
+    assert again("x", lambda: pytest.fail("measured twice")) == {"1": [2, 3]}
+    assert said == ["measuring x"]
+
+
+def test_sizes():
+    config = check(base.get_config(), needs_text=False)
+    assert size_of(config) == "base"
+    assert size_of(sized(config, "xlarge")) == "xlarge"
+    assert size_of(resized(config, 8, 128, 20, hidden_size=96)) == "this config"
+    bert = bert_of(config).model
+    backbone = sum(v for k, v in parameters_by_part(bert).items() if "head" not in k)
+    assert round(backbone / 1e6, 1) == 109.1
+
+
+def report(output, *arguments):
+    return subprocess.run(
+        [sys.executable, "tools/report.py", f"--output={output}", *arguments],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+
+
+def test_a_page_of_what_needs_no_device(tmp_path, run):
+    done = report(tmp_path, "--only=parameters", f"--albert_runs={run}", f"--bert_runs={run}")
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "claims.md").read_text()
+    measured = json.loads((tmp_path / "claims/measured.json").read_text())
+    albert, bert = (sum(measured["parameters"]["base"][n]["parts"].values()) for n in page.BOTH)
+    assert albert == 11_813_810
+    assert f"| fewer parameters | **true** | parameters, base: {albert / bert:.3f} of" in text
+    assert "| faster training steps | **not measured** |" in text
+    assert "needs two runs of each model" in text
+    for name in ("parameters", "convergence"):
+        assert (tmp_path / f"claims/{name}.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_what_cannot_be_reported_is_told(tmp_path):
+    done = report(tmp_path, "--only=speed", "--albert_runs=nothing/*")
+    assert done.returncode == 2
+    for words in ("--only names 'speed'; there is parameters", "go together",
+                  "there is no run nothing/*"):  # fmt: skip
+        assert words in done.stderr
+
+
+@pytest.mark.slow
+def test_a_whole_page_at_a_tiny_size(tmp_path):
+    done = report(
+        tmp_path, "--config=configs/base.py:tiny", "--only=memory,step,latency,depths",
+        "--rows=2", "--length=16",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "claims.md").read_text()
+    measured = json.loads((tmp_path / "claims/measured.json").read_text())
+    ratio = measured["step"]["ALBERT"]["step"] / measured["step"]["BERT"]["step"]
+    assert f"seconds of a step here: {ratio:.3f} of BERT's" in text
+    assert (tmp_path / "claims/compile.png").is_file()
+    assert "**An estimate, not a measurement**" in text
+
+
+def test_bytes_and_time_between_the_devices_here():
+    config = check(laptop.get_config("tiny"), needs_text=False)
+    found = measure.all_reduce(resized(config, 2, 16, 3, num_hidden_layers=2))
+    for name, of in found.items():
+        assert of["exchanged"]["all-reduce"]["bytes"] > 0, name
+        assert of["seconds"] > 0
+    assert found["BERT"]["exchanged"] != found["ALBERT"]["exchanged"]
+
+
+@pytest.mark.slow
+def test_this_machine_s_largest_batch_is_the_compiler_s(monkeypatch):
+    """Against the memory of batches compiled one by one."""
+    config = resized(check(laptop.get_config("tiny"), needs_text=False), 1, 16, 3)
+    peaks = [
+        memory(lower_step(resized(config, n, 16, 3, remat="none"), data_mesh(jax.devices()[:1]))
+               .compile())["peak"]
+        for n in (4, 5)
+    ]  # fmt: skip
+    between = (peaks[0] + peaks[1]) // 2
+    monkeypatch.setattr(
+        "os.sysconf", lambda name: {"SC_PHYS_PAGES": between, "SC_PAGE_SIZE": 1}[name]
+    )
+    assert measure.largest_here(config, 16, 3, 4)["ALBERT"]["rows"] == 4
+
+
+@pytest.mark.peers
+@pytest.mark.filterwarnings("default")  # codecarbon warns, and swallows what is raised of it
+def test_energy_of_a_run_by_codecarbon():
+    """Twice the work is twice the energy, more or less; here without a meter, so by time."""
+    pytest.importorskip("codecarbon")
+    one = energy.kwh_per_run(lambda: time.sleep(0.1), seconds=4)
+    two = energy.kwh_per_run(lambda: time.sleep(0.2), seconds=4)
+    assert 0 < one < two < 4 * one
+
+
+def test_no_meter_no_measurement(monkeypatch):
+    monkeypatch.setattr("glob.glob", lambda pattern: [])
+    monkeypatch.setattr("os.path.exists", lambda path: False)
+    assert energy.meters() == []
+    assert not energy.can_measure()
+
+
+@pytest.mark.peers
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
+def test_the_tpu_compiler_answers():
+    config = check(laptop.get_config("tiny"), needs_text=False)
+    answer = tpu.compile_for("v5e", dataclasses.asdict(config))
+    assert answer["fits"]
+    assert answer["exchanged"]["all-reduce"]["bytes"] > 0

@@ -1,0 +1,662 @@
+"""Runs that things happen to: what is lost, what is said, and that the end is the same bits.
+
+docs/reliability.md has a line for each of these. What runs in processes of its own is marked slow.
+"""
+
+import json
+import os
+import random
+import re
+import resource
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from albert import loop
+from albert.checkpoint import CheckpointError, Checkpoints
+from albert.config import check
+from albert.data.reading import SourceError
+from albert.loop import train
+from albert.running import RunError
+from albert.running.log import RunLog
+from albert.running.signals import Preempted
+from conftest import write_text
+from runs import assert_bit_equal, final_params, records
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def state_of(workdir, step):
+    """Everything that a run goes on from, as it lies on disk."""
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    found = [checkpoints.restore_arrays(step, item) for item in ("params", "training")]
+    checkpoints.close()
+    return found
+
+
+def figures(workdir):
+    """What the log says of losses and gradients, without speeds."""
+    return [
+        {k: v for k, v in record.items() if "loss" in k or "norm" in k or k in ("step", "group")}
+        for record in records(workdir) + records(workdir, "valid")
+    ]
+
+
+# Signals, in this process: each of these would end a program that does not take them.
+
+
+def signalled(when, how=(signal.SIGTERM,)):
+    """A patch of something that the loop calls: sends signals at the `when`th call."""
+
+    def patched(original):
+        def call(*arguments, **more):
+            patched.calls += 1
+            if patched.calls == when:
+                for number in how:
+                    os.kill(os.getpid(), number)
+            return original(*arguments, **more)
+
+        return call
+
+    patched.calls = 0
+    return patched
+
+
+def send_signal(monkeypatch, what, when, how):
+    """Sends signals at the `when`th call of what the loop calls; ("next", "") is the next batch."""
+    patch = signalled(when, how)
+    owner, name = what
+    if owner != "next":
+        owner = loop if owner == "loop" else getattr(loop, owner)
+        monkeypatch.setattr(owner, name, patch(getattr(owner, name)))
+        return
+    original = loop.iterate
+
+    def iterate(*arguments):
+        class Batches:
+            inner = original(*arguments)
+            take = staticmethod(patch(lambda inner: next(inner)))
+
+            def __next__(self):
+                return self.take(self.inner)
+
+            def close(self):
+                self.inner.close()
+
+        return Batches()
+
+    monkeypatch.setattr(loop, "iterate", iterate)
+
+
+@pytest.mark.parametrize(
+    ("what", "when", "saved", "how"),
+    [
+        pytest.param(("loop", "prepare"), 1, None, [signal.SIGTERM], id="preparing"),
+        pytest.param(("loop", "put_batch"), 1, 1, [signal.SIGINT, signal.SIGTERM], id="compiling"),
+        pytest.param(
+            ("loop", "put_batch"), 6, 6, [signal.SIGTERM], id="stepping", marks=pytest.mark.slow
+        ),
+        pytest.param(("Evaluator", "figures"), 1, 4, 2 * [signal.SIGINT], id="evaluating"),
+        pytest.param(("next", ""), 6, 5, [signal.SIGTERM], id="waiting"),
+        pytest.param(
+            ("Saver", "save"), 1, 4, 2 * [signal.SIGTERM], id="saving", marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_a_signal_anywhere_stops_at_a_boundary_and_loses_nothing(
+    run, tiny, tmp_path, monkeypatch, what, when, saved, how
+):
+    send_signal(monkeypatch, what, when, how)
+    with pytest.raises(Preempted, match=r"Stopped by SIG(TERM|INT) .* The same command goes on"):
+        train(check(tiny), tmp_path)
+    monkeypatch.undo()
+    assert max(Checkpoints(tmp_path / "checkpoints").steps(), default=None) == saved
+    assert not (tmp_path / "running.json").exists()
+    train(check(tiny), tmp_path)
+    assert_bit_equal(state_of(tmp_path, 8), state_of(run, 8))
+    assert figures(tmp_path) == figures(run)
+
+
+def test_what_was_evaluated_when_it_was_stopped_is_logged_once(run, tiny, tmp_path, monkeypatch):
+    """Where no save was due at that step."""
+    tiny.train.checkpoint_every, tiny.train.keep_best = 100, 0
+    send_signal(monkeypatch, ("next", ""), 5, [signal.SIGTERM])
+    with pytest.raises(Preempted, match=r"at step 4, which is saved"):
+        train(check(tiny), tmp_path)
+    monkeypatch.undo()
+    train(check(tiny), tmp_path)
+    assert figures(tmp_path) == figures(run)
+
+
+def test_a_run_killed_before_its_report_writes_it(run, tiny, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / "eval_8.json").unlink()
+    train(check(tiny), tmp_path / "run")
+    ours, theirs = (json.loads((d / "eval_8.json").read_text()) for d in (tmp_path / "run", run))
+    assert ours == theirs
+    assert "Held-out text at step 8" in capsys.readouterr().out
+
+
+# Damage.
+
+
+def test_the_newest_sound_checkpoint_is_used_and_the_rest_told(run, tiny, tmp_path, capsys):
+    work = tmp_path / "run"
+    shutil.copytree(run, work)
+    (work / "eval_8.json").unlink()
+    victim = max((work / "checkpoints/8").rglob("*"), key=lambda p: p.stat().st_size)
+    whole = bytearray(victim.read_bytes())
+    whole[len(whole) // 2] ^= 4
+    victim.write_bytes(whole)
+    (work / "checkpoints/9").mkdir()
+    train(check(tiny), work)
+    printed = capsys.readouterr().out
+    assert "checkpoints/9 is not sound: the folder is empty" in printed
+    assert f"{victim.name} is damaged" in printed
+    assert "Going on from the checkpoint of step 4" in printed
+    assert_bit_equal(state_of(work, 8), state_of(run, 8))
+    for step in (4, 8):
+        (work / "checkpoints" / str(step) / "manifest.json").write_text("{")
+    with pytest.raises(CheckpointError, match="None of the checkpoints in"):
+        train(check(tiny), work)
+
+
+@pytest.mark.parametrize(
+    "how", ["reordered", *(pytest.param(h, marks=pytest.mark.slow) for h in ("replaced", "cut"))]
+)
+def test_other_text_under_a_run_is_refused(tiny, tmp_path, how):
+    path = write_text(tmp_path / "a.txt", 200)
+    tiny.data.train_sources = (str(path),)
+    tiny.data.folder = str(tmp_path / "prepared")
+    tiny.train.num_steps = 4
+    train(check(tiny), tmp_path / "run")
+    documents = path.read_text().split("\n\n")
+    if how == "replaced":
+        write_text(path, 200, seed=5)
+    else:
+        path.write_text("\n\n".join(documents[::-1] if how == "reordered" else documents[:150]))
+    tiny.train.num_steps = 8
+    with pytest.raises(RunError, match=r"a\.txt: other changed files \(a\.txt\)"):
+        train(check(tiny), tmp_path / "run")
+
+
+def test_a_corrupt_record_under_the_reader_is_told_with_its_file(run, tiny, tmp_path):
+    """The state of the step before it is saved first."""
+    work = tmp_path / "run"
+    tiny.data.folder = str(tmp_path / "prepared")
+    tiny.train.num_steps = 6
+    train(check(tiny), work)
+    for path in (tmp_path / "prepared").rglob("*.array_record*"):
+        whole = bytearray(path.read_bytes())
+        for place in range(len(whole) // 3, len(whole) - 200, 97):
+            whole[place] ^= 255
+        path.write_bytes(whole)
+    tiny.train.num_steps = 40
+    with pytest.raises(RunError, match=r"The batch of step \d+ could not be made: .*") as error:
+        train(check(tiny), work)
+    assert str(tmp_path / "prepared") in str(error.value)
+    assert max(Checkpoints(work / "checkpoints").steps()) >= 6
+
+
+@pytest.mark.slow
+def test_a_damaged_index_is_told_before_the_first_step(tiny, tmp_path):
+    tiny.data.folder = str(tmp_path / "prepared")
+    train(check(tiny), tmp_path / "run")
+    path = next((tmp_path / "prepared").glob("*/sentence_lengths.npy"))
+    whole = bytearray(path.read_bytes())
+    whole[-3] ^= 1
+    path.write_bytes(whole)
+    tiny.train.num_steps = 9
+    with pytest.raises(
+        SourceError, match=r"sentence_lengths\.npy is not as it was written"
+    ) as error:
+        train(check(tiny), tmp_path / "run")
+    shutil.rmtree(path.parent)
+    assert str(path.parent) in str(error.value)
+    train(check(tiny), tmp_path / "run")
+
+
+# Numbers.
+
+
+def poisoned(monkeypatch, calls, value=np.inf):
+    """Makes the batches of these steps give no finite loss."""
+    original = loop.put_batch
+
+    def put(batch, sharding):
+        put.calls += 1
+        if put.calls in calls:
+            batch = {**batch, "mlm_weights": np.full_like(batch["mlm_weights"], value)}
+        return original(batch, sharding)
+
+    put.calls = 0
+    monkeypatch.setattr(loop, "put_batch", put)
+
+
+def test_one_bad_step_changes_nothing_but_its_counters(tiny, tmp_path, monkeypatch):
+    tiny.train.checkpoint_every, tiny.train.keep_last = 1, 10
+    poisoned(monkeypatch, {6}, np.nan)
+    train(check(tiny), tmp_path)
+    before, after = state_of(tmp_path, 5), state_of(tmp_path, 6)
+    assert_bit_equal(after[0], before[0])
+    assert_bit_equal(after[1]["opt_state"], before[1]["opt_state"])
+    assert [int(s[1]["bad_steps"]) for s in (before, after, state_of(tmp_path, 8))] == [0, 1, 1]
+    assert np.isfinite(records(tmp_path)[-1]["loss"])
+
+
+def test_divergence_rolls_back_and_goes_on_behind_the_rows(tiny, tmp_path, monkeypatch, capsys):
+    """And is the same when the run is killed after it."""
+    tiny.train.max_bad_steps = 2
+    tiny.train.num_steps = 20
+    tiny.train.on_divergence = "rollback"
+    tiny.train.keep_last = 10
+    poisoned(monkeypatch, {7, 8})
+    train(check(tiny), tmp_path / "whole")
+    printed = capsys.readouterr().out
+    assert "Training diverged: 2 steps in a row" in printed
+    assert "Rolled back to step 4; going on with the rows of step 9." in printed
+    rolled, last = state_of(tmp_path / "whole", 8), state_of(tmp_path / "whole", 20)
+    assert_bit_equal(rolled[0], state_of(tmp_path / "whole", 4)[0])
+    # Steps 7 and 8 were bad, 5 and 6 undone.
+    assert int(rolled[1]["bad_steps"]) == 4
+    assert int(last[1]["step"]) == 20
+    assert int(last[1]["bad_steps"]) == 4
+    for name in os.listdir(tmp_path / "whole" / "diverged"):
+        assert name in ("step_6.npz", "step_7.npz")
+    # Started again from the checkpoint of the roll-back it ends the same.
+    again = tmp_path / "again"
+    shutil.copytree(tmp_path / "whole", again)
+    (again / "eval_20.json").unlink()
+    for step in (12, 16, 20):
+        shutil.rmtree(again / "checkpoints" / str(step))
+    monkeypatch.undo()
+    train(check(tiny), again)
+    assert_bit_equal(state_of(again, 20), last)
+
+
+def test_a_learning_rate_of_1e20_stops_and_leaves_its_rows(tiny, tmp_path):
+    tiny.optimizer.learning_rate = 1e20
+    tiny.optimizer.warmup_steps = 1
+    tiny.optimizer.name = "optax.sgd"
+    tiny.train.max_bad_steps = 3
+    tiny.train.num_steps = 30
+    with pytest.raises(RunError, match=r"Training diverged: 3 steps in a row") as error:
+        train(check(tiny), tmp_path)
+    file = str(error.value).split("--file=")[1].splitlines()[0]
+    done = subprocess.run(
+        [sys.executable, "tools/show_batch.py", f"--file={file}", "--rows=2"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "row 1 of 16" in done.stdout
+    assert "sentence order" in done.stdout
+
+
+# Disks.
+
+
+def fails(monkeypatch, calls):
+    """Saves of these numbers fail as on a full disk, in the background."""
+    original = Checkpoints._verify_saved
+
+    def verify(self):
+        verify.calls += 1
+        if verify.calls in calls:
+            raise OSError(28, "No space left on device")
+        original(self)
+
+    verify.calls = 0
+    monkeypatch.setattr(Checkpoints, "_verify_saved", verify)
+
+
+def test_a_failed_save_is_told_and_the_next_one_tried(run, tiny, tmp_path, monkeypatch, capsys):
+    tiny.train.checkpoint_every = 2
+    fails(monkeypatch, {2, 3})
+    train(check(tiny), tmp_path)
+    printed = capsys.readouterr().out
+    assert printed.count("could not be saved: OSError: [Errno 28] No space left on device.") == 2
+    assert "Warning: The checkpoint of step 4 could not be saved" in printed
+    assert "The next save tries again; after 3 failures in a row the run stops." in printed
+    assert Checkpoints(tmp_path / "checkpoints").steps()[-1] == 8
+    assert_bit_equal(final_params(tmp_path, 8), final_params(run, 8))
+
+
+def test_saves_that_fail_again_and_again_stop_the_run(tiny, tmp_path, monkeypatch):
+    tiny.train.checkpoint_every = 2
+    tiny.train.num_steps = 20
+    fails(monkeypatch, set(range(2, 100)))
+    with pytest.raises(RunError, match=r"3\. failure in a row\. The newest checkpoint is step 2"):
+        train(check(tiny), tmp_path)
+    assert os.listdir(tmp_path / "checkpoints") == ["2"]
+
+
+def test_a_last_save_that_fails_is_an_error(tiny, tmp_path, monkeypatch):
+    """After it was tried again; one failure alone is none."""
+    fails(monkeypatch, {2, 3, 4})
+    with pytest.raises(RunError, match=r"step 8 could not be saved: OSError.*checkpoint is step 4"):
+        train(check(tiny), tmp_path)
+    monkeypatch.undo()
+    fails(monkeypatch, {2})
+    train(check(tiny), tmp_path)
+    assert Checkpoints(tmp_path / "checkpoints").steps() == [4, 8]
+
+
+def test_logs_that_cannot_be_written_end_no_run(run, tiny, tmp_path, capsys):
+    (tmp_path / "tensorboard").write_text("")
+    train(check(tiny), tmp_path)
+    assert "tensorboard cannot be written: File exists. Training goes on" in capsys.readouterr().out
+    assert figures(tmp_path) == figures(run)
+
+
+# Time and other jobs.
+
+
+def test_a_clock_that_goes_backwards_changes_nothing(run, tiny, tmp_path, monkeypatch):
+    moments = iter(range(2_000_000_000, 0, -7))
+    monkeypatch.setattr(time, "time", lambda: float(next(moments)))
+    train(check(tiny), tmp_path)
+    assert_bit_equal(state_of(tmp_path, 8), state_of(run, 8))
+
+
+def test_a_second_job_on_a_workdir_is_refused(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("albert.running.lock.RENEWED_EVERY", 0.1)
+    refused = []
+
+    def step(self, *arguments, original=RunLog.step):
+        if not refused:
+            with pytest.raises(
+                RunError, match=r"Another job works in .*: process \d+ on "
+            ) as error:
+                train(check(tiny), tmp_path)
+            refused.append(str(error.value))
+        return original(self, *arguments)
+
+    monkeypatch.setattr(RunLog, "step", step)
+    train(check(tiny), tmp_path)
+    assert len(refused) == 1
+
+
+def test_a_job_that_was_taken_over_ends(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("albert.running.lock.RENEWED_EVERY", 0.05)
+
+    def step(self, *arguments, original=RunLog.step):
+        (tmp_path / "running.json").write_text("{}")
+        time.sleep(0.3)
+        return original(self, *arguments)
+
+    monkeypatch.setattr(RunLog, "step", step)
+    with pytest.raises(RunError, match=r"Another job has taken .* over"):
+        train(check(tiny), tmp_path)
+
+
+def test_on_another_mesh_a_run_goes_on_with_the_same_rows(run, tiny, tmp_path):
+    work = tmp_path / "run"
+    shutil.copytree(run, work)
+    shutil.rmtree(work / "checkpoints/8")
+    (work / "eval_8.json").unlink()
+    tiny.sharding.data, tiny.sharding.fsdp, tiny.sharding.tensor = 2, 2, 2
+    train(check(tiny), work)
+    for ours, theirs in zip(records(work), records(run), strict=True):
+        np.testing.assert_allclose(ours["loss"], theirs["loss"], rtol=1e-5)
+
+
+# Processes of their own.
+
+
+def launch(arguments, **options):
+    return subprocess.Popen(
+        arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
+    )
+
+
+KILLS = 20
+HARD = [
+    "--config.data.packing=4", "--config.train.accumulation=2", "--config.train.num_steps=120",
+    "--config.train.checkpoint_every=4", "--config.train.log_every=1",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, text, vocabulary, prepared):
+    """The run of HARD that nothing happens to: dropout, packing, accumulation, eight devices."""
+    folder = tmp_path_factory.mktemp("whole")
+    subprocess.run(
+        hard_command(text, vocabulary, prepared, folder), cwd=ROOT, check=True, capture_output=True
+    )
+    return folder
+
+
+def hard_command(text, vocabulary, prepared, workdir, *more):
+    return [
+        sys.executable, "train.py", "--config=configs/base.py:v1,tiny", f"--workdir={workdir}",
+        f"--config.data.train_sources={text}", f"--config.data.tokenizer={vocabulary}",
+        f"--config.data.folder={prepared}", "--config.model.vocab_size=96",
+        "--config.data.seq_length=32", "--config.data.max_predictions=6",
+        "--config.data.max_documents=0", "--config.train.eval_rows=40",
+        "--config.train.eval_every=15", "--config.sharding.data=4", "--config.sharding.tensor=2",
+        *HARD, *more,
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["any", "saving"])
+def test_killed_twenty_times_it_ends_in_the_same_bits(
+    whole, text, vocabulary, prepared, tmp_path, moment
+):
+    """Kills that met a living run; a run that ends before them is compared, and another begins."""
+    rng = random.Random()
+    kills, rounds = 0, 0
+    while True:
+        work = tmp_path / f"round_{rounds}"
+        arguments = hard_command(text, vocabulary, prepared, work)
+        if kills < KILLS:
+            for left_over in unfinished(work):  # or the wait below would end at once
+                shutil.rmtree(left_over)
+            process = launch(arguments)
+            if moment == "any":
+                # From starting up to steps and evaluations; some go a little further each time.
+                time.sleep(rng.uniform(2, 14))
+            else:
+                while process.poll() is None and not unfinished(work):
+                    time.sleep(0.002)
+                time.sleep(rng.uniform(0, 0.02))
+            alive = process.poll() is None
+            process.send_signal(signal.SIGKILL)
+            printed, _ = process.communicate()
+            if alive:
+                kills += 1
+                continue
+            assert process.returncode == 0, printed
+        else:
+            done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True)
+            assert done.returncode == 0, done.stdout + done.stderr
+        assert_bit_equal(state_of(work, 120), state_of(whole, 120))
+        assert figures(work) == figures(whole)
+        rounds += 1
+        if kills == KILLS:
+            break
+
+
+def unfinished(workdir):
+    """Folders of saves that are going on, or were left."""
+    return list((workdir / "checkpoints").glob("*.orbax-checkpoint-tmp*"))
+
+
+def processes_of(text, vocabulary, prepared, workdir, *more, own=((), ())):
+    """Two processes of four devices each, over gloo."""
+    port = 20000 + random.randrange(20000)
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("count=8", "count=4"),
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+        "JAX_NUM_PROCESSES": "2",
+    }
+    arguments = hard_command(text, vocabulary, prepared, workdir, "--heartbeat_seconds=10", *more)
+    return [
+        launch([*arguments, *own[number]], env={**environment, "JAX_PROCESS_ID": str(number)})
+        for number in (0, 1)
+    ]
+
+
+def wait_for(process, words):
+    """Reads what a process prints until it says this."""
+    printed = []
+    for line in process.stdout:
+        printed.append(line)
+        if words in line:
+            return
+    pytest.fail("".join(printed))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_when_one_process_is_gone_the_others_end_and_a_restart_goes_on(
+    whole, text, vocabulary, prepared, tmp_path, victim, how
+):
+    pair = processes_of(text, vocabulary, prepared, tmp_path)
+    wait_for(pair[0], "step 6/")
+    pair[victim].send_signal(how)
+    begin = time.monotonic()
+    printed, _ = pair[1 - victim].communicate(timeout=90)
+    assert time.monotonic() - begin < 60
+    assert pair[1 - victim].returncode != 0
+    if victim == 1:  # the first process is the one that tells of others
+        assert re.search(r"unhealthy[^:]*:\s+1\s|task:1", printed), printed
+    pair[victim].send_signal(signal.SIGKILL)
+    pair[victim].communicate()
+    again = processes_of(text, vocabulary, prepared, tmp_path)
+    printed = [process.communicate(timeout=400)[0] for process in again]
+    assert [process.returncode for process in again] == [0, 0], "\n".join(printed)
+    assert "Going on from the checkpoint of step" in printed[0]
+    ours, theirs = ([r["loss"] for r in records(d)] for d in (tmp_path, whole))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_process_that_fails_alone_ends_all(text, vocabulary, prepared, tmp_path):
+    """Its own copy of the prepared text is damaged."""
+    own = tmp_path / "prepared"
+    shutil.copytree(prepared, own)
+    for path in own.rglob("*.array_record*"):
+        whole = bytearray(path.read_bytes())
+        for place in range(len(whole) // 3, len(whole) - 200, 97):
+            whole[place] ^= 255
+        path.write_bytes(whole)
+    work = tmp_path / "run"
+    pair = processes_of(text, vocabulary, prepared, work, own=[[], [f"--config.data.folder={own}"]])
+    begin = time.monotonic()
+    printed = [process.communicate(timeout=120)[0] for process in pair]
+    assert time.monotonic() - begin < 100
+    assert pair[1].returncode == 2
+    assert "could not be made: The prepared corpus" in printed[1]
+    assert pair[0].returncode != 0
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_stops_all_at_the_same_step(
+    whole, text, vocabulary, prepared, tmp_path
+):
+    pair = processes_of(text, vocabulary, prepared, tmp_path)
+    wait_for(pair[0], "step 6/")
+    pair[1].send_signal(signal.SIGTERM)
+    printed = [process.communicate(timeout=120)[0] for process in pair]
+    assert [process.returncode for process in pair] == [75, 75], "\n".join(printed)
+    steps = [p.split(" at step ")[1].split(",")[0] for p in printed]
+    assert steps[0] == steps[1]
+    assert f"Stopped by a signal to another process at step {steps[0]}" in printed[0]
+    assert max(Checkpoints(tmp_path / "checkpoints").steps()) == int(steps[0])
+    # On with one process.
+    done = subprocess.run(
+        hard_command(text, vocabulary, prepared, tmp_path), cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    ours, theirs = ([r["loss"] for r in records(d)] for d in (tmp_path, whole))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", ["Compiling", "step 5/", "step 15  held-out"])
+@pytest.mark.parametrize("twice", [False, True])
+def test_a_program_that_is_signalled_leaves_with_75(
+    whole, text, vocabulary, prepared, tmp_path, words, twice
+):
+    process = launch(hard_command(text, vocabulary, prepared, tmp_path))
+    wait_for(process, words)
+    process.send_signal(signal.SIGTERM)
+    if twice:
+        time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+    printed, _ = process.communicate(timeout=120)
+    assert process.returncode == 75, printed
+    assert "Traceback" not in printed
+    done = subprocess.run(
+        hard_command(text, vocabulary, prepared, tmp_path), cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert_bit_equal(state_of(tmp_path, 120), state_of(whole, 120))
+
+
+def limited(arguments, kilobytes):
+    """The command with no file larger than this: as a disk that is full."""
+    return ["bash", "-c", f"ulimit -f {kilobytes}; exec {shlex.join(arguments)}"]
+
+
+@pytest.mark.slow
+def test_a_full_disk_while_preparing_is_told_and_prepared_later(
+    text, vocabulary, tmp_path, whole, prepared
+):
+    own = tmp_path / "prepared"
+    arguments = hard_command(text, vocabulary, own, tmp_path / "run")
+    done = subprocess.run(limited(arguments, 4), cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert_bit_equal(state_of(tmp_path / "run", 120), state_of(whole, 120))
+
+
+@pytest.mark.slow
+def test_a_full_disk_while_saving_and_logging(text, vocabulary, prepared, tmp_path, whole):
+    """Saves fail until the run stops; with room again it goes on from the last that is sound."""
+    arguments = hard_command(text, vocabulary, prepared, tmp_path)
+    process = launch(arguments)
+    wait_for(process, "step 9/")
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (8192, 8192))
+    printed, _ = process.communicate(timeout=120)
+    assert process.returncode == 2, printed
+    assert printed.count("could not be saved") == 3
+    assert "failure in a row" in printed
+    assert "Traceback" not in printed
+    assert list((tmp_path / "checkpoints").glob("*tmp*")) == []
+    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert_bit_equal(state_of(tmp_path, 120), state_of(whole, 120))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system, which only root may")
+@pytest.mark.parametrize("options", ["ro", "size=64k"])
+def test_a_workdir_on_a_file_system_without_room(text, vocabulary, prepared, tmp_path, options):
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(tmp_path)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("this system lets nobody mount")
+    try:
+        done = subprocess.run(
+            hard_command(text, vocabulary, prepared, tmp_path / "run"),
+            cwd=ROOT, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 2
+        assert "Traceback" not in done.stderr
+        words = {"ro": "Read-only file system", "size=64k": "No space left on device"}[options]
+        assert words in done.stderr + done.stdout
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)

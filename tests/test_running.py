@@ -1,0 +1,265 @@
+"""What a run of days needs, piece by piece: the lock, signals, the watchdog, spikes, logs."""
+
+import dataclasses
+import json
+import os
+import re
+import signal
+import threading
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from albert.metrics import MetricWriter
+from albert.model import Albert
+from albert.optimiser import make_optimizer
+from albert.running import lock as lock_module
+from albert.running.lock import NAME, WorkdirLock, WorkdirTaken
+from albert.running.signals import StopNow, StopSignals
+from albert.running.watchdog import Watchdog
+from albert.train_step import make_train_step, new_state
+from test_optimiser import LAMB
+from test_train_step import PLAIN, random_batch
+
+EVERY = 0.1  # seconds between renewals, in tests
+
+
+# One job for a workdir.
+
+
+def test_a_second_job_is_refused_while_the_first_lives(tmp_path):
+    told = []
+    first = WorkdirLock(tmp_path, told.append, EVERY)
+    with pytest.raises(WorkdirTaken, match=rf"Another job works in .*: process {os.getpid()} on "):
+        WorkdirLock(tmp_path, told.append, EVERY)
+    assert not first.lost
+    first.close()
+    assert not (tmp_path / NAME).exists()
+    WorkdirLock(tmp_path, pytest.fail, EVERY).close()
+
+
+def test_of_two_that_come_at_once_one_gets_it(tmp_path):
+    """Where a job that is gone has left its file."""
+    (tmp_path / NAME).write_text(json.dumps({"machine": "elsewhere", "renewed": 3}))
+    got, refused = [], []
+
+    def take():
+        try:
+            got.append(WorkdirLock(tmp_path, lambda text: None, EVERY))
+        except WorkdirTaken:
+            refused.append(1)
+
+    threads = [threading.Thread(target=take) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(got) == 1
+    assert len(refused) == 5
+    got[0].close()
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        lambda own: own | {"process": 2**22 + 5},  # no such process
+        lambda own: own | {"started": "1"},  # its number was given out again
+    ],
+)
+def test_the_file_of_a_dead_process_of_this_machine_is_taken_over_at_once(tmp_path, left):
+    lock = WorkdirLock(tmp_path, pytest.fail, EVERY)
+    own = json.loads((tmp_path / NAME).read_text())
+    lock.close()
+    (tmp_path / NAME).write_text(json.dumps(left(own)))
+    told = []
+    begin = time.monotonic()
+    WorkdirLock(tmp_path, told.append, every=5.0).close()
+    assert time.monotonic() - begin < 5
+    assert re.search(r"left by process \d+ on .*, which is gone: taking the workdir over", told[0])
+
+
+@pytest.mark.parametrize(
+    "text", ["", '{"host": "else', '["x"]', '{"machine": "other", "host": "h"}']
+)
+def test_a_file_that_stays_as_it_is_belongs_to_nobody(tmp_path, text):
+    """Of another machine, half written or empty: after some silence."""
+    (tmp_path / NAME).write_text(text)
+    told = []
+    begin = time.monotonic()
+    WorkdirLock(tmp_path, told.append, EVERY).close()
+    assert time.monotonic() - begin > lock_module._SILENT * EVERY * 0.9
+    assert "seeing whether it is alive" in told[0]
+    assert "which is gone" in told[1]
+
+
+def test_whoever_was_taken_over_notices(tmp_path):
+    """As one that was stopped for long does when it goes on."""
+    lock = WorkdirLock(tmp_path, pytest.fail, EVERY)
+    (tmp_path / NAME).write_text(json.dumps({"id": "of another"}))
+    deadline = time.monotonic() + 20
+    while not lock.lost:
+        assert time.monotonic() < deadline
+        time.sleep(EVERY)
+    lock.close()
+    assert json.loads((tmp_path / NAME).read_text()) == {"id": "of another"}
+
+
+def test_no_clock_is_compared(tmp_path, monkeypatch):
+    """A file from the future, and a clock that goes backwards."""
+    lock = WorkdirLock(tmp_path, pytest.fail, EVERY)
+    os.utime(tmp_path / NAME, (2**32, 2**32))
+    moments = iter(range(10**9, 0, -1000))
+    monkeypatch.setattr(time, "time", lambda: float(next(moments)))
+    with pytest.raises(WorkdirTaken):
+        WorkdirLock(tmp_path, lambda text: None, EVERY)
+    lock.close()
+
+
+# Signals.
+
+
+def test_signals_are_remembered_and_handlers_put_back(capfd):
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with StopSignals() as stop:
+        assert stop.asked is None
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.asked == "SIGTERM"
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.asked == "SIGTERM"
+        with pytest.raises(StopNow), stop.immediately():
+            pytest.fail("came in")
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+    assert capfd.readouterr().err == (
+        "SIGTERM: stopping at the next step boundary.\nSIGINT once more: already stopping.\n"
+    )
+
+
+def test_where_nothing_is_lost_a_signal_ends_waiting_at_once():
+    with StopSignals() as stop:
+        begin = time.monotonic()
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+        with pytest.raises(StopNow), stop.immediately():
+            threading.Event().wait(30)
+        assert time.monotonic() - begin < 10
+        os.kill(os.getpid(), signal.SIGINT)  # outside of it, nothing is raised
+
+
+def test_outside_of_the_main_thread_signals_are_left_alone():
+    found = []
+
+    def other():
+        with StopSignals() as stop:
+            found.append((stop.asked, signal.getsignal(signal.SIGTERM)))
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    thread.join()
+    assert found == [(None, signal.getsignal(signal.SIGTERM))]
+
+
+# The watchdog.
+
+
+def test_the_watchdog_tells_of_what_takes_long_once_and_where_it_stands(capfd):
+    watchdog = Watchdog(0.3)
+    for _ in range(5):
+        watchdog.now("step", "step 7")
+        time.sleep(0.01)
+    watchdog.now("step", "step 8")
+    time.sleep(1.2)
+    watchdog.rest()
+    time.sleep(0.5)
+    watchdog.close()
+    told = capfd.readouterr().err
+    assert told.count("Warning: ") == 1
+    assert re.search(
+        r"Warning: step 8 has taken \d s so far, usually 0\.01\d* s\. Where every", told
+    )
+    assert "test_the_watchdog_tells" in told  # the stack of this thread
+
+
+def test_the_watchdog_waits_longer_for_what_always_takes_long(capfd):
+    watchdog = Watchdog(0.1)
+    for number in range(5):
+        watchdog.now("evaluation", f"evaluation {number}")
+        watchdog._durations["evaluation"].append(60.0)
+    time.sleep(0.6)
+    watchdog.close()
+    Watchdog(0.0).close()
+    assert capfd.readouterr().err == ""
+
+
+# Spikes.
+
+
+def test_a_spike_is_skipped_with_optimiser_and_mean_untouched():
+    optimizer, schedule = make_optimizer(dataclasses.replace(LAMB, learning_rate=1e-3), 200)
+    model = Albert(PLAIN)
+    step = jax.jit(make_train_step(model, optimizer, schedule, 1, 0, spike_factor=3.0))
+    state = jax.tree.map(lambda x: x, new_state(model, optimizer, 0))
+    state = jax.tree.map(jnp.asarray, jax.jit(lambda: _unboxed(state))())
+    norms = []
+    for number in range(55):
+        state, metrics = step(state, random_batch(seed=number))
+        norms.append(float(metrics["grad_norm"]))
+    assert int(state.bad_steps) == 0
+    mean = norms[0]
+    for norm in norms[1:]:
+        mean += 0.02 * (norm - mean)
+    np.testing.assert_allclose(state.grad_norm_mean, mean, rtol=1e-5)
+    before = jax.tree.leaves((state.params, state.opt_state, state.grad_norm_mean))
+    # Parameters a hundred times as large would be such a spike; so is a mean that is far too small.
+    small = state.replace(grad_norm_mean=state.grad_norm_mean / 100)
+    after, metrics = step(small, random_batch(seed=99))
+    assert int(after.bad_steps) == int(after.bad_steps_in_row) == 1
+    assert float(metrics["update_norm"]) == 0
+    assert float(after.grad_norm_mean) == float(small.grad_norm_mean)
+    kept = jax.tree.leaves((after.params, after.opt_state))
+    for ours, theirs in zip(kept, before[:-1], strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    # In the first steps nothing is one, and without a factor nothing ever is.
+    early = small.replace(step=jnp.int32(10))
+    assert int(step(early, random_batch(seed=99))[0].bad_steps) == 0
+    never = jax.jit(make_train_step(model, optimizer, schedule, 1, 0))
+    assert int(never(small, random_batch(seed=99))[0].bad_steps) == 0
+
+
+def _unboxed(tree):
+    from flax.core import meta
+
+    return meta.unbox(tree)
+
+
+# Logs.
+
+
+def test_figures_that_cannot_be_written_are_told_once(tmp_path):
+    (tmp_path / "tensorboard").write_text("a file where the folder should be")
+    told = []
+    writer = MetricWriter(tmp_path, 0, told.append)
+    writer.write(1, "train", {"loss": 1.0})
+    writer.write(2, "train", {"loss": 2.0})
+    writer.close()
+    assert len(told) == 1
+    assert "tensorboard cannot be written: File exists. Training goes on" in told[0]
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+    (tmp_path / "tensorboard").unlink()
+    (tmp_path / "metrics.jsonl").unlink()
+    (tmp_path / "metrics.jsonl").mkdir()
+    writer = MetricWriter(tmp_path, 0, told.append)
+    writer.write(1, "train", {"loss": 1.0})
+    writer.close()
+    assert len(told) == 2
+    assert "metrics.jsonl cannot be written: Is a directory" in told[1]
+    assert any((tmp_path / "tensorboard").iterdir())
+
+
+def test_event_files_of_the_same_second_are_two(tmp_path, monkeypatch):
+    """As when a run is started again at once, or the clock goes backwards."""
+    monkeypatch.setattr(time, "time", lambda: 1_700_000_000.0)
+    for _ in range(2):
+        MetricWriter(tmp_path, 0, pytest.fail).close()
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 2

@@ -1,0 +1,287 @@
+"""Sweeps: grids, what is refused before the first run, and real runs that fail, stop and go on."""
+
+import csv
+import dataclasses
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from albert.config import ConfigError
+from albert.cost import flops_per_token
+from albert.sweeps import plan as plan_module
+from albert.sweeps.grid import Sweep, chain, choices, product, zip_runs
+from albert.sweeps.plan import check_disk, load_sweep, parse_overrides, plan
+
+ROOT = Path(__file__).resolve().parent.parent
+ABLATIONS = sorted(p.stem for p in (ROOT / "configs/ablations").glob("*.py") if p.stem != "scale")
+TEXT = {"data.train_sources": ("python-docs",)}
+
+
+def test_grids_are_put_together():
+    a, b = choices("model.sharing", "all", "none"), choices("model.embedding_size", 8, 16)
+    assert [tuple(run.values()) for run in product(a, b)] == [
+        ("all", 8), ("all", 16), ("none", 8), ("none", 16)
+    ]  # fmt: skip
+    assert [tuple(run.values()) for run in zip_runs(a, b)] == [("all", 8), ("none", 16)]
+    assert chain(a, a[:1], b) == a + b
+    with pytest.raises(ValueError, match=r"model\.sharing is set by two"):
+        product(a, a)
+    with pytest.raises(ValueError, match=r"shorter|longer"):
+        zip_runs(a, b[:1])
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+@pytest.mark.parametrize("arg", ["", ":laptop"])
+def test_every_ablation_is_planned(name, arg, tmp_path):
+    sweep = load_sweep(f"configs/ablations/{name}.py{arg}")
+    runs = plan(sweep, tmp_path, TEXT, sweep.seeds)
+    assert len(runs) == len(sweep.runs) * len(sweep.seeds)
+    assert len({run.workdir for run in runs}) == len(runs)
+    for which, _ in sweep.published:
+        assert any(which.items() <= run.items() for run in sweep.runs), which
+    if sweep.title.startswith("Table"):
+        assert len(sweep.published) == len(sweep.runs) or (name, arg) == ("table11", ":laptop")
+
+
+def test_the_command_of_a_run_makes_its_config(tmp_path):
+    """What is checked beforehand is what train.py then reads."""
+    sweep = load_sweep("configs/ablations/sharing.py:laptop")
+    run = plan(sweep, tmp_path, TEXT, (3,))[9]
+    done = subprocess.run(
+        [sys.executable, "train.py", "--describe", *run.arguments],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    for section in ("model", "data", "train", "optimizer"):
+        for field in dataclasses.fields(getattr(run.config, section)):
+            value = getattr(getattr(run.config, section), field.name)
+            assert f"  {field.name}: {value!r}\n" in done.stdout
+    assert "seed: 3\n" in done.stdout
+
+
+def test_budgets_are_steps():
+    base = load_sweep("configs/ablations/table3.py:laptop")
+    here = Path("nowhere")
+
+    def steps(*budget):
+        sweep = dataclasses.replace(base, budget=budget)
+        return [run.config.train.num_steps for run in plan(sweep, here, TEXT, (0,))]
+
+    assert steps("steps", 123) == [123] * 8
+    assert steps("tokens", 2048 * 200 + 1) == [200] * 8
+    run = plan(base, here, TEXT, (0,))[0]
+    per_step = 2048 * flops_per_token(run.config.model, 32, 5)
+    paid = steps("flops", 150 * per_step)
+    assert paid[0] == 150
+    assert paid[3] < paid[0]  # a wider embedding costs more a step
+    with pytest.raises(ConfigError, match="budget is by 'hours'; it must be by one of steps"):
+        steps("hours", 1)
+
+
+def test_everything_wrong_is_told_before_the_first_run(tmp_path):
+    sweep = Sweep("", "configs/laptop.py", choices("model.sharing", "all", "groups:3", "half"))
+    with pytest.raises(ConfigError) as error:
+        plan(sweep, tmp_path, TEXT, (0,))
+    assert "sharing=groups:3,seed=0: model.sharing is 'groups:3'" in str(error.value)
+    assert "sharing=half,seed=0: model.sharing is 'half'; it must be one of" in str(error.value)
+    sweep = Sweep("", "configs/laptop.py", choices("model.shared", "all"))
+    with pytest.raises(ConfigError, match=r"shared=all,seed=0: .*shared"):
+        plan(sweep, tmp_path, TEXT, (0,))
+    # Two runs that differ in nothing, and names that do not tell apart what differs.
+    clash = [{"data.text_field": "a b"}, {"data.text_field": "a/b"}]
+    for runs in (choices("model.sharing", "all", "all"), clash):
+        with pytest.raises(ConfigError, match="2 runs would share the folder"):
+            plan(Sweep("", "configs/laptop.py", runs), tmp_path, TEXT, (0,))
+    with pytest.raises(ConfigError, match=r"There is no file configs/ablations/table44\.py"):
+        load_sweep("configs/ablations/table44.py")
+    with pytest.raises(ConfigError, match="unknown argument 'huge'; there is laptop"):
+        load_sweep("configs/ablations/table4.py:huge")
+    with pytest.raises(ConfigError, match="did you mean hidden_size"):
+        parse_overrides(["--config.model.hiden_size=3"])
+
+
+def test_overrides_of_the_command_line_have_the_fields_types():
+    found = parse_overrides([
+        "--config.data.train_sources=a.txt", "--config.data.valid_sources=('b', 'c')",
+        "--config.data.lower_case=false", "--config.train.num_steps=7",
+        "--config.data.tokenizer=5.model", "--config.optimizer.learning_rate=1",
+    ])  # fmt: skip
+    assert found == {
+        "data.train_sources": ("a.txt",), "data.valid_sources": ("b", "c"),
+        "data.lower_case": False, "train.num_steps": 7, "data.tokenizer": "5.model",
+        "optimizer.learning_rate": 1,
+    }  # fmt: skip
+
+
+def test_a_full_disk_is_told_beforehand(tmp_path, monkeypatch):
+    runs = plan(load_sweep("configs/ablations/table4.py"), tmp_path / "new", TEXT, (0,))
+    check_disk(runs[:1], tmp_path / "new")
+    monkeypatch.setattr(
+        plan_module.shutil, "disk_usage", lambda _: type("usage", (), {"free": 2 * 10**9})
+    )
+    with pytest.raises(ConfigError, match=r"checkpoints of the sweep take up to .* GB and .* has "
+                                          r"2\.0 GB free"):  # fmt: skip
+        check_disk(runs, tmp_path / "new")
+
+
+BASE = """
+from configs import base
+
+
+def get_config(arg=""):
+    config = base.get_config("tiny")
+    config.model.vocab_size = 96
+    config.data.train_sources = ({text!r},)
+    config.data.max_documents = 0
+    config.data.tokenizer = {vocabulary!r}
+    config.data.folder = {prepared!r}
+    config.data.seq_length = 32
+    config.data.max_predictions = 6
+    config.optimizer.warmup_steps = 2
+    config.train.num_steps = {steps}
+    config.train.log_every = 2
+    config.train.eval_every = 4
+    config.train.eval_rows = 40
+    config.train.checkpoint_every = 4
+    return config
+"""
+SWEEP = """
+from albert.sweeps.grid import Sweep, choices
+
+
+def get_sweep(arg=""):
+    return Sweep("A sweep of tests", {base!r}, choices({field!r}, *{values!r}), **{more!r})
+"""
+
+
+@pytest.fixture
+def files(tmp_path, text, vocabulary, prepared):
+    """Writes a base and a sweep; returns the sweep's file."""
+
+    def write(field, values, steps=8, **more):
+        base, sweep = tmp_path / "base.py", tmp_path / "sweep.py"
+        names = {"text": str(text), "vocabulary": str(vocabulary), "prepared": str(prepared)}
+        base.write_text(BASE.format(**names, steps=steps))
+        sweep.write_text(SWEEP.format(base=str(base), field=field, values=values, more=more))
+        return sweep
+
+    return write
+
+
+def call(sweep, workdir, *arguments, **options):
+    return subprocess.run(
+        [sys.executable, "tools/sweep.py", str(sweep), f"--workdir={workdir}", *arguments],
+        cwd=ROOT, capture_output=True, text=True, **options,
+    )  # fmt: skip
+
+
+def quality(workdir):
+    """The columns of the table that do not depend on the machine's mood."""
+    with open(workdir / "table.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    cost = re.compile("tokens/s|MB|hours")
+    return [{k: v for k, v in row.items() if not cost.search(k)} for row in rows]
+
+
+@pytest.mark.slow
+def test_a_sweep_of_two_of_which_one_fails(files, tmp_path):
+    """With an evaluation behind it, in a folder that TensorBoard can read; then once more."""
+    sweep = files(
+        "optimizer.learning_rate", [0.001, 1e30], seeds=(0,),
+        evaluations=(("--layers --rows=8", "layers_{step}.json"),),
+        columns={"L2": ("layers_{step}.json", "l2")},
+        published=(({"optimizer.learning_rate": 0.001}, {"average": 80.1}),),
+        common={"train.max_bad_steps": 2},
+    )  # fmt: skip
+    work = tmp_path / "work"
+    done = call(sweep, work, "--print")
+    assert done.returncode == 0
+    assert len(done.stdout.strip().splitlines()) == 2
+    assert not work.exists()
+    first = shlex.split(done.stdout.splitlines()[0])
+    assert first[:2] == ["python", "train.py"]
+    assert first[first.index("&&") :][1:3] == ["python", "eval.py"]
+
+    done = call(sweep, work)
+    assert done.returncode == 2
+    assert "1 of 2 runs failed" in done.stderr
+    assert "Training diverged" in done.stderr
+    good = work / "learning_rate=0.001,seed=0"
+    layers = json.loads((good / "layers_8.json").read_text())
+    table = (work / "table.md").read_text()
+    assert "**1 of 2 rows are not there yet.**" in table
+    assert f"{sum(layers['l2']) / 3:.3f}" in table
+    assert "paper: average" in table
+    assert "80.1" in table
+    report = json.loads((good / "eval_8.json").read_text())
+    assert f"{report['mlm_loss']:.3f}" in table
+    assert float(quality(work)[0]["MLM loss"]) == report["mlm_loss"]
+    assert any((good / "hparams").iterdir())
+    for name in ("loss.png", "quality.png"):
+        assert (work / name).read_bytes()[:4] == b"\x89PNG"
+
+    # What is finished stays untouched; another config in its folder is refused.
+    before = (good / "metrics.jsonl").stat().st_mtime_ns
+    done = call(sweep, work)
+    assert "learning_rate=0.001,seed=0: finished before" in done.stdout
+    assert (good / "metrics.jsonl").stat().st_mtime_ns == before
+    done = call(sweep, work, "--config.train.batch_size=8")
+    assert done.returncode == 2
+    assert "holds a run with another train.batch_size" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_killed_finishes_with_the_same_table(files, tmp_path):
+    sweep = files("model.sharing", ["all", "sandwich"], steps=200, seeds=(0, 1))
+    assert call(sweep, tmp_path / "whole").returncode == 0
+
+    # Killed twice in the middle of a run, with everything below it; then stopped politely.
+    work = tmp_path / "killed"
+    for number, (run, how) in enumerate(
+        [("sharing=all,seed=1", signal.SIGKILL), ("sharing=sandwich,seed=0", signal.SIGKILL),
+         ("sharing=sandwich,seed=1", signal.SIGTERM)]
+    ):  # fmt: skip
+        process = subprocess.Popen(
+            [sys.executable, "tools/sweep.py", str(sweep), f"--workdir={work}"],
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        metrics = work / run / "metrics.jsonl"
+        deadline = time.monotonic() + 240
+        while not (metrics.is_file() and metrics.read_text().count("\n") > 20 + number):
+            assert process.poll() is None, process.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert children
+        os.kill(process.pid, how)
+        _, errors = process.communicate(timeout=60)
+        _, alive = psutil.wait_procs(children, timeout=20)
+        assert not alive, "a run outlived its sweep"
+        assert not (work / run / "eval_200.json").exists()
+        if how == signal.SIGTERM:
+            assert process.returncode == 2
+            assert "The same command goes on" in errors
+    assert call(sweep, work, "--jobs=2").returncode == 0
+    assert quality(work) == quality(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_a_budget_in_seconds_is_kept(files, tmp_path):
+    sweep = files("model.num_hidden_layers", [2, 12], seeds=(0,), budget=("seconds", 4.0))
+    done = call(sweep, tmp_path / "work")
+    assert done.returncode == 0, done.stderr
+    rows = quality(tmp_path / "work")
+    assert int(rows[0]["steps"]) > 1.5 * int(rows[1]["steps"])
+    with open(tmp_path / "work/table.csv", newline="") as file:
+        hours = [float(row["training hours"]) for row in csv.DictReader(file)]
+    assert all(1 < 3600 * h < 16 for h in hours)
+    # Measured once only.
+    assert call(sweep, tmp_path / "work").stdout.count("finished before") == 2

@@ -1,0 +1,184 @@
+"""Measures ALBERT against BERT of the same shape, and judges what is commonly said of it.
+
+  python tools/report.py --output=docs                     everything that can be measured here
+  python tools/report.py --output=docs --only=parameters,step      some sections
+  python tools/report.py --output=docs --albert_runs='DIR/sharing=all,embedding_size=32,seed=*' \\
+      --bert_runs='DIR/sharing=none,embedding_size=64,seed=*'      convergence of finished runs
+
+BERT is the same config with nothing shared and E = H. Writes claims.md, its pictures, and every
+measurement as soon as it is made into claims/measured.json: a report that was stopped goes on, and
+a measurement is made again when its entry there is removed. Sections: parameters, memory, tpu,
+step, latency, depths. The section tpu compiles for TPUs that are not there, a minute or two for
+each of some thirty programs on two cores. It needs libtpu, and a power meter codecarbon:
+requirements-report.txt. For a look at the page within minutes:
+
+  python tools/report.py --config=configs/base.py:tiny --rows=2 --length=16 \\
+      --only=parameters,memory,step,latency,depths
+"""
+
+import functools
+import glob
+import importlib.util
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from absl import flags
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from albert import cli
+
+SECTIONS = ("parameters", "memory", "tpu", "step", "latency", "depths")
+_CONFIG = cli.define_config("configs/base.py")
+_OUTPUT = flags.DEFINE_string("output", "claims", "Folder of claims.md and claims/.")
+_ONLY = flags.DEFINE_list("only", list(SECTIONS), "Sections to measure.")
+_ROWS = flags.DEFINE_integer("rows", 8, "Rows of a step that is timed.", lower_bound=1)
+_LENGTH = flags.DEFINE_integer("length", 128, "Tokens of such a row.", lower_bound=8)
+_ALBERT = flags.DEFINE_string("albert_runs", None, "Pattern of ALBERT's finished runs.")
+_BERT = flags.DEFINE_string("bert_runs", None, "Pattern of BERT's, of the same shape.")
+_WATTS = flags.DEFINE_float("watts", 100.0, "Power of this machine, assumed, for the estimate.")
+_PUE = flags.DEFINE_float("pue", 1.2, "Power of the whole data centre over the machine's, assumed.")
+_GRAMS = flags.DEFINE_float(
+    "grams", 480.0, "Grams of CO2 per kWh, assumed: about the world's mean."
+)
+_TARGET_STEPS = flags.DEFINE_integer("steps", 125_000, "Steps that the estimate of energy is for.")
+
+
+def main() -> None:
+    config = cli.checked(_CONFIG, needs_text=False)
+    import jax
+
+    from albert.claims import energy, measure, page
+    from albert.config import ConfigError
+
+    problems = [f"--only names {s!r}; there is {', '.join(SECTIONS)}"
+                for s in _ONLY.value if s not in SECTIONS]  # fmt: skip
+    if (_ALBERT.value is None) != (_BERT.value is None):
+        problems.append("--albert_runs and --bert_runs go together")
+    folders = {}
+    for name, pattern in (("ALBERT", _ALBERT.value), ("BERT", _BERT.value)):
+        if pattern is not None:
+            folders[name] = [Path(p) for p in sorted(glob.glob(pattern))]
+            if not folders[name]:
+                problems.append(f"there is no run {pattern}")
+            problems += [f"{p} is not a run that has begun: it has no metrics.jsonl"
+                         for p in folders[name] if not (p / "metrics.jsonl").is_file()]  # fmt: skip
+    if problems:
+        raise ConfigError(problems)
+    output = Path(_OUTPUT.value)
+    note = measure.Notebook(output / "claims" / "measured.json", lambda t: print(t, flush=True))
+    note("parameters", lambda: measure.parameters(config))
+    if folders:
+        note.values["runs"] = {n: measure.curves(of) for n, of in folders.items()}
+    if "tpu" in _ONLY.value:
+        _tpu(measure, note, config)
+    local = measure.resized(config, _ROWS.value, _LENGTH.value, max(1, _LENGTH.value * 15 // 100),
+                            dtype="float32")  # fmt: skip
+    shape = f"{_ROWS.value} rows of {_LENGTH.value} tokens"
+    predictions = local.data.max_predictions
+    if "memory" in _ONLY.value:
+        for rows in (_ROWS.value, 4 * _ROWS.value):
+            for length in (_LENGTH.value, 4 * _LENGTH.value):
+                made = functools.partial(
+                    measure.local_memory, local, rows, length, max(1, length * 15 // 100)
+                )
+                note(f"memory {rows} x {length}", made)
+        note("largest here", lambda: measure.largest_here(
+            local, 4 * _LENGTH.value, max(1, 4 * _LENGTH.value * 15 // 100), 4 * _ROWS.value
+        ))  # fmt: skip
+    if "step" in _ONLY.value:
+        note("step shape", lambda: shape)
+        note("step", lambda: measure.step_times(local, _ROWS.value, _LENGTH.value, predictions))
+        if jax.device_count() > 1:
+            note("all-reduce", lambda: measure.all_reduce(local) | {"devices": jax.device_count()})
+        if energy.can_measure():
+            note("kWh", lambda: measure.metered(local, _ROWS.value, _LENGTH.value, predictions))
+    if "latency" in _ONLY.value:
+        shapes = ((1, _LENGTH.value), (1, 4 * _LENGTH.value), (4 * _ROWS.value, _LENGTH.value))
+        note("latency", lambda: measure.latencies(local, shapes))
+    if "depths" in _ONLY.value:
+        note("depths", lambda: measure.depths(local, (2, 12, 24)))
+    size = measure.size_of(config)
+    written = page.write(note.values, size, _header(), _energy(note.values), output)
+    print(f"Written to {written}")
+
+
+def _tpu(measure, note, config) -> None:
+    if importlib.util.find_spec("libtpu") is None:
+        from albert.claims.tpu import INSTALL
+
+        print(f"No TPU compiler here: {INSTALL}.", flush=True)
+        return
+    for kind, remat in (("v5e", "none"), ("v5e", "full"), ("v6e", "none"), ("v6e", "full")):
+        for name, of in measure.pair(config).items():
+            try:
+                note(
+                    f"chip {kind} {remat} {name}",
+                    lambda of=of, kind=kind, remat=remat: measure.chip(
+                        of, kind, remat, lambda t: print(t, flush=True)
+                    ),
+                )
+            except measure.NoCompiler as error:
+                print(f"The TPU compiler does not answer: {error}", flush=True)
+                return
+
+
+def _energy(found: dict) -> list[str]:
+    from albert.claims import energy
+    from albert.claims.page import table
+
+    if "step" not in found:
+        return ["Not measured: no step was timed."]
+    steps = _TARGET_STEPS.value
+    if "kWh" in found:
+        lines = [f"Measured by codecarbon over half a minute of steps, from what it reads of "
+                 f"{', '.join(energy.meters())}; the machine alone, no PUE."]  # fmt: skip
+        kwh_per_step = found["kWh"]
+    else:
+        lines = [
+            "**An estimate, not a measurement**: "
+            + ("codecarbon is missing; " + energy.INSTALL if energy.meters() else
+               "this machine has no power meter that can be read (RAPL, NVIDIA)")
+            + f". kWh = seconds x watts x PUE / 3,600,000, with {_WATTS.value:g} W for this "
+            f"machine (--watts) and PUE {_PUE.value:g} (--pue), both assumed. With equal power "
+            "and equal steps the ratio of the models is that of their step times."
+        ]  # fmt: skip
+        kwh_per_step = {name: parts["step"] * _WATTS.value * _PUE.value / 3.6e6
+                        for name, parts in found["step"].items()}  # fmt: skip
+    lines += [
+        "",
+        f"CO2 = kWh x {_GRAMS.value:g} g, about the world's mean (--grams); {steps:,} steps "
+        "(--steps) of the shape timed above:",
+        "",
+    ]
+    rows = [[name, f"{steps * kwh:,.1f}", f"{steps * kwh * _GRAMS.value / 1000:,.1f}"]
+            for name, kwh in kwh_per_step.items()]  # fmt: skip
+    return lines + table(["model", "kWh", "kg CO2"], rows)
+
+
+def _header() -> list[str]:
+    import jax
+
+    cpu = platform.processor()
+    if sys.platform == "linux":
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        cpu = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), cpu)
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True,
+        cwd=Path(__file__).parent,
+    ).stdout.strip()  # fmt: skip
+    return [
+        f"`python {shlex.join(sys.argv)}`",
+        "",
+        f"{jax.device_count()} x {jax.devices()[0].device_kind} ({os.cpu_count()} cores of {cpu}), "
+        f"Python {platform.python_version()}, jax {jax.__version__}, commit {commit or 'unknown'}. "
+        "Measurements are kept in claims/measured.json.",
+    ]
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,91 @@
+"""Runs a sweep: many trainings that differ in a few fields, and a table of what they came to.
+
+  python tools/sweep.py configs/ablations/table4.py --workdir=runs/table4 \\
+      --config.data.train_sources=wiki/ --config.data.tokenizer=30k-clean.model
+  python tools/sweep.py configs/ablations/sharing.py:laptop --workdir=runs/sharing --jobs=2
+  python tools/sweep.py configs/ablations/table4.py --workdir=DIR --print   commands for a scheduler
+  python tools/sweep.py configs/ablations/table4.py --workdir=DIR --table   only what is there
+
+configs/ablations/ has one file for each table of the paper; behind a colon, laptop makes it minutes
+on two CPU cores. --config.SECTION.FIELD=VALUE holds for every run. Each run gets a folder below the
+workdir, named by what it varies. The same command goes on where it was stopped: finished runs are
+skipped, others go on from their checkpoints; a run that fails is told and the rest goes on. Leaves
+table.md, table.csv, loss.png and quality.png in the workdir, and hyper-parameters for TensorBoard.
+"""
+
+import shlex
+import sys
+from pathlib import Path
+
+from absl import flags
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from albert import cli
+
+_ROOT = Path(__file__).resolve().parent.parent
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs and the table.", required=True)
+_SEEDS = flags.DEFINE_list("seeds", None, "Seeds of every row. Default: the sweep's own.")
+_JOBS = flags.DEFINE_integer(
+    "jobs", 1, "Runs at once. On CPU each gets cores of its own; an accelerator takes one.",
+    lower_bound=1,
+)  # fmt: skip
+_PRINT = flags.DEFINE_bool("print", False, "Print a command for every run that is left, and stop.")
+_TABLE = flags.DEFINE_bool("table", False, "Write the table of what is finished, and stop.")
+
+
+def main(spec: str, overrides: list[str]) -> None:
+    from albert.config import ConfigError
+    from albert.running import RunError
+    from albert.sweeps.plan import check_disk, load_sweep, parse_overrides, plan
+    from albert.sweeps.plots import draw
+    from albert.sweeps.results import collect, write_hyperparameters, write_tables
+    from albert.sweeps.runner import Stopped, calibrated, execute, print_commands
+
+    sweep = load_sweep(spec)
+    seeds = sweep.seeds
+    if _SEEDS.value is not None:
+        if not _SEEDS.value or not all(seed.isdecimal() for seed in _SEEDS.value):
+            raise ConfigError([f"--seeds is {','.join(_SEEDS.value)}; give numbers, as in 0,1,2"])
+        seeds = tuple(map(int, _SEEDS.value))
+    folder = Path(_WORKDIR.value)
+    runs = plan(sweep, folder.absolute(), parse_overrides(overrides), seeds)
+    if not _TABLE.value:
+        check_disk(runs, folder)
+    runs, failed = calibrated(sweep, runs, _ROOT, lambda text: print(text, flush=True))
+    if _PRINT.value:
+        print_commands(sweep, runs)
+        return
+    if not _TABLE.value:
+        print(f"{sweep.title}: {len(runs)} runs in {folder}", flush=True)
+        try:
+            failed += execute(sweep, runs, _JOBS.value, _ROOT)
+        except Stopped as stopped:
+            raise RunError(str(stopped)) from stopped
+    rows = collect(sweep, runs)
+    folder.mkdir(parents=True, exist_ok=True)
+    command = shlex.join(["python", "tools/sweep.py", spec, *overrides])
+    table = write_tables(sweep, rows, len(sweep.runs), folder, command)
+    write_hyperparameters(sweep, runs)
+    draw(sweep, runs, rows, folder)
+    print(table.read_text(encoding="utf-8"))
+    print(f"Table, CSV and plots are in {folder}. All runs side by side, with their fields:\n"
+          f"  {Path(sys.executable).parent / 'tensorboard'} --logdir {folder}")  # fmt: skip
+    if failed:
+        told = "\n".join(f"{run.name}:\n{tail}" for run, tail in failed)
+        raise RunError(f"{len(failed)} of {len(runs)} runs failed; give the command again to try "
+                       f"them again.\n{told}")  # fmt: skip
+
+
+if __name__ == "__main__":
+    arguments: list[str] = []
+    own = [sys.argv[0]]
+    for argument in sys.argv[1:]:
+        is_field = argument.lstrip("-").startswith(("config.", "noconfig."))
+        (arguments if is_field else own).append(argument)
+    names = [argument for argument in own[1:] if not argument.startswith("-")]
+    sys.argv = [argument for argument in own if argument not in names]
+    if len(names) != 1 and not any("help" in argument for argument in sys.argv):
+        print("Name one sweep, such as configs/ablations/table4.py. See --help.", file=sys.stderr)
+        sys.exit(2)
+    cli.run(lambda: main(names[0], arguments))
