@@ -7,13 +7,15 @@ lies on disk was read back and found to be what was on the devices; only then Or
 folder to its final name, and only then older checkpoints are removed.
 """
 
+import contextlib
 import functools
 import json
 import logging
 import shutil
 import sys
+import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -26,6 +28,8 @@ from albert.manifest import describe, describe_on_host, differences, named
 from albert.places import is_remote, remove_folder, resolved
 
 _TEMPORARY, _REMOVED, _COMMITTED = ".orbax-checkpoint-tmp", ".removed", "commit_success.txt"
+# Seconds that the writers of a failed save get to end, and to remove what they left.
+_PATIENCE = 10.0
 
 
 class CheckpointError(RuntimeError):
@@ -51,6 +55,29 @@ def _one_error_is_enough() -> None:
     logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
 
 
+class _Items(ocp.CompositeCheckpointHandler):
+    """Remembers what writes the arrays: when one of several fails, Orbax tells at once, and the
+    others go on."""
+
+    _writers: Sequence = ()
+
+    async def async_save(self, *arguments, **more):
+        self._writers = ()
+        self._writers = tuple(await super().async_save(*arguments, **more) or ())
+        return list(self._writers)
+
+    def wait(self, deadline: float) -> None:
+        """Returns when all writers have ended or failed, or at a time of `time.monotonic`."""
+        for writer in self._writers:
+            with contextlib.suppress(Exception):  # the first of them was raised
+                writer.result(timeout=max(0.0, deadline - time.monotonic()))
+
+
+@ocp.args.register_with_handler(_Items, for_save=True, for_restore=True)
+class _ItemsArgs(ocp.args.Composite):
+    """What `_Items` saves."""
+
+
 class Checkpoints:
     """The checkpoints below one folder.
 
@@ -63,6 +90,7 @@ class Checkpoints:
         self._keep_last, self._keep_best = keep_last, keep_best
         self._verified: dict[int, dict] = {}  # step -> manifest
         self._saving: int | None = None  # a step on its way to disk
+        self._has_failed = False  # a save, which may have left something
         self._written: tuple[int, dict[str, dict]] = 0, {}  # the last one, and its arrays
         _one_error_is_enough()
         if not create and not folder.is_dir():
@@ -72,12 +100,13 @@ class Checkpoints:
             self._remove_unfinished()
             for left_over in folder.glob(f"*{_REMOVED}"):
                 shutil.rmtree(left_over)
+        self._items = _Items(
+            params=ocp.StandardCheckpointHandler(),
+            training=ocp.StandardCheckpointHandler(),
+            info=ocp.JsonCheckpointHandler(),
+        )
         self._checkpointer = ocp.AsyncCheckpointer(
-            ocp.CompositeCheckpointHandler(
-                params=ocp.StandardCheckpointHandler(),
-                training=ocp.StandardCheckpointHandler(),
-                info=ocp.JsonCheckpointHandler(),
-            ),
+            self._items,
             # Runs on process 0 when all files of a step are there, before the folder is renamed.
             async_options=ocp.options.AsyncOptions(post_finalization_callback=self._verify_saved),
         )
@@ -99,6 +128,8 @@ class Checkpoints:
         Raises whatever Orbax and the file system raise, of this save or of the one before.
         """
         self.wait()
+        if self._has_failed:
+            self._remove_unfinished()
         trees = {"params": params} | ({} if training is None else {"training": training})
         arguments: dict = {item: ocp.args.StandardSave(tree) for item, tree in trees.items()}
         arguments["info"] = ocp.args.JsonSave(info if loss is None else info | {"loss": loss})
@@ -107,11 +138,11 @@ class Checkpoints:
         self._saving = step
         try:
             self._checkpointer.save(
-                resolved(self.folder) / str(step), args=ocp.args.Composite(**arguments), force=True
+                resolved(self.folder) / str(step), args=_ItemsArgs(**arguments), force=True
             )
         except Exception:
             self._saving = None
-            self._remove_unfinished()
+            self._give_up()
             raise
 
     def _verify_saved(self) -> None:
@@ -136,7 +167,7 @@ class Checkpoints:
         try:
             self._checkpointer.wait_until_finished()
         except Exception:
-            self._remove_unfinished()
+            self._give_up()
             raise
         if step is not None and jax.process_index() == 0:
             self._remove_old(step)
@@ -150,15 +181,27 @@ class Checkpoints:
             self._checkpointer.check_for_errors()
         except Exception:
             self._saving = None
-            self._remove_unfinished()
+            self._give_up()
             raise
         return (self.folder / str(self._saving) / manifest.NAME).is_file() and self.wait()
+
+    def _give_up(self) -> None:
+        """Makes room after a save that failed; again before the next save and at the end, since
+        what an operating system was given to write may come later still."""
+        self._has_failed = True
+        self._items.wait(time.monotonic() + _PATIENCE)
+        self._remove_unfinished()
 
     def _remove_unfinished(self) -> None:
         if jax.process_index() != 0:
             return
-        for left_over in self.folder.glob(f"*{_TEMPORARY}*"):
-            shutil.rmtree(left_over, ignore_errors=True)  # it takes room, no more
+        deadline = time.monotonic() + _PATIENCE
+        while left := list(self.folder.glob(f"*{_TEMPORARY}*")):
+            for left_over in left:
+                shutil.rmtree(left_over, ignore_errors=True)  # it takes room, no more
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.01)
         if is_remote(self.folder):
             for step in self.folders():
                 if not (self.folder / str(step) / _COMMITTED).exists():
@@ -183,6 +226,8 @@ class Checkpoints:
             warnings.warn(f"The checkpoint of step {step} was not saved: {error}", stacklevel=2)
         finally:
             self._checkpointer.close()
+            if self._has_failed:
+                self._remove_unfinished()
 
     # What there is.
 

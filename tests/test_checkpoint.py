@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import jax
@@ -262,6 +263,40 @@ def test_left_overs_of_a_kill_are_cleared_away(saved, tmp_path):
         assert len(list(folder.iterdir())) == 4  # whoever only reads touches nothing
     with opened(folder, create=True):
         assert sorted(p.name for p in folder.iterdir()) == ["3", "7"]
+
+
+def test_writers_that_outlive_a_failed_save_leave_nothing(tmp_path, monkeypatch):
+    """One adds files while its folder is being removed, and another after that."""
+    folder = tmp_path / "checkpoints"
+    late = folder / "3.orbax-checkpoint-tmp" / "params"
+    over = threading.Event()
+
+    def fail(self):
+        def keep_writing():
+            for number in range(300):
+                with contextlib.suppress(FileNotFoundError):
+                    late.mkdir(parents=True, exist_ok=True)
+                    (late / str(number)).write_text("")
+            over.set()
+
+        threading.Thread(target=keep_writing).start()
+        raise OSError(28, "No space left on device")
+
+    verify = Checkpoints._verify_saved
+    monkeypatch.setattr(
+        Checkpoints, "_verify_saved", lambda self: (fail if not over.is_set() else verify)(self)
+    )
+    with opened(folder, create=True) as checkpoints:
+        checkpoints.save(3, *trees(), {}, None)
+        with pytest.raises(OSError, match="No space left"):
+            checkpoints.wait()
+        assert over.wait(20)
+        late.mkdir(parents=True, exist_ok=True)
+        checkpoints.save(4, *trees(), {}, None)
+        checkpoints.wait()
+        assert [path.name for path in folder.iterdir()] == ["4"]
+        late.mkdir(parents=True)
+    assert [path.name for path in folder.iterdir()] == ["4"]
 
 
 def test_the_last_and_the_best_are_kept_and_damaged_later_ones_replace_nothing(tmp_path):
