@@ -17,7 +17,7 @@ import traceback
 from absl import flags
 
 from albert import cli
-from albert.running.signals import Preempted, StopSignals
+from albert.running.signals import EXIT_CODE, Preempted, StopSignals
 
 _CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string(
@@ -59,10 +59,10 @@ def main() -> None:
         try:
             train(config, place(_WORKDIR.value or f"runs/{cli.config_name()}"), stop)
         except Exception as error:
-            if _DISTRIBUTED.value and not isinstance(error, Preempted):
+            if _DISTRIBUTED.value and (not isinstance(error, Preempted) or error.alone):
                 # Leaving as usual waits for the others, who may be waiting for this one.
                 traceback.print_exception(error, limit=-1)
-                os._exit(2)
+                os._exit(EXIT_CODE if isinstance(error, Preempted) else 2)
             raise
 
 

@@ -11,6 +11,7 @@ import contextlib
 import functools
 import json
 import logging
+import math
 import shutil
 import sys
 import time
@@ -30,6 +31,8 @@ from albert.places import is_remote, remove_folder, resolved
 _TEMPORARY, _REMOVED, _COMMITTED = ".orbax-checkpoint-tmp", ".removed", "commit_success.txt"
 # Seconds that the writers of a failed save get to end, and to remove what they left.
 _PATIENCE = 10.0
+# Seconds until one process gives up waiting for what another writes.
+_OTHERS_WRITE = 300
 
 
 class CheckpointError(RuntimeError):
@@ -91,6 +94,7 @@ class Checkpoints:
         self._verified: dict[int, dict] = {}  # step -> manifest
         self._saving: int | None = None  # a step on its way to disk
         self._has_failed = False  # a save, which may have left something
+        self._refuted: Exception | None = None  # why what was written last is not sound
         self._written: tuple[int, dict[str, dict]] = 0, {}  # the last one, and its arrays
         _one_error_is_enough()
         if not create and not folder.is_dir():
@@ -100,16 +104,21 @@ class Checkpoints:
             self._remove_unfinished()
             for left_over in folder.glob(f"*{_REMOVED}"):
                 shutil.rmtree(left_over)
+        options = ocp.options.AsyncOptions(
+            timeout_secs=_OTHERS_WRITE,
+            # Runs on process 0 when all files of a step are there, before the folder is renamed.
+            post_finalization_callback=self._verify,
+            # Where folders cannot be made, writers would wait for them in vain. Of several
+            # processes the others would, and for ever if it was not in the background.
+            create_directories_asynchronously=jax.process_count() > 1,
+        )
         self._items = _Items(
+            composite_options=ocp.CompositeOptions(async_options=options),
             params=ocp.StandardCheckpointHandler(),
             training=ocp.StandardCheckpointHandler(),
             info=ocp.JsonCheckpointHandler(),
         )
-        self._checkpointer = ocp.AsyncCheckpointer(
-            self._items,
-            # Runs on process 0 when all files of a step are there, before the folder is renamed.
-            async_options=ocp.options.AsyncOptions(post_finalization_callback=self._verify_saved),
-        )
+        self._checkpointer = ocp.AsyncCheckpointer(self._items, async_options=options)
 
     # Saving.
 
@@ -145,6 +154,17 @@ class Checkpoints:
             self._give_up()
             raise
 
+    def _verify(self) -> None:
+        """As `_verify_saved`, in Orbax's thread. Of several processes the others wait there for
+        this one, and an error raised here would keep them until their patience ends: it is kept
+        for `wait`, and the folder, which has no manifest, removed there."""
+        try:
+            self._verify_saved()
+        except Exception as error:
+            if jax.process_count() == 1:
+                raise
+            self._refuted = error
+
     def _verify_saved(self) -> None:
         """Reads back what was written, and adds the manifest; raises CheckpointError."""
         step, written = self._written
@@ -161,21 +181,47 @@ class Checkpoints:
         """Returns when what was being saved is on disk and verified, and what it replaces is gone;
         whether there was something.
 
-        Raises what went wrong, once.
+        Of several processes call it on all; all raise when one does. Raises what went wrong, once.
         """
-        step, self._saving = self._saving, None
+        step = self._saving
+        if step is None:
+            return False
+        error = self._ended(step)
+        if jax.process_count() > 1:
+            failed = multihost_utils.process_allgather(np.array(error is not None))
+            if failed.any() and error is None:
+                numbers = ", ".join(map(str, np.flatnonzero(failed)))
+                error = CheckpointError(f"process {numbers} could not write and says why")
+            elif error is not None and jax.process_index():  # the first one's errors are told
+                warnings.warn(
+                    f"Process {jax.process_index()} could not write its part of the checkpoint of "
+                    f"step {step}: {error}",
+                    stacklevel=2,
+                )
+        if error is not None:
+            self._give_up()
+            raise error
+        if jax.process_index() == 0:
+            self._remove_old(step)
+        return True
+
+    def _ended(self, step: int) -> Exception | None:
+        """Waits for what is being saved; returns what went wrong with it here."""
+        self._saving = None
         try:
             self._checkpointer.wait_until_finished()
-        except Exception:
-            self._give_up()
-            raise
-        if step is not None and jax.process_index() == 0:
-            self._remove_old(step)
-        return step is not None
+        except Exception as error:
+            return error
+        refuted, self._refuted = self._refuted, None
+        if refuted is not None:
+            with contextlib.suppress(OSError):  # without a manifest it is nobody's checkpoint
+                remove_folder(self.folder / str(step), _REMOVED)
+        return refuted
 
     def look(self) -> bool:
-        """As `wait`, if what was being saved is finished or has failed; else does nothing."""
-        if self._saving is None:
+        """As `wait`, if what was being saved is finished or has failed; else does nothing. Several
+        processes never find that out at the same time: then it does nothing at all."""
+        if self._saving is None or jax.process_count() > 1:
             return False
         try:
             self._checkpointer.check_for_errors()
@@ -218,16 +264,15 @@ class Checkpoints:
             remove_folder(self.folder / str(step), _REMOVED)
 
     def close(self) -> None:
-        """Waits for what is being written, and lets go of the folder."""
+        """Waits for what is being written, and lets go of the folder. Asks no other process: this
+        one may be the only one that ends."""
         step = self._saving
-        try:
-            self.wait()
-        except Exception as error:  # whoever cares has waited before
+        if step is not None and (error := self._ended(step)):  # whoever cares has waited before
+            self._give_up()
             warnings.warn(f"The checkpoint of step {step} was not saved: {error}", stacklevel=2)
-        finally:
-            self._checkpointer.close()
-            if self._has_failed:
-                self._remove_unfinished()
+        self._checkpointer.close()
+        if self._has_failed:
+            self._remove_unfinished()
 
     # What there is.
 
@@ -256,7 +301,7 @@ class Checkpoints:
                 found[step] = float(info["loss"])
             except (OSError, ValueError, KeyError):
                 continue  # damaged, or without a loss
-        return found
+        return {step: loss for step, loss in found.items() if math.isfinite(loss)}
 
     def problems(self, step: int) -> list[str]:
         """What is wrong with the files of a checkpoint, one phrase each, by its manifest."""

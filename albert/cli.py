@@ -12,6 +12,7 @@ from collections.abc import Callable
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from albert.running.console import tell
 from albert.running.signals import EXIT_CODE, Preempted, StopNow
 
 _bad_overrides: list[str] = []
@@ -87,24 +88,24 @@ def _main(main: Callable[..., int | None], argv: list[str], argument: str) -> in
         print(f"Not understood: {' '.join(argv[1:])}. See --help.", file=sys.stderr)
         return 2
     logging.set_verbosity(logging.WARNING)  # libraries tell of their own doings
-    warnings.showwarning = lambda message, *_, **__: print(f"Warning: {message}", file=sys.stderr)
+    warnings.showwarning = lambda message, *_, **__: tell(f"Warning: {message}", sys.stderr)
     try:
         return main(*argv[1:]) or 0
     except StopNow:
-        print("Stopped before anything was done.", file=sys.stderr)
+        tell("Stopped before anything was done.", sys.stderr)
         return EXIT_CODE
     except OSError as error:
         if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise  # no file to name: not a matter of what the user gave
-        print(f"{error.filename or 'Writing'}: {error.strerror}", file=sys.stderr)
+        tell(f"{error.filename or 'Writing'}: {error.strerror}", sys.stderr)
         return 2
     except Exception as error:
         if isinstance(error, Preempted):
-            print(error, file=sys.stderr)
+            tell(str(error), sys.stderr)
             return EXIT_CODE
         if not isinstance(error, _matters_of_use()):
             raise
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        tell(f"{type(error).__name__}: {error}", sys.stderr)
         return 2
 
 

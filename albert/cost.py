@@ -31,6 +31,11 @@ def parameters_by_part(config: AlbertConfig) -> dict[str, int]:
     return parts
 
 
+def without_heads(parts: dict[str, int]) -> int:
+    """Parameters of the encoder, its embeddings and the pooler, which is what papers count."""
+    return sum(n for part, n in parts.items() if part not in ("mlm_head", "sop_head"))
+
+
 def flops_per_token(config: AlbertConfig, seq_length: int, max_predictions: int) -> float:
     """Model FLOPs of one training step for each of the B * L positions.
 
@@ -102,9 +107,7 @@ def describe(config: Config) -> dict:
     return {
         "parameters": sum(parts.values()),
         "parameters_by_part": parts,
-        "parameters_without_heads": sum(
-            count for part, count in parts.items() if part not in ("mlm_head", "sop_head")
-        ),
+        "parameters_without_heads": without_heads(parts),
         "flops_per_token": per_token,
         "tokens_per_step": tokens,
         "steps": config.train.num_steps,

@@ -25,6 +25,7 @@ from albert.interop.weights import Weights
 from albert.losses import pretraining_loss
 from albert.metrics import write_scalars
 from albert.model import Albert
+from albert.places import replace_text
 from albert.train_step import apply_model
 
 _ROWS = 256  # enough for means over tokens; the gradient of all held-out rows takes long
@@ -60,7 +61,6 @@ def diagnose_run(workdir: Path, step: str, text: str | None, rows: int | None) -
         weights = formats.read(workdir / "checkpoints" / str(number))
         found = layer_figures(weights, examples, count, min(count, config.train.eval_batch_size))
         path = workdir / f"layers_{number}.json"
-        path.write_text(json.dumps({"step": number, "rows": count, **found}, indent=1) + "\n")
         plot(path.with_suffix(".png"), f"{workdir.name}, step {number}", found)
         scalars = {
             f"{name}/{depth + 1:02}": value
@@ -68,6 +68,8 @@ def diagnose_run(workdir: Path, step: str, text: str | None, rows: int | None) -
             for depth, value in enumerate(found[name])
         }
         write_scalars(workdir / "tensorboard" / "layers", number, "layers", scalars)
+        # In one go and last: a sweep takes it for the sign that all is done.
+        replace_text(path, json.dumps({"step": number, "rows": count, **found}, indent=1) + "\n")
         print(format_table(found))
         print(f"Written to {path} and {path.with_suffix('.png')}\n", flush=True)
 

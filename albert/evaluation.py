@@ -33,7 +33,7 @@ from albert.interop.workdir import is_run
 from albert.metrics import write_scalars
 from albert.model import Albert, abstract_params
 from albert.model_config import AlbertConfig
-from albert.places import place
+from albert.places import place, replace_text
 from albert.sharding import (
     ShardingConfig,
     batch_sharding,
@@ -362,8 +362,6 @@ def filled_masks(
 
 def write_report(path: Path, step: int, result: dict[str, float], examples: list[str]) -> None:
     """The figures and examples of one evaluation as a JSON file."""
-    path.write_text(
-        json.dumps({"step": step, **result, "examples": examples}, indent=1, ensure_ascii=False)
-        + "\n",
-        encoding="utf-8",
-    )
+    found = {"step": step, **result, "examples": examples}
+    # In one go: its being there says that a run is finished.
+    replace_text(path, json.dumps(found, indent=1, ensure_ascii=False) + "\n")

@@ -21,10 +21,12 @@ from albert.evaluation import Evaluator, format_table, write_report
 from albert.init_from import describe_start, read_start, start_state
 from albert.interop.weights import Weights
 from albert.interop.workdir import is_run
+from albert.metrics import last_logged_step
 from albert.model import Albert, abstract_params
 from albert.optimiser import make_optimizer
 from albert.places import is_remote
 from albert.running import RunError
+from albert.running.console import tell
 from albert.running.divergence import Rollbacks, report
 from albert.running.identity import check_same_run, describe_run
 from albert.running.lock import WorkdirLock
@@ -55,7 +57,7 @@ def train(config: Config, workdir: Path, stop: StopSignals | None = None) -> Non
       RunError: the workdir belongs to other data or another job, or training diverged.
       Preempted: by SIGTERM or SIGINT, with everything saved.
     """
-    say = print_progress if jax.process_index() == 0 else lambda text: None
+    say = tell if jax.process_index() == 0 else lambda text: None
     with contextlib.ExitStack() as stack:
         if stop is None:
             stop = stack.enter_context(StopSignals())
@@ -91,10 +93,16 @@ def train(config: Config, workdir: Path, stop: StopSignals | None = None) -> Non
                 data = _prepare(config, workdir, saved, start)
                 if saved is not None:
                     check_same_run(checkpoints.info(saved), config, data, workdir, say)
+                elif (logged := last_logged_step(workdir)) > 0:
+                    say(
+                        f"Warning: the logs in {workdir} go to step {logged}, and there is no "
+                        "checkpoint: beginning again at the first step."
+                    )
         except StopNow:
             raise Preempted(
                 f"Stopped by {stop.asked} before the first step; what was prepared is kept. The "
-                "same command goes on."
+                "same command goes on.",
+                alone=True,
             ) from None
         _run(config, workdir, data, checkpoints, saved, start, lock, stop, say)
 
@@ -189,10 +197,21 @@ def _run(
         with (
             contextlib.closing(Watchdog(config.train.stall_seconds)) as watchdog,
             contextlib.closing(
-                RunLog(config, workdir, first_step, figures, data.train.rows_per_epoch, say)
+                RunLog(
+                    config, workdir, first_step, evaluated, figures, data.train.rows_per_epoch, say
+                )
             ) as log,
             contextlib.closing(iterate(source, first_step, config.data.workers)) as batches,
         ):
+
+            def preempted() -> Preempted:
+                by = stop.asked or "a signal to another process"
+                if step == first_step and saved is None:
+                    return Preempted(f"Stopped by {by} before the first step. The same command "
+                                     "begins again.")  # fmt: skip
+                return Preempted(
+                    f"Stopped by {by} at step {step}, which is saved. The same command goes on."
+                )
 
             def save_and_raise(error: Exception) -> None:
                 """Ends the run with the state of this step on disk."""
@@ -225,7 +244,7 @@ def _run(
                 if lock.lost:
                     raise RunError(f"Another job has taken {workdir} over: this one ends.")
                 if question.any() and not is_last:
-                    save_and_raise(_preempted(stop, step))
+                    save_and_raise(preempted())
 
                 # Evaluate.
                 if due and not (step == first_step and evaluated and not is_last):
@@ -234,16 +253,17 @@ def _run(
                         with stop.immediately() if jax.process_count() == 1 else _nothing():
                             result = evaluator.figures(state.params)
                     except StopNow:
-                        save_and_raise(_preempted(stop, step))
-                    log.evaluated(step, result)
+                        save_and_raise(preempted())
+                    if not (step == first_step and evaluated):  # logged before it was saved
+                        log.evaluated(step, result)
 
                 # Save.
                 if saver.is_due(step, result.get("loss")):
                     watchdog.now("saving", f"saving step {step}")
                     log.flush()
-                    save = saver.save_now if is_last else saver.save
-                    save(step, state, log.figures, result.get("loss"))
+                    saver.save(step, state, log.figures, result.get("loss"))
                 if is_last:
+                    saver.save_now(step, state, log.figures, result.get("loss"))
                     break
 
                 # Next batch.
@@ -253,7 +273,7 @@ def _run(
                     with stop.immediately() if jax.process_count() == 1 else _nothing():
                         rows = next(batches)
                 except StopNow:
-                    save_and_raise(_preempted(stop, step))
+                    save_and_raise(preempted())
                 except Exception as error:  # whatever a source, a worker or Grain raises
                     save_and_raise(
                         RunError(f"The batch of step {step + 1} could not be made: {error}")
@@ -271,7 +291,6 @@ def _run(
             watchdog.rest()
 
         examples = evaluator.filled_masks(state.params, _EXAMPLES_SHOWN)
-    saver.finish()
     if jax.process_index() == 0:
         write_report(workdir / f"eval_{step}.json", step, result, examples)
     say(format_table(f"at step {step}", result))
@@ -281,21 +300,10 @@ def _run(
         f"  {Path(sys.executable).parent / 'tensorboard'} --logdir {workdir}")  # fmt: skip
 
 
-def print_progress(text: str) -> None:
-    print(text, flush=True)
-
-
 _ADVICE = (
     "Lower optimizer.learning_rate, or lengthen optimizer.warmup_steps, and start again in another "
     "--workdir; or go on behind these rows with --config.train.on_divergence=rollback."
 )
-
-
-def _preempted(stop: StopSignals, step: int) -> Preempted:
-    return Preempted(
-        f"Stopped by {stop.asked or 'a signal to another process'} at step {step}, which is saved. "
-        "The same command goes on."
-    )
 
 
 _nothing = contextlib.nullcontext

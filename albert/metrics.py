@@ -109,14 +109,17 @@ class MetricWriter:
     What cannot be written is told once and left out: figures are no reason to end a run.
     """
 
-    def __init__(self, workdir: Path, first_step: int, tell: Callable[[str], None]):
-        """Continues the logs of a run that goes on from `first_step`: later entries are dropped."""
+    def __init__(
+        self, workdir: Path, first_step: int, evaluated: bool, tell: Callable[[str], None]
+    ):
+        """Continues the logs of a run that goes on from `first_step`: later entries are dropped,
+        and the evaluation at that step too unless it was saved as `evaluated`: it comes again."""
         self._path, self._board_path = workdir / "metrics.jsonl", workdir / "tensorboard"
         self._tell = tell
         self._told: set[Path] = set()
         self._board: Board | None = None
         with self._telling(self._path):
-            _drop_after(self._path, first_step)
+            _drop_after(self._path, first_step, evaluated)
         with self._telling(self._board_path):
             self._board = Board(self._board_path, first_step)
 
@@ -137,11 +140,14 @@ class MetricWriter:
     def _telling(self, path: Path):
         try:
             yield
-        except OSError as error:
+        except (
+            Exception
+        ) as error:  # of the file system, or of whatever the library of a store raises
             if path not in self._told:
                 self._told.add(path)
-                self._tell(f"Warning: {path} cannot be written: {error.strerror or error}. "
-                           "Training goes on; what cannot be logged is left out.")  # fmt: skip
+                reason = getattr(error, "strerror", None) or error
+                self._tell(f"Warning: {path} cannot be written: {reason}. Training goes on; what "
+                           "cannot be logged is left out.")  # fmt: skip
 
     def close(self) -> None:
         if self._board is not None:
@@ -155,19 +161,31 @@ def write_scalars(folder: Path, step: int, group: str, values: dict[str, float])
         board.write(step, group, values)
 
 
-def _drop_after(path: Path, last_step: int) -> None:
-    """Keeps the records up to a step; what a killed run wrote after it will come again."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
+def last_logged_step(workdir: Path) -> int:
+    """The last step that the logs of a run tell of; 0 when there are none."""
+    return max((record["step"] for _, record in _records(workdir / "metrics.jsonl")), default=0)
+
+
+def _records(path: Path) -> list[tuple[str, dict]]:
+    """Lines of `metrics.jsonl` and what they say, without those that are cut off or damaged."""
+    found = []
+    text = path.read_bytes().decode(errors="replace") if path.is_file() else ""
+    for line in text.splitlines():
+        with contextlib.suppress(ValueError, TypeError, KeyError):
             record = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # the line that was being written when the run was killed
-        if record["step"] <= last_step:
-            kept.append(line + "\n")
-    replace_text(path, "".join(kept))
+            found.append((line, record | {"step": int(record["step"])}))
+    return found
+
+
+def _drop_after(path: Path, last_step: int, evaluated: bool) -> None:
+    """Keeps the records up to a step; what a killed run wrote after it will come again."""
+    if path.exists():
+        kept = [
+            line + "\n"
+            for line, record in _records(path)
+            if record["step"] < last_step + (record.get("group") != "valid" or evaluated)
+        ]
+        replace_text(path, "".join(kept))
 
 
 def format_count(number: float) -> str:

@@ -1,13 +1,14 @@
 """Breaks a run again and again, and compares its end with one that nothing happened to.
 
   python benchmarks/soak.py --minutes=30
-  python benchmarks/soak.py --minutes=2 --seed=7        the same faults at the same places
+  python benchmarks/soak.py --minutes=2 --seed=7        the same choice of faults
 
 Rounds of a small run (dropout, packing, accumulation, eight simulated devices, evaluation). While
 it runs it is killed, killed in the middle of a save, asked to stop, or its disk is full. Between
 two starts bits of its newest checkpoint are flipped, files cut off or taken away, folders emptied.
-Every round must end with the very bits of the undisturbed run, and with its log. Prints what was
-done, and leaves with 1 when a round ends otherwise.
+Every start must go on from the newest checkpoint that was left alone or a later one, and every
+round end with the very bits of the undisturbed run, and with its log. Prints what was done, and
+leaves with 1 when a round ends otherwise.
 """
 
 import collections
@@ -116,8 +117,8 @@ def _round(folder, work, environment, rng, counts) -> None:
     """A run from its first step to its last, whatever happens."""
     reached = 0
     while True:
-        if reached:
-            _damage(work, rng, counts)
+        damaged = _damage(work, rng, counts) if reached else None
+        least = max((step for step in _finished(work) if step != damaged), default=0)
         process = subprocess.Popen(
             _command(folder, work), cwd=ROOT, env=environment, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, text=True,
@@ -137,13 +138,16 @@ def _round(folder, work, environment, rng, counts) -> None:
         steps = [int(s) for s in re.findall(r"^step (\d+)/", printed, re.MULTILINE)]
         saved = re.search(r"at step (\d+), which is saved", printed)
         reached = max([reached if not steps else 0, *steps, int(saved[1]) if saved else 0])
+        began = re.search(r"Compiling; then steps (\d+) to", printed)
+        if began and int(began[1]) <= least:
+            raise RuntimeError(f"It began at step {began[1]} and not from {least}:\n{printed}")
         if code == 0:
             return
         expected = {
             "SIGKILL": (-signal.SIGKILL,), "SIGKILL while saving": (-signal.SIGKILL,),
             # Before Python takes signals they end it as they end any program.
             "SIGTERM": (EXIT_CODE, -signal.SIGTERM), "full disk": (2,),
-            "SIGINT twice": (EXIT_CODE, -signal.SIGINT, 1, 130),
+            "SIGINT twice": (EXIT_CODE, -signal.SIGINT, *(() if began else (1, 130))),
         }[fault]  # fmt: skip
         if code not in expected:
             raise RuntimeError(f"After {fault} the run left with {code}:\n{printed}")
@@ -177,18 +181,21 @@ def _disturb(process: subprocess.Popen, work: Path, fault: str, rng: random.Rand
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (4096, 4096))
 
 
-def _damage(work: Path, rng: random.Random, counts: collections.Counter) -> None:
-    """Something to the newest checkpoint; there is always another that is left alone."""
-    steps = sorted(
-        int(path.name) for path in (work / "checkpoints").glob("*") if path.name.isdecimal()
-    )
+def _finished(work: Path) -> list[int]:
+    """Steps whose checkpoints were finished, ascending."""
+    return sorted(int(path.parent.name) for path in (work / "checkpoints").glob("*/manifest.json")
+                  if path.parent.name.isdecimal())  # fmt: skip
+
+
+def _damage(work: Path, rng: random.Random, counts: collections.Counter) -> int | None:
+    """Something to the newest checkpoint, which is returned; there is always another that is left
+    alone."""
+    steps = _finished(work)
     what = rng.choice(_BETWEEN)
     if len(steps) < 2 or what == "nothing":
-        return
+        return None
     newest = work / "checkpoints" / str(steps[-1])
     files = [path for path in sorted(newest.rglob("*")) if path.is_file() and path.stat().st_size]
-    if not files:
-        return
     victim = rng.choice(files)
     whole = victim.read_bytes()
     place = rng.randrange(len(whole))
@@ -206,6 +213,7 @@ def _damage(work: Path, rng: random.Random, counts: collections.Counter) -> None
             newest, newest.parent / f"{steps[-1] + 1}.orbax-checkpoint-tmp", dirs_exist_ok=True
         )
     counts[f"between: {what}"] += 1
+    return steps[-1]
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """BERT-base, ALBERT's baseline in the same code: nothing shared, E = H, next-sentence prediction.
 
-The recipe is that of configs/base.py, so that the two differ in the model alone.
+The recipe is that of configs/base.py, so that the two differ in the model and its second
+objective alone.
 """
 
 from configs import base, default

@@ -316,6 +316,15 @@ def test_the_last_and_the_best_are_kept_and_damaged_later_ones_replace_nothing(t
         assert checkpoints.newest_sound(pytest.fail) == 5
 
 
+def test_a_loss_that_is_no_number_is_not_the_best(tmp_path):
+    folder = tmp_path / "checkpoints"
+    with opened(folder, create=True, keep_last=1, keep_best=1) as checkpoints:
+        for step, loss in {1: 5.0, 2: float("nan"), 3: 3.0, 4: None}.items():
+            checkpoints.save(step, *trees(step), {}, loss)
+        checkpoints.wait()
+        assert checkpoints.steps() == [3, 4]
+
+
 def test_weights_alone_have_no_training(tmp_path):
     with opened(tmp_path / "checkpoints", create=True) as checkpoints:
         checkpoints.save(4, trees()[0], None, {}, None)

@@ -141,7 +141,18 @@ def test_a_run_killed_before_its_report_writes_it(run, tiny, tmp_path, capsys):
     train(check(tiny), tmp_path / "run")
     ours, theirs = (json.loads((d / "eval_8.json").read_text()) for d in (tmp_path / "run", run))
     assert ours == theirs
+    assert figures(tmp_path / "run") == figures(run)
     assert "Held-out text at step 8" in capsys.readouterr().out
+
+
+def test_a_run_without_its_checkpoints_says_that_it_begins_again(run, tiny, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    (tmp_path / "run" / "eval_8.json").unlink()
+    train(check(tiny), tmp_path / "run")
+    words = r"the logs in .* go to step 8, and there is no checkpoint: beginning again at the first"
+    assert re.search(words, capsys.readouterr().out)
+    assert figures(tmp_path / "run") == figures(run)
 
 
 # Damage.
@@ -202,7 +213,8 @@ def test_a_corrupt_record_under_the_reader_is_told_with_its_file(run, tiny, tmp_
     with pytest.raises(RunError, match=r"The batch of step \d+ could not be made: .*") as error:
         train(check(tiny), work)
     assert str(tmp_path / "prepared") in str(error.value)
-    assert max(Checkpoints(work / "checkpoints").steps()) >= 6
+    step = int(re.search(r"The batch of step (\d+)", str(error.value))[1])
+    assert Checkpoints(work / "checkpoints").steps()[-1] == step - 1
 
 
 @pytest.mark.slow
@@ -279,6 +291,7 @@ def test_divergence_rolls_back_and_goes_on_behind_the_rows(tiny, tmp_path, monke
     monkeypatch.undo()
     train(check(tiny), again)
     assert_bit_equal(state_of(again, 20), last)
+    assert figures(again) == figures(tmp_path / "whole")
 
 
 def test_a_learning_rate_of_1e20_stops_and_leaves_its_rows(tiny, tmp_path):
@@ -422,6 +435,10 @@ HARD = [
 ]  # fmt: skip
 
 
+# Of runs in several processes, which take long on few cores.
+SHORT = "--config.train.num_steps=40"
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, text, vocabulary, prepared):
     """The run of HARD that nothing happens to: dropout, packing, accumulation, eight devices."""
@@ -432,9 +449,23 @@ def whole(tmp_path_factory, text, vocabulary, prepared):
     return folder
 
 
+@pytest.fixture(scope="module")
+def short(tmp_path_factory, text, vocabulary, prepared):
+    """The same of 40 steps."""
+    folder = tmp_path_factory.mktemp("short")
+    subprocess.run(
+        hard_command(text, vocabulary, prepared, folder, SHORT), cwd=ROOT, check=True,
+        capture_output=True,
+    )  # fmt: skip
+    return folder
+
+
+PROGRAM = ["train.py"]
+
+
 def hard_command(text, vocabulary, prepared, workdir, *more):
     return [
-        sys.executable, "train.py", "--config=configs/base.py:v1,tiny", f"--workdir={workdir}",
+        sys.executable, *PROGRAM, "--config=configs/base.py:v1,tiny", f"--workdir={workdir}",
         f"--config.data.train_sources={text}", f"--config.data.tokenizer={vocabulary}",
         f"--config.data.folder={prepared}", "--config.model.vocab_size=96",
         "--config.data.seq_length=32", "--config.data.max_predictions=6",
@@ -458,6 +489,7 @@ def test_killed_twenty_times_it_ends_in_the_same_bits(
         if kills < KILLS:
             for left_over in unfinished(work):  # or the wait below would end at once
                 shutil.rmtree(left_over)
+            newest = max(Checkpoints(work / "checkpoints", create=True).steps(), default=0)
             process = launch(arguments)
             if moment == "any":
                 # From starting up to steps and evaluations; some go a little further each time.
@@ -469,6 +501,9 @@ def test_killed_twenty_times_it_ends_in_the_same_bits(
             alive = process.poll() is None
             process.send_signal(signal.SIGKILL)
             printed, _ = process.communicate()
+            # Not from further back than what there was: beginning anew ends in the same bits too.
+            if began := re.search(r"Compiling; then steps (\d+) to", printed):
+                assert int(began[1]) == newest + 1
             if alive:
                 kills += 1
                 continue
@@ -497,7 +532,9 @@ def processes_of(text, vocabulary, prepared, workdir, *more, own=((), ())):
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
         "JAX_NUM_PROCESSES": "2",
     }
-    arguments = hard_command(text, vocabulary, prepared, workdir, "--heartbeat_seconds=10", *more)
+    arguments = hard_command(
+        text, vocabulary, prepared, workdir, SHORT, "--heartbeat_seconds=10", *more
+    )
     return [
         launch([*arguments, *own[number]], env={**environment, "JAX_PROCESS_ID": str(number)})
         for number in (0, 1)
@@ -518,10 +555,10 @@ def wait_for(process, words):
 @pytest.mark.parametrize("victim", [0, 1])
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 def test_when_one_process_is_gone_the_others_end_and_a_restart_goes_on(
-    whole, text, vocabulary, prepared, tmp_path, victim, how
+    short, text, vocabulary, prepared, tmp_path, victim, how
 ):
     pair = processes_of(text, vocabulary, prepared, tmp_path)
-    wait_for(pair[0], "step 6/")
+    wait_for(pair[0], "step 10/")  # by now the checkpoint of step 4 is written
     pair[victim].send_signal(how)
     begin = time.monotonic()
     printed, _ = pair[1 - victim].communicate(timeout=90)
@@ -535,8 +572,77 @@ def test_when_one_process_is_gone_the_others_end_and_a_restart_goes_on(
     printed = [process.communicate(timeout=400)[0] for process in again]
     assert [process.returncode for process in again] == [0, 0], "\n".join(printed)
     assert "Going on from the checkpoint of step" in printed[0]
-    ours, theirs = ([r["loss"] for r in records(d)] for d in (tmp_path, whole))
+    ours, theirs = ([r["loss"] for r in records(d)] for d in (tmp_path, short))
     np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+
+
+FAILING = """
+import os, runpy, sys
+from albert.checkpoint import Checkpoints
+verify, calls = Checkpoints._verify_saved, []
+def fails(self):
+    calls.append(1)
+    if len(calls) == 2:
+        raise OSError(28, "No space left on device")
+    verify(self)
+Checkpoints._verify_saved = fails
+sys.argv = ["train.py", *sys.argv[1:]]
+runpy.run_path("train.py", run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+def test_a_save_that_fails_on_one_process_is_agreed_upon_and_tried_again(
+    short, text, vocabulary, prepared, tmp_path, monkeypatch
+):
+    """The first process is the one that verifies; the other waits for it."""
+    monkeypatch.setattr(sys.modules[__name__], "PROGRAM", ["-c", FAILING])
+    pair = processes_of(text, vocabulary, prepared, tmp_path)
+    printed = [process.communicate(timeout=200)[0] for process in pair]
+    assert [process.returncode for process in pair] == [0, 0], "\n".join(printed)
+    assert "The checkpoint of step 8 could not be saved: OSError: [Errno 28]" in printed[0]
+    assert printed[0].count("could not be saved") == 1
+    assert Checkpoints(tmp_path / "checkpoints").folders()[-1] == 40
+    ours, theirs = ([r["loss"] for r in records(d)] for d in (tmp_path, short))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_several_processes_roll_back_together(text, vocabulary, prepared, tmp_path):
+    """With a learning rate that nothing bears, until they give up."""
+    fields = {"optimizer.name": "optax.sgd", "optimizer.learning_rate": 1e20,
+              "optimizer.warmup_steps": 6, "train.max_bad_steps": 2, "train.log_every": 1,
+              "train.checkpoint_every": 1, "train.on_divergence": "rollback"}  # fmt: skip
+    pair = processes_of(
+        text, vocabulary, prepared, tmp_path, *(f"--config.{k}={v}" for k, v in fields.items())
+    )
+    printed = [process.communicate(timeout=200)[0] for process in pair]
+    assert [process.returncode for process in pair] == [2, 2], "\n".join(printed)
+    assert printed[0].count("Rolled back to step") == 3
+    assert all("It was rolled back 3 times before." in text for text in printed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signalled", [False, True])
+def test_a_run_that_nobody_listens_to_goes_on(
+    short, text, vocabulary, prepared, tmp_path, signalled
+):
+    """As behind `| tee`, which Ctrl-C has ended: words are lost, nothing else is."""
+    process = launch(hard_command(text, vocabulary, prepared, tmp_path, SHORT))
+    wait_for(process, "Compiling")
+    process.stdout.close()
+    if signalled:
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=120) == 75
+        done = subprocess.run(
+            hard_command(text, vocabulary, prepared, tmp_path, SHORT), cwd=ROOT, capture_output=True
+        )
+        assert done.returncode == 0
+    else:
+        assert process.wait(timeout=120) == 0
+    assert_bit_equal(state_of(tmp_path, 40), state_of(short, 40))
+    assert figures(tmp_path) == figures(short)
 
 
 @pytest.mark.slow
@@ -561,7 +667,7 @@ def test_a_process_that_fails_alone_ends_all(text, vocabulary, prepared, tmp_pat
 
 @pytest.mark.slow
 def test_a_signal_to_one_process_stops_all_at_the_same_step(
-    whole, text, vocabulary, prepared, tmp_path
+    short, text, vocabulary, prepared, tmp_path
 ):
     pair = processes_of(text, vocabulary, prepared, tmp_path)
     wait_for(pair[0], "step 6/")
@@ -574,10 +680,11 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(
     assert max(Checkpoints(tmp_path / "checkpoints").steps()) == int(steps[0])
     # On with one process.
     done = subprocess.run(
-        hard_command(text, vocabulary, prepared, tmp_path), cwd=ROOT, capture_output=True, text=True
-    )
+        hard_command(text, vocabulary, prepared, tmp_path, SHORT), cwd=ROOT, capture_output=True,
+        text=True,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    ours, theirs = ([r["loss"] for r in records(d)] for d in (tmp_path, whole))
+    ours, theirs = ([r["loss"] for r in records(d)] for d in (tmp_path, short))
     np.testing.assert_allclose(ours, theirs, rtol=1e-5)
 
 

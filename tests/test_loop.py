@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -144,6 +145,21 @@ def test_harmless_changes_are_told(run, tiny, tmp_path, capsys):
     assert "optimizer.learning_rate: 0.00176 -> 0.001" in printed
     assert "train.log_every: 2 -> 5" in printed
     assert "Going on from the checkpoint of step 8" in printed
+
+
+def test_other_held_out_text_is_told(tiny, tmp_path, capsys):
+    for name in ("a", "b"):
+        write_text(tmp_path / f"{name}.txt", 30, seed=ord(name))
+    tiny.data.folder = str(tmp_path / "prepared")
+    tiny.data.valid_sources = (str(tmp_path / "a.txt"),)
+    tiny.train.num_steps = tiny.train.eval_every = 2
+    train(check(tiny), tmp_path / "run")
+    tiny.data.valid_sources = (str(tmp_path / "b.txt"),)
+    tiny.train.num_steps = 4
+    train(check(tiny), tmp_path / "run")
+    printed = capsys.readouterr().out
+    assert "held-out text: figures before and after do not compare" in printed
+    assert re.search(r"data\.valid_sources: .*a\.txt.* -> .*b\.txt", printed)
 
 
 def test_an_empty_or_damaged_checkpoint_is_told(run, tiny, tmp_path):
@@ -372,8 +388,11 @@ def test_a_worker_that_is_killed_ends_the_run(tiny, tmp_path):
                 killed = time.monotonic()
         code = process.wait(timeout=60)
     assert time.monotonic() - killed < 60
-    assert code != 0
-    assert "Worker process was terminated unexpectedly" in "".join(printed)
+    assert code == 2
+    printed = "".join(printed)
+    assert "Worker process was terminated unexpectedly" in printed
+    step = int(re.search(r"The batch of step (\d+) could not be made", printed)[1])
+    assert Checkpoints(tmp_path / "checkpoints").steps() == [step - 1]
 
 
 @pytest.mark.slow

@@ -88,6 +88,25 @@ def test_svd_is_the_best_approximation(leaf):
         np.testing.assert_allclose(error, np.sqrt((left**2).sum()), rtol=1e-4)
 
 
+def test_svd_of_no_difference_can_still_learn():
+    """Were both factors zero, so would their gradients be, for ever."""
+    weights = random_weights(sharing="cycle:2", num_hidden_layers=4)
+    config = changed(weights, sharing="sandwich", lora_rank=2)
+    unlike = reshare(weights, config, "svd")
+    alike = reshare(weights, dataclasses.replace(config, sharing="cycle:2"), "svd")
+    np.testing.assert_allclose(outputs(alike), outputs(weights), rtol=1e-4, atol=1e-4)
+    for found, depths in ((alike, range(4)), (unlike, (0, 3))):  # the ends are nobody's but theirs
+        for depth in depths:
+            for leaf in ("attention/query", "attention/output", "intermediate", "output"):
+                a, b = (
+                    found.params[f"encoder/group_{depth}/layer_0/{leaf}/lora_{x}"] for x in "ab"
+                )
+                assert not b.any()
+                assert (np.abs(a).max(axis=tuple(range(a.ndim - 1))) > 1e-3).all()
+    b = unlike.params["encoder/group_1/layer_0/intermediate/lora_b"]
+    assert b.any(axis=-1).all()
+
+
 def test_deeper_repeats_the_stack_and_shallower_takes_every_other_layer():
     weights = random_weights(sharing="none", num_hidden_layers=2)
     leaf = "intermediate/kernel"

@@ -17,10 +17,11 @@ import psutil
 import pytest
 
 from albert.config import ConfigError
-from albert.cost import flops_per_token
+from albert.cost import flops_per_token, parameters_by_part
 from albert.sweeps import plan as plan_module
 from albert.sweeps.grid import Sweep, chain, choices, product, zip_runs
 from albert.sweeps.plan import check_disk, load_sweep, parse_overrides, plan
+from albert.sweeps.results import collect
 
 ROOT = Path(__file__).resolve().parent.parent
 ABLATIONS = sorted(p.stem for p in (ROOT / "configs/ablations").glob("*.py") if p.stem != "scale")
@@ -85,6 +86,11 @@ def test_budgets_are_steps():
     assert paid[3] < paid[0]  # a wider embedding costs more a step
     with pytest.raises(ConfigError, match="budget is by 'hours'; it must be by one of steps"):
         steps("hours", 1)
+    with pytest.raises(
+        ConfigError,
+        match=r"size=8,seed=0: optimizer\.warmup_steps 100 is more than train\.num_steps",
+    ):
+        steps("tokens", 2048 * 50)
 
 
 def test_everything_wrong_is_told_before_the_first_run(tmp_path):
@@ -101,6 +107,12 @@ def test_everything_wrong_is_told_before_the_first_run(tmp_path):
     for runs in (choices("model.sharing", "all", "all"), clash):
         with pytest.raises(ConfigError, match="2 runs would share the folder"):
             plan(Sweep("", "configs/laptop.py", runs), tmp_path, TEXT, (0,))
+    # What the sweep varies is not the command line's to set: all rows would be the same run.
+    table4 = load_sweep("configs/ablations/table4.py")
+    with pytest.raises(ConfigError, match=r"--config\.model\.sharing is set, and the sweep itself"):
+        plan(table4, tmp_path, TEXT | {"model.sharing": "all"}, (0,))
+    with pytest.raises(ConfigError, match=r"sets seed; leave it out and give --seeds"):
+        plan(table4, tmp_path, TEXT | {"seed": 3}, (0,))
     with pytest.raises(ConfigError, match=r"There is no file configs/ablations/table44\.py"):
         load_sweep("configs/ablations/table44.py")
     with pytest.raises(ConfigError, match="unknown argument 'huge'; there is laptop"):
@@ -120,6 +132,36 @@ def test_overrides_of_the_command_line_have_the_fields_types():
         "data.lower_case": False, "train.num_steps": 7, "data.tokenizer": "5.model",
         "optimizer.learning_rate": 1,
     }  # fmt: skip
+
+
+def test_figures_of_a_run_are_named_by_what_they_judge(tmp_path):
+    """The head of a run with NSP judges NSP, and figures stand in the units of the paper's."""
+    sweep = load_sweep("configs/ablations/table5.py:laptop")
+    runs = {run.row["data.sentence_objective"]: run for run in plan(sweep, tmp_path, TEXT, (0,))}
+    evaluation = {"mlm_loss": 5.0, "mlm_accuracy": 0.2, "sop_accuracy": 0.9, "unigram_entropy": 6.0}
+    for objective, run in runs.items():
+        steps = run.config.train.num_steps
+        run.workdir.mkdir()
+        config = {"config": dataclasses.asdict(run.config)}
+        (run.workdir / "config.json").write_text(json.dumps(config))
+        (run.workdir / "metrics.jsonl").write_text("")
+        kept = {k: v for k, v in evaluation.items() if objective != "none" or "sop" not in k}
+        (run.workdir / f"eval_{steps}.json").write_text(json.dumps(kept))
+    rows = {
+        row.overrides["data.sentence_objective"]: row for row in collect(sweep, [*runs.values()])
+    }
+    assert rows["none"].mean == {"MLM loss": 5.0, "MLM accuracy, %": 20.0}
+    assert rows["nsp"].mean == {"MLM loss": 5.0, "MLM accuracy, %": 20.0, "NSP accuracy, %": 90.0}
+    assert rows["sop"].mean == {"MLM loss": 5.0, "MLM accuracy, %": 20.0, "SOP accuracy, %": 90.0}
+    # Judged by both, as Table 5 has it.
+    steps = runs["nsp"].config.train.num_steps
+    for name, accuracy in (("nsp", 0.91), ("sop", 0.52)):
+        path = runs["nsp"].workdir / f"eval_{steps}_{name}.json"
+        path.write_text(json.dumps({"sop_accuracy": accuracy}))
+    found = collect(sweep, [runs["nsp"]])[0].mean
+    assert (found["NSP accuracy, %"], found["SOP accuracy, %"]) == (91.0, 52.0)
+    backbone = parameters_by_part(runs["sop"].config.model)
+    assert rows["sop"].parameters == sum(v for k, v in backbone.items() if "head" not in k)
 
 
 def test_a_full_disk_is_told_beforehand(tmp_path, monkeypatch):
@@ -177,10 +219,19 @@ def files(tmp_path, text, vocabulary, prepared):
     return write
 
 
-def call(sweep, workdir, *arguments, **options):
+def command(sweep, workdir, *arguments):
+    return [sys.executable, "tools/sweep.py", str(sweep), f"--workdir={workdir}", *arguments]
+
+
+def one_device():
+    """The environment without simulated devices, which take most of the time of small steps."""
+    return os.environ | {"XLA_FLAGS": os.environ["XLA_FLAGS"].replace("count=8", "count=1")}
+
+
+def call(sweep, workdir, *arguments):
     return subprocess.run(
-        [sys.executable, "tools/sweep.py", str(sweep), f"--workdir={workdir}", *arguments],
-        cwd=ROOT, capture_output=True, text=True, **options,
+        command(sweep, workdir, *arguments), cwd=ROOT, capture_output=True, text=True,
+        env=one_device(),
     )  # fmt: skip
 
 
@@ -221,6 +272,7 @@ def test_a_sweep_of_two_of_which_one_fails(files, tmp_path):
     assert "**1 of 2 rows are not there yet.**" in table
     assert f"{sum(layers['l2']) / 3:.3f}" in table
     assert "paper: average" in table
+    assert "| parameters without heads |" in table
     assert "80.1" in table
     report = json.loads((good / "eval_8.json").read_text())
     assert f"{report['mlm_loss']:.3f}" in table
@@ -251,8 +303,8 @@ def test_a_sweep_that_is_killed_finishes_with_the_same_table(files, tmp_path):
          ("sharing=sandwich,seed=1", signal.SIGTERM)]
     ):  # fmt: skip
         process = subprocess.Popen(
-            [sys.executable, "tools/sweep.py", str(sweep), f"--workdir={work}"],
-            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            command(sweep, work), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            text=True, env=one_device(),
         )  # fmt: skip
         metrics = work / run / "metrics.jsonl"
         deadline = time.monotonic() + 240
@@ -277,8 +329,19 @@ def test_a_sweep_that_is_killed_finishes_with_the_same_table(files, tmp_path):
 @pytest.mark.slow
 def test_a_budget_in_seconds_is_the_steps_that_it_buys(files, tmp_path):
     """By the step as it was measured; what a machine under load makes of it is not tested."""
-    sweep = files("model.num_hidden_layers", [2, 4], seeds=(0, 1), budget=("seconds", 1.0))
+    sweep = files(
+        "model.num_hidden_layers", [2, 4], seeds=(0, 1), budget=("seconds", 1.0),
+        common={"optimizer.warmup_steps": 0},
+    )  # fmt: skip
     work = tmp_path / "work"
+    # Neither of these measures anything.
+    done = call(sweep, work, "--print")
+    assert done.returncode == 2
+    assert "what a step takes where the runs will be is not known" in done.stderr
+    done = call(sweep, work, "--table")
+    assert done.returncode == 0, done.stderr
+    assert "**2 of 2 rows are not there yet.**" in (work / "table.md").read_text()
+    assert not any(work.rglob("calibration*"))
     done = call(sweep, work)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("measuring its step") == 2  # not again for the second seed
@@ -287,10 +350,11 @@ def test_a_budget_in_seconds_is_the_steps_that_it_buys(files, tmp_path):
         runs = [work / f"num_hidden_layers={layers},seed={seed}" for seed in (0, 1)]
         lines = (runs[0] / "calibration" / "metrics.jsonl").read_text().splitlines()
         times = [t for line in lines if (t := json.loads(line).get("step_seconds"))]
-        steps = int(1.0 / statistics.median_high(times))
+        steps = max(1, int(1.0 / statistics.median_high(times)))
         assert int(row["steps"]) == steps
         assert all((run / f"eval_{steps}.json").is_file() for run in runs)
     # And not when it is started again.
     again = call(sweep, work).stdout
     assert again.count("finished before") == 4
     assert "measuring" not in again
+    assert len(call(sweep, work, "--print").stdout.strip().splitlines()) == 0

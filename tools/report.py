@@ -7,7 +7,8 @@
 
 BERT is the same config with nothing shared and E = H. Writes claims.md, its pictures, and every
 measurement as soon as it is made into claims/measured.json: a report that was stopped goes on, and
-a measurement is made again when its entry there is removed. Sections: parameters, memory, tpu,
+a measurement is made again when its entry there is removed; another config needs another --output.
+Sections: parameters, memory, tpu,
 step, latency, depths. The section tpu compiles for TPUs that are not there, a minute or two for
 each of some thirty programs on two cores. It needs libtpu, and a power meter codecarbon:
 requirements-report.txt. For a look at the page within minutes:
@@ -16,6 +17,7 @@ requirements-report.txt. For a look at the page within minutes:
       --only=parameters,memory,step,latency,depths
 """
 
+import dataclasses
 import functools
 import glob
 import importlib.util
@@ -65,20 +67,28 @@ def main() -> None:
             folders[name] = [Path(p) for p in sorted(glob.glob(pattern))]
             if not folders[name]:
                 problems.append(f"there is no run {pattern}")
-            problems += [f"{p} is not a run that has begun: it has no metrics.jsonl"
-                         for p in folders[name] if not (p / "metrics.jsonl").is_file()]  # fmt: skip
+    problems += measure.run_problems(folders)
     if problems:
         raise ConfigError(problems)
     output = Path(_OUTPUT.value)
-    note = measure.Notebook(output / "claims" / "measured.json", lambda t: print(t, flush=True))
+    of = {
+        "model": dataclasses.asdict(config.model),
+        "optimizer": dataclasses.asdict(config.optimizer),
+        "data.seq_length": config.data.seq_length,
+        "data.max_predictions": config.data.max_predictions,
+        "rows": _ROWS.value,
+        "length": _LENGTH.value,
+    }
+    note = measure.Notebook(
+        output / "claims" / "measured.json", of, _here(), lambda t: print(t, flush=True)
+    )
     note("parameters", lambda: measure.parameters(config))
     if folders:
-        note.values["runs"] = {n: measure.curves(of) for n, of in folders.items()}
+        note.keep("runs", {n: measure.curves(of) for n, of in folders.items()})
     if "tpu" in _ONLY.value:
         _tpu(measure, note, config)
     local = measure.resized(config, _ROWS.value, _LENGTH.value, max(1, _LENGTH.value * 15 // 100),
                             dtype="float32")  # fmt: skip
-    shape = f"{_ROWS.value} rows of {_LENGTH.value} tokens"
     predictions = local.data.max_predictions
     if "memory" in _ONLY.value:
         for rows in (_ROWS.value, 4 * _ROWS.value):
@@ -91,7 +101,6 @@ def main() -> None:
             local, 4 * _LENGTH.value, max(1, 4 * _LENGTH.value * 15 // 100), 4 * _ROWS.value
         ))  # fmt: skip
     if "step" in _ONLY.value:
-        note("step shape", lambda: shape)
         note("step", lambda: measure.step_times(local, _ROWS.value, _LENGTH.value, predictions))
         if jax.device_count() > 1:
             note("all-reduce", lambda: measure.all_reduce(local) | {"devices": jax.device_count()})
@@ -103,7 +112,9 @@ def main() -> None:
     if "depths" in _ONLY.value:
         note("depths", lambda: measure.depths(local, (2, 12, 24)))
     size = measure.size_of(config)
-    written = page.write(note.values, size, _header(), _energy(note.values), output)
+    written = page.write(
+        note.values, size, f"python {shlex.join(sys.argv)}", _energy(note.values), output
+    )
     print(f"Written to {written}")
 
 
@@ -160,7 +171,8 @@ def _energy(found: dict) -> list[str]:
     return lines + table(["model", "kWh", "kg CO2"], rows)
 
 
-def _header() -> list[str]:
+def _here() -> str:
+    """On what is measured, and at which commit."""
     import jax
 
     cpu = platform.processor()
@@ -171,13 +183,10 @@ def _header() -> list[str]:
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True,
         cwd=Path(__file__).parent,
     ).stdout.strip()  # fmt: skip
-    return [
-        f"`python {shlex.join(sys.argv)}`",
-        "",
+    return (
         f"{jax.device_count()} x {jax.devices()[0].device_kind} ({os.cpu_count()} cores of {cpu}), "
-        f"Python {platform.python_version()}, jax {jax.__version__}, commit {commit or 'unknown'}. "
-        "Measurements are kept in claims/measured.json.",
-    ]
+        f"Python {platform.python_version()}, jax {jax.__version__}, commit {commit or 'unknown'}"
+    )
 
 
 if __name__ == "__main__":

@@ -31,9 +31,10 @@ def main() -> None:
     from albert.config import ConfigError
     from albert.data.examples import show_row
     from albert.data.prepare import prepare
+    from albert.places import place
 
     if _FILE.value is not None:
-        _show_file(Path(_FILE.value))
+        _show_file(place(_FILE.value))
         return
     config = cli.checked(_CONFIG)
     size = config.train.batch_size
@@ -50,6 +51,8 @@ def main() -> None:
 
 
 def _show_file(path: Path) -> None:
+    import io
+
     import numpy as np
 
     from albert.config import ConfigError
@@ -61,7 +64,7 @@ def _show_file(path: Path) -> None:
         raise ConfigError(
             [f"--file: there must be {path}, in the folder of a run with {vocabulary.name}"]
         )
-    with np.load(path) as file:
+    with np.load(io.BytesIO(path.read_bytes())) as file:
         batch = dict(file)
     size = len(batch["input_ids"])
     last = min(size, _FIRST.value + _ROWS.value) if _ROWS.value else size

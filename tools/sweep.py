@@ -49,14 +49,23 @@ def main(spec: str, overrides: list[str]) -> None:
             raise ConfigError([f"--seeds is {','.join(_SEEDS.value)}; give numbers, as in 0,1,2"])
         seeds = tuple(map(int, _SEEDS.value))
     folder = Path(_WORKDIR.value)
-    runs = plan(sweep, folder.absolute(), parse_overrides(overrides), seeds)
-    if not _TABLE.value:
-        check_disk(runs, folder)
-    runs, failed = calibrated(sweep, runs, _ROOT, lambda text: print(text, flush=True))
+    planned = plan(sweep, folder.absolute(), parse_overrides(overrides), seeds)
+    runs, failed = calibrated(sweep, planned, _JOBS.value, _ROOT, None)
     if _PRINT.value:
+        if failed:
+            raise ConfigError(
+                ["the budget is in seconds, and what a step takes where the runs will be is not "
+                 "known: give the sweep there without --print, or another budget"]
+            )  # fmt: skip
         print_commands(sweep, runs)
         return
-    if not _TABLE.value:
+    if _TABLE.value:
+        failed = []
+    else:
+        check_disk([*runs, *(run for run, _ in failed)], folder)
+        runs, failed = calibrated(
+            sweep, planned, _JOBS.value, _ROOT, lambda text: print(text, flush=True)
+        )
         print(f"{sweep.title}: {len(runs)} runs in {folder}", flush=True)
         try:
             failed += execute(sweep, runs, _JOBS.value, _ROOT)
@@ -64,7 +73,8 @@ def main(spec: str, overrides: list[str]) -> None:
             raise RunError(str(stopped)) from stopped
     rows = collect(sweep, runs)
     folder.mkdir(parents=True, exist_ok=True)
-    command = shlex.join(["python", "tools/sweep.py", spec, *overrides])
+    given = [f"--seeds={','.join(map(str, seeds))}"] if seeds != sweep.seeds else []
+    command = shlex.join(["python", "tools/sweep.py", spec, *given, *overrides])
     table = write_tables(sweep, rows, len(sweep.runs), folder, command)
     write_hyperparameters(sweep, runs)
     draw(sweep, runs, rows, folder)
@@ -73,8 +83,8 @@ def main(spec: str, overrides: list[str]) -> None:
           f"  {Path(sys.executable).parent / 'tensorboard'} --logdir {folder}")  # fmt: skip
     if failed:
         told = "\n".join(f"{run.name}:\n{tail}" for run, tail in failed)
-        raise RunError(f"{len(failed)} of {len(runs)} runs failed; give the command again to try "
-                       f"them again.\n{told}")  # fmt: skip
+        raise RunError(f"{len(failed)} of {len(planned)} runs failed; the same command "
+                       f"tries them again.\n{told}")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -25,11 +25,12 @@ from albert.claims.compiled import (
     memory,
     resized,
 )
-from albert.config import Config
+from albert.config import Config, ConfigError
 from albert.cost import flops_per_token, parameters_by_part, state_bytes
 from albert.losses import pretraining_loss
 from albert.model import Albert
 from albert.optimiser import make_optimizer
+from albert.places import replace_text
 from albert.train_step import apply_model, make_train_step, new_state
 
 REPEATS = 5
@@ -44,24 +45,44 @@ SIZES = {
 
 
 class Notebook:
-    """Measurements by name, in a JSON file that is written after each."""
+    """Measurements by name, in a JSON file that is written after each.
 
-    def __init__(self, path: Path, say: Callable[[str], None]):
+    Args:
+      path: the file.
+      of: what is measured, as plain values; a file that holds measurements of anything else is
+        refused with a ConfigError.
+      where: on what and at which commit, for a reader; kept with each measurement.
+      say: told of each measurement that is made.
+    """
+
+    def __init__(self, path: Path, of: dict, where: str, say: Callable[[str], None]):
         self._path = path
+        self._where = where
         self._say = say
+        of = json.loads(json.dumps(of))
         self.values: dict = json.loads(path.read_text()) if path.is_file() else {}
+        there = self.values.setdefault("of", of)
+        if changed := [name for name in of | there if of.get(name) != there.get(name)]:
+            raise ConfigError(
+                [f"{path} holds measurements of another {', '.join(changed)}; choose another "
+                 "--output, or remove it"]
+            )  # fmt: skip
+        self.values.setdefault("where", {})
 
     def __call__(self, name: str, measure: Callable[[], object]):
         """What was measured under this name, measured now if it was not."""
         if name not in self.values:
             self._say(f"measuring {name}")
-            # As it will be read again: keys are strings, tuples lists.
-            self.values[name] = json.loads(json.dumps(measure()))
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = self._path.with_suffix(".tmp")
-            temporary.write_text(json.dumps(self.values, indent=1) + "\n")
-            os.replace(temporary, self._path)
+            self.keep(name, measure())
         return self.values[name]
+
+    def keep(self, name: str, value: object) -> None:
+        """Writes a value down, in place of one that was there."""
+        # As it will be read again: keys are strings, tuples lists.
+        self.values[name] = json.loads(json.dumps(value))
+        self.values["where"][name] = self._where
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        replace_text(self._path, json.dumps(self.values, indent=1) + "\n")
 
 
 def pair(config: Config) -> dict[str, Config]:
@@ -117,7 +138,8 @@ def local_memory(config: Config, rows: int, length: int, predictions: int) -> di
 
 
 def chip(config: Config, kind: str, remat: str, say: Callable[[str], None]) -> dict:
-    """The largest power of two of rows on a chip of `tpu.CHIPS`, and the compiler's answers."""
+    """The most rows that fit a chip of `tpu.CHIPS`, as `largest_that_fits` finds them, and the
+    compiler's answers."""
     answers: dict[int, dict] = {}
     topology_devices = 16
 
@@ -255,7 +277,10 @@ def metered(config: Config, rows: int, length: int, predictions: int) -> dict:
 
 
 def _programs(config: Config) -> dict[str, Callable[[], object]]:
-    """The compiled forward pass with its loss, gradient, and step, on one device and a batch."""
+    """The compiled forward pass with its loss, gradient, and step, on one device and a batch.
+
+    The step goes on from its own outcome and takes its memory over, as that of the loop does.
+    """
     model = Albert(config.model)
     optimizer, schedule = make_optimizer(config.optimizer, config.train.num_steps)
     state = jax.jit(lambda: _unboxed(new_state(model, optimizer, 0)))()
@@ -265,15 +290,20 @@ def _programs(config: Config) -> dict[str, Callable[[], object]]:
     def loss(params, batch):
         return pretraining_loss(apply_model(model, params, batch), batch, *weight)[0]
 
-    programs: dict[str, tuple[Callable, object]] = {
-        "forward": (loss, state.params),
-        "gradient": (jax.grad(loss), state.params),
-        "step": (make_train_step(model, optimizer, schedule, 1, 0), state),
+    params = jax.tree.map(jnp.copy, state.params)  # those of the state are given away
+    programs: dict[str, Callable[[], object]] = {
+        part: functools.partial(jax.jit(function).lower(params, batch).compile(), params, batch)
+        for part, function in (("forward", loss), ("gradient", jax.grad(loss)))
     }
-    return {
-        part: functools.partial(jax.jit(function).lower(first, batch).compile(), first, batch)
-        for part, (function, first) in programs.items()
-    }
+    step = jax.jit(make_train_step(model, optimizer, schedule, 1, 0), donate_argnums=0)
+    compiled = step.lower(state, batch).compile()
+
+    def next_step():
+        nonlocal state
+        state, metrics = compiled(state, batch)
+        return state, metrics
+
+    return programs | {"step": next_step}
 
 
 def latencies(config: Config, shapes: tuple[tuple[int, int], ...]) -> dict:
@@ -314,13 +344,38 @@ def _medians(runs: dict) -> dict:
     return {key: statistics.median(seconds) for key, seconds in times.items()}
 
 
+def run_problems(folders: dict[str, list[Path]]) -> list[str]:
+    """Why runs cannot be compared, one sentence each: not finished, or not of the same tokens."""
+    found = []
+    spent: dict[int, Path] = {}
+    for folder in (folder for of in folders.values() for folder in of):
+        if not (folder / "config.json").is_file():
+            found.append(f"{folder} is not a run: it has no config.json")
+            continue
+        config = json.loads((folder / "config.json").read_text())["config"]
+        steps = config["train"]["num_steps"]
+        if not (folder / f"eval_{steps}.json").is_file():
+            found.append(f"{folder} is not finished: it has no eval_{steps}.json")
+        spent[steps * config["train"]["batch_size"] * config["data"]["seq_length"]] = folder
+    if len(spent) > 1:
+        told = ", ".join(f"{folder} of {tokens:,}" for tokens, folder in spent.items())
+        found.append(f"the runs are not of the same number of tokens: {told}")
+    return found
+
+
 def curves(folders: list[Path]) -> dict:
     """Of finished runs that differ in their seed: losses over steps, tokens and seconds.
 
-    Returns lists with one entry for each run: "train" and "valid", lists of (step, MLM loss);
-    "step_seconds", the median; "tokens" of a step, padding included; "epochs" at the end.
+    Returns "shape", what the first run's model is in words, and lists with one entry for each run:
+    "train" and "valid", lists of (step, MLM loss); "step_seconds", the median; "tokens" of a step,
+    padding included; "epochs" at the end.
     """
     found: dict = {"train": [], "valid": [], "step_seconds": [], "tokens": [], "epochs": []}
+    of = json.loads((folders[0] / "config.json").read_text())["config"]["model"]
+    found["shape"] = (
+        f"sharing {of['sharing']}, E {of['embedding_size']}, {of['num_hidden_layers']} layers of "
+        f"H {of['hidden_size']}, V {of['vocab_size']:,}"
+    )
     for folder in folders:
         config = json.loads((folder / "config.json").read_text())["config"]
         records = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -60,7 +60,8 @@ def verdicts(found: dict, size: str) -> list[Verdict]:
     sizes = sorted(found.get("latency", {}), key=lambda x: [int(n) for n in x.split(" x ")])
     alone = of("latency", sizes[0], "*") if sizes else [None, None]
     many = of("latency", sizes[-1], "*") if sizes else [None, None]
-    seconds = of("step", "*", "step")
+    seconds, kwh = of("step", "*", "step"), of("kWh", "*")
+    shape = _step_shape(found)
     made = [
         by_ratio("fewer parameters", f"parameters, {size}", *totals),
         by_ratio("smaller checkpoints", f"bytes, {size}, with moments",
@@ -72,14 +73,16 @@ def verdicts(found: dict, size: str) -> list[Verdict]:
         by_ratio("larger batches fit", "1 / rows that fit a v5e chip (no remat)",
                  *largest),
         by_ratio("less communication", "bytes all-reduced a step over " + where, *sent),
-        by_ratio("faster training steps", "seconds of a step here", *seconds),
+        by_ratio("faster training steps", f"seconds of a step of {shape} here", *seconds),
         by_ratio("faster inference at batch 1", f"seconds at {sizes[0] if sizes else '-'} here",
                  *alone),
         by_ratio("faster inference in batches", f"seconds at {sizes[-1] if sizes else '-'} here",
                  *many),
         by_ratio("cheaper to train, by operations", f"FLOPs per token, {size}",
                  *of("parameters", size, "*", "flops_per_token")),
-        by_ratio("greener, by time at equal power and steps", "seconds of a step here", *seconds),
+        by_ratio("greener at equal steps", f"kWh of a step of {shape} here", *kwh)
+        if kwh[0] is not None else
+        by_ratio("greener at equal steps, by time", f"seconds of a step of {shape} here", *seconds),
     ]  # fmt: skip
     runs = found.get("runs")
     final = {n: [c[-1][1] for c in runs[n]["valid"]] if runs else [] for n in BOTH}
@@ -96,6 +99,12 @@ def verdicts(found: dict, size: str) -> list[Verdict]:
                 final["ALBERT"], final["BERT"]),
     ]  # fmt: skip
     return made
+
+
+def _step_shape(found: dict) -> str:
+    """Of the step that was timed, in words."""
+    of = found.get("of", {})
+    return f"{of.get('rows', '?')} rows of {of.get('length', '?')} tokens"
 
 
 def _answers(found: dict, name: str) -> dict:
@@ -125,13 +134,13 @@ def _exchanged(found: dict) -> tuple[str, dict | None]:
     return "devices", None
 
 
-def write(found: dict, size: str, header: list[str], energy: list[str], folder: Path) -> Path:
+def write(found: dict, size: str, command: str, energy: list[str], folder: Path) -> Path:
     """Writes claims.md and its pictures; returns the page.
 
     Args:
       found: the notebook's values.
       size: which of the sizes the measured config has.
-      header: lines on hardware, versions and command.
+      command: what made the page.
       energy: lines of the section on energy.
       folder: the page's; pictures go into claims/ below it.
     """
@@ -140,7 +149,11 @@ def write(found: dict, size: str, header: list[str], energy: list[str], folder: 
     matplotlib.use("Agg")
     pictures = folder / "claims"
     pictures.mkdir(parents=True, exist_ok=True)
-    lines = ["# What is said of ALBERT, and what was measured", "", *header, ""]
+    lines = ["# What is said of ALBERT, and what was measured", "", f"`{command}`", ""]
+    lines += ["Measurements are kept in claims/measured.json. They were made on", ""]
+    for where, names in _places(found).items():
+        lines.append(f"- {where}: {', '.join(names)}")
+    lines.append("")
     lines += ["## Claims", ""]
     lines += table(
         ["claim", "here", "number"],
@@ -150,7 +163,9 @@ def write(found: dict, size: str, header: list[str], energy: list[str], folder: 
         "",
         f"A ratio is true up to {CLEARLY}, partly up to {SLIGHTLY}. A difference between runs is "
         f"true from {DEVIATIONS:.0f} standard deviations on (of both models together), partly "
-        "below that, false with the other sign. BERT is the same shape, nothing shared and E = H.",
+        "below that, false with the other sign. BERT is the same shape, nothing shared and E = H: "
+        "what differs comes from both. The last four rows are of the runs below, whose models are "
+        "smaller.",
         "",
     ]
     lines += _parameter_section(found, pictures)
@@ -179,7 +194,8 @@ def _parameter_section(found: dict, pictures: Path) -> list[str]:
     lines += [
         "",
         "Parameters in millions; checkpoints hold two moments. The embedding is V x H in BERT and "
-        "V x E + E x H here (embeddings and embedding_hidden_mapping_in).",
+        "V x E + E x H here (embeddings and embedding_hidden_mapping_in). Of every part the "
+        "optimiser stores two numbers a parameter and a checkpoint three, 4 bytes each in float32.",
         "",
         "![Parameters by part](claims/parameters.png)",
         "",
@@ -209,12 +225,15 @@ def _memory_section(found: dict, pictures: Path) -> list[str]:
         for batch, answer in sorted(value["answers"].items(), key=lambda item: int(item[0])):
             rows.append(
                 [f"{kind} ({CHIPS[kind][1] / 2**30:.2f} GiB)", remat, model, batch]
-                + ([_gb(answer[k]) for k in ("arguments", "temporaries", "peak")]
-                   if answer["fits"] else ["-", "-", "does not fit"])
+                + (_chip_split(found, model, answer) if answer["fits"]
+                   else ["-", "-", "-", "-", "does not fit"])
             )  # fmt: skip
     if rows:
-        lines += table(["chip", "remat", "model", "rows per chip", "state, GB",
-                        "gradients and activations, GB", "peak, GB"], rows)  # fmt: skip
+        heads = ["chip", "remat", "model", "rows per chip", *(f"{x}, GB" for x in _SPLIT)]
+        lines += table([*heads, "peak, GB"], rows)
+        lines += ["", f"Rows of {found['of']['data.seq_length']} tokens. Parameters, moments and "
+                  "gradients by their number; activations are the rest of the peak, the batch "
+                  "among them."]  # fmt: skip
     else:
         lines.append(f"{_MISSING}no TPU compiler. {INSTALL}.")
     here = {n.removeprefix("memory "): v for n, v in found.items() if n.startswith("memory ")}
@@ -236,6 +255,24 @@ def _memory_section(found: dict, pictures: Path) -> list[str]:
                       f"{_gb(rest['bytes'])} GB of this machine (no remat; asked of the compiler, "
                       "to within a fourth of the power of two below)."]  # fmt: skip
     return [*lines, ""]
+
+
+def _chip_split(found: dict, model: str, answer: dict) -> list[str]:
+    """Cells of _SPLIT and the peak, of what a TPU's compiler answered."""
+    of = next(s[model] for name, s in found["parameters"].items())  # the first is the config's
+    parameters = of["checkpoint"] - of["optimizer"]
+    activations = answer["peak"] - parameters - of["optimizer"] - parameters
+    return [_gb(x) for x in (parameters, of["optimizer"], parameters, activations, answer["peak"])]
+
+
+def _places(found: dict) -> dict[str, list[str]]:
+    """Where and at which commit -> the measurements made there; those of chips by their kind."""
+    places: dict[str, list[str]] = {}
+    for name, where in found.get("where", {}).items():
+        words = "TPU compiler" if name.startswith("chip ") else name
+        names = places.setdefault(where, [])
+        names += [words] if words not in names else []
+    return places
 
 
 def _split(sizes: dict) -> list[float]:
@@ -308,7 +345,7 @@ def _time_section(found: dict, pictures: Path) -> list[str]:
         parts = ("forward", "backward", "optimizer", "step")
         rows = [[n, *(f"{found['step'][n][p]:.2f}" for p in parts)] for n in BOTH]
         lines += table(["model", *(f"{part}, s" for part in parts)], rows)
-        lines += ["", f"{found['step shape']}, float32, one device, medians of 5 in turns; "
+        lines += ["", f"{_step_shape(found)}, float32, one device, medians of 5 in turns; "
                   "backward and optimiser are differences of medians.", ""]  # fmt: skip
         if here := found.get("all-reduce"):
             sums = ", ".join(f"{n} {1000 * here[n]['seconds']:.1f} ms" for n in BOTH)
@@ -319,9 +356,10 @@ def _time_section(found: dict, pictures: Path) -> list[str]:
     if "latency" in found:
         rows = [[shape, *(f"{1000 * v[n]:,.1f}" for n in BOTH),
                  f"{v['ALBERT'] / v['BERT']:.2f}",
-                 f"{int(shape.split(' x ')[0]) / v['ALBERT']:,.2f}"]
+                 *(f"{int(shape.split(' x ')[0]) / v[n]:,.2f}" for n in BOTH)]
                 for shape, v in found["latency"].items()]  # fmt: skip
-        lines += table(["rows x length", "ALBERT, ms", "BERT, ms", "ratio", "ALBERT, rows/s"], rows)
+        lines += table(["rows x length", "ALBERT, ms", "BERT, ms", "ratio", "ALBERT, rows/s",
+                        "BERT, rows/s"], rows)  # fmt: skip
         lines += ["", "Encoder and pooler, float32, medians of 5 in turns.", ""]
     if "depths" in found:
         from matplotlib import pyplot
@@ -383,13 +421,14 @@ def _run_section(found: dict, pictures: Path) -> list[str]:
         of = runs[name]
         final = [c[-1][1] for c in of["valid"]]
         train = [c[-1][1] for c in of["train"]]
-        rows.append([name, len(final), f"{statistics.fmean(train):.3f}",
+        rows.append([name, of["shape"], len(final), f"{statistics.fmean(train):.3f}",
                      f"{statistics.fmean(final):.3f}",
                      f"{statistics.fmean(v - t for v, t in zip(final, train, strict=True)):+.3f}",
                      f"{statistics.fmean(of['epochs']):.2f}",
                      f"{1000 * statistics.median(of['step_seconds']):.0f}"])  # fmt: skip
-    lines += table(["model", "runs", "training loss", "held-out loss", "gap", "epochs",
+    lines += table(["model", "of", "runs", "training loss", "held-out loss", "gap", "epochs",
                     "ms a step"], rows)  # fmt: skip
-    return [*lines, "", "The training loss is that of the last log, over few rows. Text seen once "
-            "tells nothing of overfitting: look at the epochs.", "",
+    return [*lines, "", "The training loss is the mean since the last log but one. Text seen once "
+            "tells nothing of overfitting: look at the epochs. E differs as well as the sharing: a "
+            "sweep over both tells them apart.", "",
             "![Convergence](claims/convergence.png)", ""]  # fmt: skip

@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 # Chips: topology of 16, and bytes of memory of one.
 CHIPS = {"v5e": ("v5e:4x4", 15.75 * 2**30), "v6e": ("v6e:4x4", 31.25 * 2**30)}
@@ -31,10 +32,14 @@ def compile_for(chip: str, config: dict) -> dict:
       compiler could not be asked.
     """
     request = json.dumps({"chip": chip, "config": config})
-    done = subprocess.run(
-        [sys.executable, "-m", "albert.claims.tpu"], input=request, capture_output=True, text=True,
-        env=os.environ | _ENVIRONMENT, timeout=_SECONDS,
-    )  # fmt: skip
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "albert.claims.tpu"], input=request, capture_output=True,
+            text=True, env=os.environ | _ENVIRONMENT, timeout=_SECONDS,
+            cwd=Path(__file__).resolve().parents[2],
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return {"missing": f"it took over {_SECONDS} s"}
     lines = done.stdout.strip().splitlines()
     if done.returncode or not lines:
         reason = (done.stderr.strip().splitlines() or ["no answer"])[-1][:300]

@@ -5,6 +5,7 @@ Never imports jax itself; worker processes import this module.
 
 import dataclasses
 import os
+import signal
 from collections.abc import Sequence
 
 import grain
@@ -43,9 +44,15 @@ def iterate(source: BatchSource, first_step: int, workers: int) -> grain.Dataset
         # frees it at exit as it should, but warns of a leak in the middle of our last lines.
         os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")
         dataset = dataset.mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=4)
+            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=4),
+            worker_init_fn=_leave_ctrl_c_to_the_parent,
         )
     return iter(dataset)
+
+
+def _leave_ctrl_c_to_the_parent(number: int, count: int) -> None:
+    """A terminal sends it to every process of the run; the parent still needs their batches."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def heldout_batch(examples: Examples, batch_size: int, rows: Sequence[int], index: int,

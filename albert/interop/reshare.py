@@ -18,6 +18,8 @@ from albert.parameter_sharing import LOW_RANK
 
 # What the layers of a model are made of, beside sizes.
 STRUCTURE = ("sharing", "per_layer_norm", "lora_rank", "num_hidden_layers", "inner_group_num")
+# Root of a singular value over that of the kernel's norm, from which on a difference is rounding.
+_NO_DIFFERENCE = 1e-3
 
 
 def same_tensors(a: AlbertConfig, b: AlbertConfig) -> bool:
@@ -39,13 +41,15 @@ def reshare(weights: Weights, config: AlbertConfig, method: str = "average") -> 
       weights: the model; its low-rank differences are added to the kernels.
       config: its sizes other than the fields of STRUCTURE are those of `weights`.
       method: "average" leaves low-rank differences out, to begin as zero; "svd" makes them the best
-        approximation, in the sum of squares, of what each kernel differs from the mean by.
+        approximation, in the sum of squares, of what each kernel differs from the mean by, and
+        zero as a new model's are where it does not.
 
     Raises:
       ValueError: there is no such method.
     """
     if method not in INIT_METHODS:
         raise ValueError(f"method is {method!r}; it must be one of {', '.join(INIT_METHODS)}")
+    rng = np.random.default_rng(0)
     old = weights.config
     layers = [_layer(weights, d) for d in _sources(old.depth, config.depth)]
     params = {p: v for p, v in weights.params.items() if not p.startswith("encoder/group_")}
@@ -63,6 +67,15 @@ def reshare(weights: Weights, config: AlbertConfig, method: str = "average") -> 
             for depth, layer in enumerate(layers):
                 shared = params[layer_path(config, sets[depth], leaf)]
                 factors = _low_rank(layer[leaf] - shared, rank, split)
+                # Where there is no difference both factors would be zero, and stay it: the gradient
+                # of each is a product with the other. They begin as a new model's do.
+                new = np.linalg.norm(factors[0].reshape(-1, rank), axis=0) <= (
+                    _NO_DIFFERENCE * np.sqrt(np.linalg.norm(shared))
+                )
+                factors[0][..., new] = rng.normal(
+                    0, config.initializer_range, (*factors[0].shape[:-1], new.sum())
+                )
+                factors[1][new] = 0
                 for factor, value in zip(LOW_RANK, factors, strict=True):
                     params[layer_path(config, depth, f"{module}/{factor}")] = value
     structure = {name: getattr(config, name) for name in STRUCTURE}

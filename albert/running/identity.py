@@ -10,7 +10,7 @@ from albert.data.prepare import PreparedData, changed_corpora
 from albert.running import RunError
 
 # Told by the identity of the data, or past: where a run started.
-_NOT_COMPARED = ("seed", "data", "init_from", "init_optimizer", "init_method")
+_NOT_COMPARED = ("seed", "init_from", "init_optimizer", "init_method")
 # Of the model and yet harmless: what is computed is the same up to rounding.
 _NUMERICS = ("model.dtype", "model.remat")
 # Harmless and yet not exact: what is learned differs from here on.
@@ -19,9 +19,9 @@ _LEARNING = ("optimizer", "train.max_bad_steps", "train.spike_factor", "train.nu
 
 def describe_run(config: Config, data: PreparedData) -> dict:
     """What a checkpoint says of its run, as JSON."""
-    return json.loads(
-        json.dumps({"config": dataclasses.asdict(config), "data": data.identity})
-    )  # fmt: skip
+    held_out = [plan.corpus.fingerprint for plan in data.valid.plans]
+    found = {"config": dataclasses.asdict(config), "data": data.identity, "held_out": held_out}
+    return json.loads(json.dumps(found))
 
 
 def check_same_run(
@@ -44,6 +44,8 @@ def check_same_run(
     refused += changed_corpora(config.data, saved["data"]["train"], data.train)
     warned: list[str] = []
     told: list[str] = []
+    if saved["held_out"] != now["held_out"]:
+        warned.append("  held-out text: figures before and after do not compare")
     for section, fields in now["config"].items():
         if section in _NOT_COMPARED:
             continue
@@ -63,7 +65,7 @@ def check_same_run(
             + "\nGo back to these values, or start a new run in another --workdir."
         )
     if warned:
-        say("Warning: from here on the run learns otherwise than it did, since this was changed:\n"
+        say("Warning: from here on the run learns or is judged otherwise, since this was changed:\n"
             + "\n".join(warned))  # fmt: skip
     if told:
         say("Changed since the checkpoint was written:\n" + "\n".join(told))

@@ -4,6 +4,7 @@ A renewed file, not a lock of the operating system: those do not hold over netwo
 tell nobody who has them. Nothing here compares clocks: a job is alive when its file changes.
 """
 
+import contextlib
 import json
 import os
 import socket
@@ -33,9 +34,9 @@ class WorkdirLock:
     `_SILENT` renewals.
     """
 
-    def __init__(self, workdir: Path, tell: Callable[[str], None], every: float = RENEWED_EVERY):
+    def __init__(self, workdir: Path, tell: Callable[[str], None], every: float | None = None):
         self._path = workdir / NAME
-        self._every = every
+        self._every = every or RENEWED_EVERY
         self._me = {"host": socket.gethostname(), "machine": _machine(), "process": os.getpid(),
                     "started": _started(os.getpid()), "id": uuid.uuid4().hex}  # fmt: skip
         self.lost = False
@@ -89,25 +90,28 @@ class WorkdirLock:
                         "or choose another --workdir."
                     )
         tell(f"{self._path} was left by {whose}, which is gone: taking the workdir over.")
-        # Of several that find it so, one renames it; the others find it gone or made anew.
+        # Of several that find it so, one renames it; the others find it gone, or find that what
+        # they renamed is the new one's, who gets it back.
         aside = self._path.with_name(f"{NAME}.{self._me['id']}")
         try:
-            if self._read() == first:
-                self._path.rename(aside)
-                aside.unlink()
+            self._path.rename(aside)
         except FileNotFoundError:
             return
+        if self._read(aside) == first or self._path.exists():
+            aside.unlink()
+        else:
+            aside.rename(self._path)
 
-    def _read(self) -> dict | None:
+    def _read(self, path: Path | None = None) -> dict | None:
         try:
-            text = self._path.read_text()
+            content = (path or self._path).read_bytes()
         except FileNotFoundError:
             return None
         try:
-            found = json.loads(text)
-            return found if isinstance(found, dict) else {"text": text}
-        except json.JSONDecodeError:
-            return {"text": text}  # half written, or damaged
+            found = json.loads(content)
+        except ValueError:
+            found = None  # half written, or damaged
+        return found if isinstance(found, dict) else {"content": repr(content)}
 
     def _renew(self) -> None:
         number = 0
@@ -119,16 +123,17 @@ class WorkdirLock:
                     self.lost = True
                     return
                 replace_text(self._path, json.dumps(self._me | {"renewed": number}))
-            except OSError:
+            except Exception:  # of the file system, or of whatever the library of a store raises
                 continue  # a full disk is told where something is lost by it
 
     def close(self) -> None:
         """Lets go of the folder."""
         self._end.set()
         self._thread.join()
-        found = self._read()
-        if not self.lost and found is not None and found.get("id") == self._me["id"]:
-            self._path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a disk that is read-only by now has told already
+            found = self._read()
+            if not self.lost and found is not None and found.get("id") == self._me["id"]:
+                self._path.unlink(missing_ok=True)
 
 
 def _machine() -> str:

@@ -37,13 +37,16 @@ class RunLog:
     """Collects the figures of every step without making the device wait for the host."""
 
     def __init__(
-        self, config: Config, workdir: Path, first_step: int, figures: list[dict[str, float]],
-        rows_per_epoch: int, say: Callable[[str], None],
+        self, config: Config, workdir: Path, first_step: int, evaluated: bool,
+        figures: list[dict[str, float]], rows_per_epoch: int, say: Callable[[str], None],
     ):  # fmt: skip
+        """`evaluated`: whether the state of `first_step` was, and its log kept."""
         self._config = config
         self._say = say
         self._rows_per_epoch = rows_per_epoch
-        self._writer = MetricWriter(workdir, first_step, say) if jax.process_index() == 0 else None
+        self._writer = (
+            MetricWriter(workdir, first_step, evaluated, say) if jax.process_index() == 0 else None
+        )
         self.divergence: Divergence | None = None  # for the loop to act upon
         peak, origin = peak_flops(DTYPES[config.model.dtype])
         say(f"{jax.device_count()} x {jax.devices()[0].device_kind}; MFU counts against "

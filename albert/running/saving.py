@@ -73,7 +73,7 @@ class Saver:
         self._time = time.monotonic()
         self.finish()
         self.step = step
-        description = self._description | {FIGURES: figures}
+        description = self._description | {FIGURES: list(figures)}  # written in the background
         try:
             self._checkpoints.save(step, *split(state), description, loss)
         except Exception as error:
@@ -86,10 +86,12 @@ class Saver:
     def save_now(
         self, step: int, state: TrainState, figures: list[dict], loss: float | None = None
     ) -> None:
-        """As `save`, and returns when it is on disk; tries again when that fails.
+        """As `save`, and returns when it is on disk, whoever began to save it; tries again when
+        that fails.
 
         Raises RunError after too many failures in a row.
         """
+        self.finish()
         while self.step != step:
             self.save(step, state, figures, loss)
             self.finish()

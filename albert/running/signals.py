@@ -13,7 +13,14 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 class Preempted(RuntimeError):
     """The run was asked to stop and did; the same command goes on. Programs leave with
-    EXIT_CODE."""
+    EXIT_CODE.
+
+    `alone`: of several processes this one stops without the others having agreed to.
+    """
+
+    def __init__(self, text: str, alone: bool = False):
+        super().__init__(text)
+        self.alone = alone
 
 
 class StopNow(KeyboardInterrupt):
@@ -55,7 +62,8 @@ class StopSignals:
             f"{signal.Signals(number).name} once more: already stopping.\n" if again else
             f"{self.asked}: stopping at the next step boundary.\n" if not self._raises else ""
         )  # fmt: skip
-        os.write(2, told.encode())  # print may be in the middle of printing
+        with contextlib.suppress(OSError):  # nobody reads it
+            os.write(2, told.encode())  # print may be in the middle of printing
         if self._raises:
             self._raises = False
             raise StopNow

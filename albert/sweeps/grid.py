@@ -61,7 +61,8 @@ class Sweep:
     # Programs run on every finished run: arguments of eval.py, and the file that they leave, with
     # {step} in its name.
     evaluations: tuple[tuple[str, str], ...] = ()
-    # More columns: title -> (file in the run's folder, with {step}; key in it).
+    # More columns, or others of the same title: title -> (file in the run's folder, with {step};
+    # key in it). Of lists the mean; where the title ends in %, a share is shown as percents.
     columns: dict[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
     # (overrides, column -> figure) as published; a row gets the first whose overrides it has.
     published: tuple[tuple[Overrides, dict[str, object]], ...] = ()

@@ -38,13 +38,19 @@ class Run:
             f"--workdir={self.workdir}",
         ]
 
+    def metrics(self) -> list[dict]:
+        """The records of its `metrics.jsonl`."""
+        text = (self.workdir / "metrics.jsonl").read_text(encoding="utf-8")
+        return [json.loads(line) for line in text.splitlines()]
+
     def with_steps(self, steps: int) -> "Run":
-        """The same run with so many steps."""
+        """The same run with so many steps; raises ConfigError when its warm-up is longer."""
         train = dataclasses.replace(self.config.train, num_steps=steps)
+        config = dataclasses.replace(self.config, train=train)
         return dataclasses.replace(
             self,
             overrides=self.overrides | {"train.num_steps": steps},
-            config=dataclasses.replace(self.config, train=train),
+            config=check(dataclasses.asdict(config), needs_text=False),
         )
 
 
@@ -103,12 +109,12 @@ def plan(sweep: Sweep, folder: Path, common: Overrides, seeds: tuple[int, ...]) 
     Args:
       sweep: see `Sweep`.
       folder: below it every run gets a folder named by its overrides.
-      common: overrides of all runs, over those of the sweep.
+      common: overrides of all runs, over those that the sweep has for all of them.
       seeds: of every row.
 
     Raises:
-      ConfigError: a run's config is wrong, two would share a folder, or a folder holds another
-        run; names all of them.
+      ConfigError: a run's config is wrong, two would share a folder, a folder holds another run,
+        or `common` sets what the sweep varies; names all of them.
     """
     problems: list[str] = []
     kind = sweep.budget[0] if sweep.budget else ""
@@ -116,6 +122,11 @@ def plan(sweep: Sweep, folder: Path, common: Overrides, seeds: tuple[int, ...]) 
         problems.append(f"budget is by {kind!r}; it must be by one of {', '.join(BUDGETS)}")
     if not sweep.runs or not seeds:
         problems.append("there are no runs or no seeds")
+    varied = {field for row in sweep.runs for field in row} | {"seed"}
+    varied |= {"train.num_steps"} if sweep.budget else set()
+    problems += [f"--config.{field} is set, and the sweep itself sets {field}; leave it out"
+                 + (" and give --seeds" if field == "seed" else "")
+                 for field in common if field in varied]  # fmt: skip
     if problems:
         raise ConfigError(problems)
     path, _, argument = sweep.base.partition(":")
@@ -132,12 +143,13 @@ def plan(sweep: Sweep, folder: Path, common: Overrides, seeds: tuple[int, ...]) 
                 run = Run(
                     name, row, seed, folder / name, sweep.base, overrides, check(values)
                 )  # fmt: skip
+                if sweep.budget and kind != "seconds":
+                    run = run.with_steps(steps_of(run.config, *sweep.budget))
             except (ConfigError, KeyError, TypeError, AttributeError) as error:
                 told = getattr(error, "problems", [f"{error}"])
                 problems += [f"{name}: {text}" for text in told]
                 continue
-            runs.append(run.with_steps(steps_of(run.config, *sweep.budget))
-                        if sweep.budget and kind != "seconds" else run)  # fmt: skip
+            runs.append(run)
     names = [run.name for run in runs]
     for name in sorted({name for name in names if names.count(name) > 1}):
         problems.append(f"{names.count(name)} runs would share the folder {folder / name}")

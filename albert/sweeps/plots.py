@@ -6,7 +6,7 @@ import numpy as np
 
 from albert.sweeps.grid import Overrides, Sweep
 from albert.sweeps.plan import Run, is_finished
-from albert.sweeps.results import Row, read_metrics
+from albert.sweeps.results import Row
 
 
 def draw(sweep: Sweep, runs: list[Run], rows: list[Row], folder: Path) -> list[Path]:
@@ -36,7 +36,7 @@ def _loss(sweep: Sweep, runs: list[Run], folder: Path) -> Path:
             curves = []
             for run in of:
                 tokens = run.config.train.batch_size * run.config.data.seq_length / 1e6
-                valid = [r for r in read_metrics(run) if r["group"] == "valid" and key in r]
+                valid = [r for r in run.metrics() if r["group"] == "valid" and key in r]
                 if valid:
                     curves.append(([r["step"] * tokens for r in valid], [r[key] for r in valid]))
                     axis.plot(*curves[-1], color=colour, alpha=0.2, linewidth=0.8)
@@ -69,7 +69,7 @@ def _quality(sweep: Sweep, rows: list[Row], folder: Path) -> Path:
                 label=label(row.overrides),
             )  # fmt: skip
         axis.set_xscale("log")
-        axis.set_xlabel("parameters")
+        axis.set_xlabel("parameters without heads")
         axis.set_ylabel(f"held-out {column}")
         axis.grid(alpha=0.3)
     axes.flat[-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))

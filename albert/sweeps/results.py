@@ -10,17 +10,21 @@ from pathlib import Path
 
 from tensorboardX import SummaryWriter
 
-from albert.cost import parameters_by_part
+from albert.cost import parameters_by_part, without_heads
 from albert.sweeps.grid import Overrides, Sweep
 from albert.sweeps.plan import Run, is_finished
 
-# Column -> (key in a run's evaluation, decimals, factor).
+# Column -> key in a run's evaluation. The head of the second objective judges the one that it was
+# trained for.
 _QUALITY = {
-    "MLM loss": ("mlm_loss", 3, 1),
-    "MLM loss, shown [MASK]": ("mlm_loss_shown_mask", 3, 1),
-    "MLM accuracy, %": ("mlm_accuracy", 2, 100),
-    "SOP accuracy, %": ("sop_accuracy", 2, 100),
+    "MLM loss": "mlm_loss",
+    "MLM loss, shown [MASK]": "mlm_loss_shown_mask",
+    "MLM accuracy, %": "mlm_accuracy",
+    "NSP accuracy, %": "sop_accuracy",
+    "SOP accuracy, %": "sop_accuracy",
 }
+_PARAMETERS = "parameters without heads"
+# Column -> decimals; of others 2 for percentages, else 3.
 _COST = {"real tokens/s": 0, "peak MB": 0, "training hours": 3}
 
 
@@ -29,7 +33,7 @@ class Row:
     """One row of the table: the runs that differ in nothing but their seed."""
 
     overrides: Overrides
-    parameters: int
+    parameters: int  # without heads, as the paper counts
     steps: int
     tokens: int  # padding included
     seeds: int
@@ -52,7 +56,7 @@ def collect(sweep: Sweep, runs: list[Run]) -> list[Row]:
         rows.append(
             Row(
                 overrides=overrides,
-                parameters=sum(parameters_by_part(config.model).values()),
+                parameters=without_heads(parameters_by_part(config.model)),
                 steps=config.train.num_steps,
                 tokens=config.train.num_steps * config.train.batch_size * config.data.seq_length,
                 seeds=len(done),
@@ -67,12 +71,6 @@ def collect(sweep: Sweep, runs: list[Run]) -> list[Row]:
     return rows
 
 
-def read_metrics(run: Run) -> list[dict]:
-    """The records of a run's `metrics.jsonl`."""
-    text = (run.workdir / "metrics.jsonl").read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]
-
-
 def _evaluation(run: Run) -> dict:
     return json.loads((run.workdir / f"eval_{run.config.train.num_steps}.json").read_text())
 
@@ -80,10 +78,11 @@ def _evaluation(run: Run) -> dict:
 def _figures(sweep: Sweep, run: Run) -> dict[str, float]:
     found: dict[str, float] = {}
     evaluation = _evaluation(run)
-    for column, (key, _, factor) in _QUALITY.items():
-        if key in evaluation:
-            found[column] = factor * evaluation[key]
-    train = [r for r in read_metrics(run) if r["group"] == "train" and "step_seconds" in r]
+    other = {"nsp": "SOP", "sop": "NSP"}.get(run.config.data.sentence_objective, "none")
+    for column, key in _QUALITY.items():
+        if key in evaluation and not column.startswith(other):
+            found[column] = _in_units(column, evaluation[key])
+    train = [r for r in run.metrics() if r["group"] == "train" and "step_seconds" in r]
     if train:
         seconds = statistics.median(r["step_seconds"] for r in train)
         found["real tokens/s"] = statistics.median(r["real_tokens_per_second"] for r in train)
@@ -93,8 +92,13 @@ def _figures(sweep: Sweep, run: Run) -> dict[str, float]:
         path = run.workdir / name.format(step=run.config.train.num_steps)
         if path.is_file():
             value = json.loads(path.read_text())[key]
-            found[column] = statistics.fmean(value) if isinstance(value, list) else value
+            mean = statistics.fmean(value) if isinstance(value, list) else value
+            found[column] = _in_units(column, mean)
     return found
+
+
+def _in_units(column: str, value: float) -> float:
+    return 100 * value if column.endswith("%") else value
 
 
 def _published(sweep: Sweep, overrides: Overrides) -> dict[str, object]:
@@ -105,7 +109,7 @@ def _published(sweep: Sweep, overrides: Overrides) -> dict[str, object]:
 
 
 def _decimals(column: str) -> int:
-    return _QUALITY[column][1] if column in _QUALITY else _COST.get(column, 3)
+    return _COST.get(column, 2 if column.endswith("%") else 3)
 
 
 def _varied(rows: list[Row]) -> list[str]:
@@ -123,9 +127,10 @@ def write_tables(sweep: Sweep, rows: list[Row], total: int, folder: Path, comman
       command: what made them, for the reader.
     """
     fields = _varied(rows)
-    columns = [c for c in (*_QUALITY, *sweep.columns, *_COST) if any(c in r.mean for r in rows)]
+    columns = list(dict.fromkeys([*_QUALITY, *sweep.columns, *_COST]))
+    columns = [c for c in columns if any(c in r.mean for r in rows)]
     theirs = list(dict.fromkeys(c for row in rows for c in row.published))
-    heads = [f.split(".")[-1] for f in fields] + ["parameters"] + columns
+    heads = [f.split(".")[-1] for f in fields] + [_PARAMETERS] + columns
     heads += ["seeds"] + [f"paper: {c}" for c in theirs]
 
     def cell(row: Row, column: str) -> str:
@@ -171,7 +176,7 @@ def write_tables(sweep: Sweep, rows: list[Row], total: int, folder: Path, comman
         writer = csv.writer(file)
         spreads = [f"{c}, standard deviation" for c in columns]
         writer.writerow(
-            [*fields, "parameters", "steps", "tokens", "seeds", *columns, *spreads]
+            [*fields, _PARAMETERS, "steps", "tokens", "seeds", *columns, *spreads]
             + [f"paper: {c}" for c in theirs]
         )
         for row in rows:

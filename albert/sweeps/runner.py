@@ -5,14 +5,18 @@ import dataclasses
 import json
 import os
 import shlex
+import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from albert.config import ConfigError
 from albert.metrics import format_seconds
+from albert.places import replace_text
 from albert.sweeps.grid import Sweep
 from albert.sweeps.plan import Run, is_finished, other_run
 
@@ -150,47 +154,68 @@ def _tail(path: Path, lines: int = 5) -> str:
 
 
 def calibrated(
-    sweep: Sweep, runs: list[Run], root: Path, say: Callable[[str], None]
+    sweep: Sweep, runs: list[Run], jobs: int, root: Path, say: Callable[[str], None] | None
 ) -> tuple[list[Run], list[tuple[Run, str]]]:
     """Runs of a budget in seconds, with the steps that they can take in it on this machine.
 
-    A short run of each measures its step, one after the other with nothing beside it; the first
-    seed's figure serves the others. What was measured is kept in the run's folder.
+    A short run of each measures its step, one after the other with nothing beside it and on the
+    cores that the run will have; the first seed's figure serves the others. What was measured is
+    kept in the run's folder, and measured again when the run or `jobs` is another.
+
+    Args:
+      sweep: for its budget.
+      runs: as planned.
+      jobs: runs at once.
+      root: where train.py is.
+      say: told of each measurement; None measures nothing.
 
     Returns:
-      (runs, failed): those whose calibration fails are in the second list, with their logs' ends.
+      (runs, failed): those whose calibration fails, or is not there where nothing is measured, are
+      in the second list, with their logs' ends.
 
     Raises:
-      ConfigError: by `other_run`.
+      ConfigError: a budget is shorter than the warm-up, or by `other_run`.
     """
-    from albert.config import ConfigError
-
     if sweep.budget is None or sweep.budget[0] != "seconds":
         return runs, []
-    steps: dict[str, int] = {}
+    measured: dict[str, float] = {}  # row -> seconds of a step
     ready: list[Run] = []
     failed: list[tuple[Run, str]] = []
+    problems: list[str] = []
     for run in runs:
         key = str(run.row)
         kept = run.workdir / "calibration.json"
-        if key not in steps and kept.is_file():
-            steps[key] = json.loads(kept.read_text())["num_steps"]
-        if key not in steps:
+        of = {"overrides": {k: str(v) for k, v in run.overrides.items() if k != "seed"},
+              "base": run.base, "jobs": jobs}  # fmt: skip
+        if key not in measured and kept.is_file():
+            found = json.loads(kept.read_text())
+            if found["of"] == of:
+                measured[key] = found["step_seconds"]
+        if key not in measured and say is None:
+            failed.append((run, "its step was not measured yet"))
+            continue
+        if key not in measured and say is not None:
             say(f"{run.name}: measuring its step")
-            seconds = _step_seconds(run, root)
+            seconds = _step_seconds(run, jobs, root)
             if seconds is None:
                 failed.append((run, _tail(run.workdir / "calibration" / LOG)))
                 continue
-            steps[key] = max(1, int(sweep.budget[1] / seconds))
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_text(json.dumps({"num_steps": steps[key]}) + "\n")
-        ready.append(run.with_steps(steps[key]))
-    if problems := [text for run in ready for text in other_run(run)]:
+            measured[key] = seconds
+        try:
+            ready.append(run.with_steps(max(1, int(sweep.budget[1] / measured[key]))))
+        except ConfigError as error:
+            problems += [f"{run.name}: {text}" for text in error.problems]
+            continue
+        if say is not None:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            replace_text(kept, json.dumps({"of": of, "step_seconds": measured[key]}) + "\n")
+    problems += [text for run in ready for text in other_run(run)]
+    if problems:
         raise ConfigError(problems)
     return ready, failed
 
 
-def _step_seconds(run: Run, root: Path) -> float | None:
+def _step_seconds(run: Run, jobs: int, root: Path) -> float | None:
     """Median seconds of a training step; None when the run fails."""
     folder = run.workdir / "calibration"
     small: dict[str, object] = {
@@ -202,10 +227,10 @@ def _step_seconds(run: Run, root: Path) -> float | None:
         "optimizer.warmup_steps": 1,
     }
     short = dataclasses.replace(run, workdir=folder, overrides=run.overrides | small)
-    folder.mkdir(parents=True, exist_ok=True)
-    code = _start([sys.executable, "train.py", *short.arguments], short, 0, 1, root).wait()
-    if code:
+    shutil.rmtree(folder, ignore_errors=True)  # of another budget or machine
+    folder.mkdir(parents=True)
+    command = [sys.executable, "train.py", *short.arguments]
+    if _start(command, short, 0, jobs, root).wait():
         return None
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    times = sorted(line["step_seconds"] for line in lines if "step_seconds" in line)
-    return times[len(times) // 2]
+    times = [r["step_seconds"] for r in short.metrics() if "step_seconds" in r]
+    return statistics.median_high(times)

@@ -13,7 +13,7 @@ def get_sweep(arg: str = "") -> Sweep:
     layers = "layers_{step}.json"
     return Sweep(
         title="Figure 1: input and output of each layer",
-        base=LAPTOP if laptop else "configs/large.py",
+        base=LAPTOP if laptop else "configs/large.py:v1",
         runs=zip_runs(
             choices("model.sharing", "none", "all"),
             choices("model.embedding_size", *((64, 32) if laptop else (1024, 128))),

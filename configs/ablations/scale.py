@@ -1,4 +1,7 @@
-"""The two sizes that every ablation here comes in."""
+"""The two sizes that every ablation here comes in.
+
+Those of the paper's size have the dropout of its first models, as its tables do: `:v1`.
+"""
 
 LAPTOP = "configs/laptop.py"
 # Below tables of laptop runs.

@@ -33,7 +33,7 @@ def get_sweep(arg: str = "") -> Sweep:
     ]
     return Sweep(
         title="Sharing and embedding size",
-        base=LAPTOP if laptop else "configs/base.py",
+        base=LAPTOP if laptop else "configs/base.py:v1",
         runs=chain(
             product(choices("model.sharing", *_STRATEGIES), size),
             product(choices("model.sharing", "all"), size, choices("model.per_layer_norm", True)),

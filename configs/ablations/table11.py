@@ -15,7 +15,7 @@ def get_sweep(arg: str = "") -> Sweep:
     depths = (1, 2, 4, 8) if laptop else tuple(_PAPER)
     return Sweep(
         title="Table 11: depth",
-        base=LAPTOP if laptop else "configs/large.py",
+        base=LAPTOP if laptop else "configs/large.py:v1",
         runs=choices("model.num_hidden_layers", *depths),
         published=() if laptop else tuple(
             ({"model.num_hidden_layers": n}, {"parameters": "18M", "average": average})

@@ -13,7 +13,7 @@ def get_sweep(arg: str = "") -> Sweep:
     head = 32 if laptop else 64
     return Sweep(
         title="Table 12: width, three layers",
-        base=LAPTOP if laptop else "configs/large.py",
+        base=LAPTOP if laptop else "configs/large.py:v1",
         runs=zip_runs(
             choices("model.hidden_size", *widths),
             choices("model.num_attention_heads", *(width // head for width in widths)),

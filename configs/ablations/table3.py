@@ -24,7 +24,7 @@ def get_sweep(arg: str = "") -> Sweep:
     ]  # fmt: skip
     return Sweep(
         title="Table 3: embedding size",
-        base=LAPTOP if laptop else "configs/base.py",
+        base=LAPTOP if laptop else "configs/base.py:v1",
         runs=product(
             choices("model.sharing", "none", "all"), choices("model.embedding_size", *sizes)
         ),

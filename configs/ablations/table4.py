@@ -24,7 +24,7 @@ def get_sweep(arg: str = "") -> Sweep:
     ]  # fmt: skip
     return Sweep(
         title="Table 4: what is shared",
-        base=LAPTOP if laptop else "configs/base.py",
+        base=LAPTOP if laptop else "configs/base.py:v1",
         runs=product(
             choices("model.embedding_size", *sizes),
             choices("model.sharing", *_PAPER),

@@ -8,9 +8,9 @@ from albert.sweeps.grid import Sweep, choices
 from configs.ablations.scale import LAPTOP, PLACES, is_laptop
 
 _PAPER: dict[str, dict[str, object]] = {
-    "none": {"MLM": 54.9, "NSP": 52.4, "SOP": 53.3, "average": 79.0},
-    "nsp": {"MLM": 54.5, "NSP": 90.5, "SOP": 52.0, "average": 79.2},
-    "sop": {"MLM": 54.0, "NSP": 78.9, "SOP": 86.5, "average": 80.1},
+    "none": {"MLM, %": 54.9, "NSP, %": 52.4, "SOP, %": 53.3, "average": 79.0},
+    "nsp": {"MLM, %": 54.5, "NSP, %": 90.5, "SOP, %": 52.0, "average": 79.2},
+    "sop": {"MLM, %": 54.0, "NSP, %": 78.9, "SOP, %": 86.5, "average": 80.1},
 }
 
 
@@ -19,15 +19,15 @@ def get_sweep(arg: str = "") -> Sweep:
     laptop = is_laptop(arg)
     return Sweep(
         title="Table 5: the second objective",
-        base=LAPTOP if laptop else "configs/base.py",
+        base=LAPTOP if laptop else "configs/base.py:v1",
         runs=choices("data.sentence_objective", *_PAPER),
         evaluations=(
             ("--sentence_objective=nsp --examples=0", "eval_{step}_nsp.json"),
             ("--sentence_objective=sop --examples=0", "eval_{step}_sop.json"),
         ),
         columns={
-            "accuracy on NSP": ("eval_{step}_nsp.json", "sop_accuracy"),
-            "accuracy on SOP": ("eval_{step}_sop.json", "sop_accuracy"),
+            "NSP accuracy, %": ("eval_{step}_nsp.json", "sop_accuracy"),
+            "SOP accuracy, %": ("eval_{step}_sop.json", "sop_accuracy"),
         },
         published=tuple(({"data.sentence_objective": k}, v) for k, v in _PAPER.items()),
         note=PLACES if laptop else "",

@@ -9,7 +9,7 @@ from configs.ablations.scale import LAPTOP, PLACES, is_laptop
 
 _HOURS = 33.0
 _FIELDS = ("sharing", "embedding_size", "num_hidden_layers", "hidden_size", "num_attention_heads",
-           "intermediate_size")  # fmt: skip
+           "intermediate_size", "hidden_dropout_prob", "attention_probs_dropout_prob")  # fmt: skip
 
 
 def _model(*values) -> dict[str, object]:
@@ -19,10 +19,12 @@ def _model(*values) -> dict[str, object]:
 def get_sweep(arg: str = "") -> Sweep:
     """`arg`: laptop, or nothing for the paper's size."""
     laptop = is_laptop(arg)
-    bert = _model("none", 64, 4, 64, 2, 256) if laptop else _model("none", 1024, 24, 1024, 16, 4096)
-    albert = (
-        _model("all", 32, 2, 128, 4, 512) if laptop else _model("all", 128, 12, 4096, 64, 16384)
-    )
+    if laptop:
+        bert = _model("none", 64, 4, 64, 2, 256, 0.0, 0.0)
+        albert = _model("all", 32, 2, 128, 4, 512, 0.0, 0.0)
+    else:
+        bert = _model("none", 1024, 24, 1024, 16, 4096, 0.1, 0.1)
+        albert = _model("all", 128, 12, 4096, 64, 16384, 0.0, 0.0)
     return Sweep(
         title="Table 6: the same time",
         base=LAPTOP if laptop else "configs/base.py",
