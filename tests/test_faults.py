@@ -135,6 +135,26 @@ def test_what_was_evaluated_when_it_was_stopped_is_logged_once(run, tiny, tmp_pa
     assert figures(tmp_path) == figures(run)
 
 
+def test_what_was_evaluated_and_not_saved_again_is_logged_once(run, tiny, tmp_path, monkeypatch):
+    """Stopped before the evaluation that was due, then killed behind it. Found by the soak."""
+    send_signal(monkeypatch, ("loop", "put_batch"), 4, [signal.SIGTERM])
+    with pytest.raises(Preempted, match=r"at step 4, which is saved"):
+        train(check(tiny), tmp_path)
+    monkeypatch.undo()
+    assert records(tmp_path, "valid") == []
+
+    def killed(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(loop, "put_batch", killed)
+    with pytest.raises(MemoryError):
+        train(check(tiny), tmp_path)
+    monkeypatch.undo()
+    assert [record["step"] for record in records(tmp_path, "valid")] == [4]
+    train(check(tiny), tmp_path)
+    assert figures(tmp_path) == figures(run)
+
+
 def test_a_run_killed_before_its_report_writes_it(run, tiny, tmp_path, capsys):
     shutil.copytree(run, tmp_path / "run")
     (tmp_path / "run" / "eval_8.json").unlink()

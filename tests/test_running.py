@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from albert.checksums import text_digest
 from albert.metrics import MetricWriter
 from albert.model import Albert
 from albert.optimiser import make_optimizer
@@ -41,9 +42,15 @@ def test_a_second_job_is_refused_while_the_first_lives(tmp_path):
     WorkdirLock(tmp_path, pytest.fail, EVERY).close()
 
 
-def test_of_two_that_come_at_once_one_gets_it(tmp_path):
-    """Where a job that is gone has left its file."""
-    (tmp_path / NAME).write_text(json.dumps({"machine": "elsewhere", "renewed": 3}))
+@pytest.mark.parametrize("left", [{"machine": "elsewhere"}, None, "a dead process of this machine"])
+def test_of_several_that_come_at_once_one_gets_it(tmp_path, left):
+    """Where there is nothing, and where a job that is gone has left its file."""
+    if isinstance(left, str):
+        lock = WorkdirLock(tmp_path, pytest.fail, EVERY)
+        left = json.loads((tmp_path / NAME).read_text()) | {"started": "1"}
+        lock.close()
+    if left is not None:
+        (tmp_path / NAME).write_text(json.dumps(left))
     got, refused = [], []
 
     def take():
@@ -59,7 +66,9 @@ def test_of_two_that_come_at_once_one_gets_it(tmp_path):
         thread.join()
     assert len(got) == 1
     assert len(refused) == 5
+    assert not got[0].lost
     got[0].close()
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -95,21 +104,12 @@ def test_a_file_that_stays_as_it_is_belongs_to_nobody(tmp_path, text):
     assert "which is gone" in told[1]
 
 
-def test_what_was_taken_by_mistake_is_given_back(tmp_path):
-    """Two wait for the same dead job, and one is a moment late."""
-    path = tmp_path / NAME
-    path.write_text(json.dumps({"machine": "elsewhere"}))
-    first = []
-
-    def tell(text):
-        if "taking the workdir over" in text and not first:
-            path.unlink()
-            first.append(WorkdirLock(tmp_path, pytest.fail, EVERY))
-
-    with pytest.raises(WorkdirTaken):
-        WorkdirLock(tmp_path, tell, EVERY)
-    assert not first[0].lost
-    first[0].close()
+def test_a_job_that_died_while_it_took_over_stops_nobody(tmp_path):
+    """It has left what keeps others from taking over at the same time."""
+    left = {"machine": "elsewhere"}
+    (tmp_path / NAME).write_text(json.dumps(left))
+    (tmp_path / f"{NAME}.{text_digest(json.dumps(left))[:16]}").touch()
+    WorkdirLock(tmp_path, lambda text: None, EVERY).close()
     assert list(tmp_path.iterdir()) == []
 
 

@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+from albert.checksums import text_digest
 from albert.places import is_remote, replace_text
 from albert.running import RunError
 
@@ -41,14 +42,14 @@ class WorkdirLock:
                     "started": _started(os.getpid()), "id": uuid.uuid4().hex}  # fmt: skip
         self.lost = False
         self._end = threading.Event()
-        while not self._create():
-            self._await_silence(tell)
+        while not (self._create() or self._take_over(tell)):
+            pass
         self._thread = threading.Thread(target=self._renew, name="workdir lock", daemon=True)
         self._thread.start()
 
     def _create(self) -> bool:
         """Whether there was no file and now it is ours."""
-        text = json.dumps(self._me | {"renewed": 0})
+        text = self._text(0)
         if is_remote(self._path):
             # A store has no "only if it is not there": of two that write, the later one stays.
             if self._path.exists():
@@ -64,11 +65,12 @@ class WorkdirLock:
             return False
         return True
 
-    def _await_silence(self, tell: Callable[[str], None]) -> None:
-        """Returns with the file of a job that is gone removed; raises WorkdirTaken."""
+    def _take_over(self, tell: Callable[[str], None]) -> bool:
+        """Whether the file of a job that is gone is ours now; raises WorkdirTaken for one that is
+        alive."""
         first = self._read()
         if first is None:
-            return  # its job has just finished
+            return False  # its job has just finished
         whose = (
             f"process {first.get('process', 'unknown')} on {first.get('host', 'an unknown host')}"
         )
@@ -83,28 +85,41 @@ class WorkdirLock:
                 time.sleep(min(0.2, self._every / 4))
                 now = self._read()
                 if now is None:
-                    return
+                    return False
                 if now != first:
                     raise WorkdirTaken(
                         f"Another job works in {self._path.parent}: {whose}. Wait for it, stop it, "
                         "or choose another --workdir."
                     )
-        tell(f"{self._path} was left by {whose}, which is gone: taking the workdir over.")
-        # Of several that find it so, one renames it; the others find it gone, or find that what
-        # they renamed is the new one's, who gets it back.
-        aside = self._path.with_name(f"{NAME}.{self._me['id']}")
+        gone = f"{self._path} was left by {whose}, which is gone: taking the workdir over."
+        if is_remote(self._path):
+            tell(gone)
+            self._path.unlink(missing_ok=True)
+            return False
+        # Of several that find it so, the one that makes this file writes the other.
+        guard = self._path.with_name(f"{NAME}.{text_digest(json.dumps(first))[:16]}")
         try:
-            self._path.rename(aside)
-        except FileNotFoundError:
-            return
-        if self._read(aside) == first or self._path.exists():
-            aside.unlink()
-        else:
-            aside.rename(self._path)
+            guard.touch(exist_ok=False)
+        except FileExistsError:
+            time.sleep(self._every)
+            if self._read() == first:
+                guard.unlink(missing_ok=True)  # whoever made it did not come to write
+            return False
+        try:
+            if self._read() != first:
+                return False
+            tell(gone)
+            replace_text(self._path, self._text(0))
+            return True
+        finally:
+            guard.unlink(missing_ok=True)
 
-    def _read(self, path: Path | None = None) -> dict | None:
+    def _text(self, renewed: int) -> str:
+        return json.dumps(self._me | {"renewed": renewed})
+
+    def _read(self) -> dict | None:
         try:
-            content = (path or self._path).read_bytes()
+            content = self._path.read_bytes()
         except FileNotFoundError:
             return None
         try:
@@ -122,7 +137,7 @@ class WorkdirLock:
                 if now is None or now.get("id") != self._me["id"]:
                     self.lost = True
                     return
-                replace_text(self._path, json.dumps(self._me | {"renewed": number}))
+                replace_text(self._path, self._text(number))
             except Exception:  # of the file system, or of whatever the library of a store raises
                 continue  # a full disk is told where something is lost by it
 
