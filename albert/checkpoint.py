@@ -8,15 +8,12 @@ folder to its final name, and only then older checkpoints are removed.
 """
 
 import contextlib
-import functools
 import json
-import logging
 import math
 import shutil
-import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -26,59 +23,22 @@ from jax.experimental import multihost_utils
 
 from albert import manifest
 from albert.manifest import describe, describe_on_host, differences, named
+from albert.orbax_io import (
+    TEMPORARY,
+    ItemsArgs,
+    make_checkpointer,
+    one_error_is_enough,
+    read_arrays,
+)
 from albert.places import is_remote, remove_folder, resolved
 
-_TEMPORARY, _REMOVED, _COMMITTED = ".orbax-checkpoint-tmp", ".removed", "commit_success.txt"
+_REMOVED = ".removed"
 # Seconds that the writers of a failed save get to end, and to remove what they left.
 _PATIENCE = 10.0
-# Seconds until one process gives up waiting for what another writes.
-_OTHERS_WRITE = 300
 
 
 class CheckpointError(RuntimeError):
     """There is no such checkpoint, or it cannot be read."""
-
-
-@functools.cache
-def _one_error_is_enough() -> None:
-    """What is raised is not printed as well. When one array cannot be read, the reads of others
-    fail after it: each writes a page to stderr, some as late as the program's end."""
-    hook = sys.unraisablehook
-
-    def without_reads(unraisable):
-        read = "_read_array_index" in repr(unraisable.object)
-        if not read and "Event loop is closed" not in str(unraisable.exc_value):
-            hook(unraisable)
-
-    sys.unraisablehook = without_reads
-    logging.getLogger("asyncio").addFilter(
-        lambda record: "exception was never retrieved" not in record.getMessage()
-    )
-    # Orbax writes the traceback of a save that fails, which is raised as well.
-    logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
-
-
-class _Items(ocp.CompositeCheckpointHandler):
-    """Remembers what writes the arrays: when one of several fails, Orbax tells at once, and the
-    others go on."""
-
-    _writers: Sequence = ()
-
-    async def async_save(self, *arguments, **more):
-        self._writers = ()
-        self._writers = tuple(await super().async_save(*arguments, **more) or ())
-        return list(self._writers)
-
-    def wait(self, deadline: float) -> None:
-        """Returns when all writers have ended or failed, or at a time of `time.monotonic`."""
-        for writer in self._writers:
-            with contextlib.suppress(Exception):  # the first of them was raised
-                writer.result(timeout=max(0.0, deadline - time.monotonic()))
-
-
-@ocp.args.register_with_handler(_Items, for_save=True, for_restore=True)
-class _ItemsArgs(ocp.args.Composite):
-    """What `_Items` saves."""
 
 
 class Checkpoints:
@@ -96,7 +56,7 @@ class Checkpoints:
         self._has_failed = False  # a save, which may have left something
         self._refuted: Exception | None = None  # why what was written last is not sound
         self._written: tuple[int, dict[str, dict]] = 0, {}  # the last one, and its arrays
-        _one_error_is_enough()
+        one_error_is_enough()
         if not create and not folder.is_dir():
             raise CheckpointError(f"{folder} holds no checkpoints: there is no such folder.")
         if create and jax.process_index() == 0:
@@ -104,21 +64,7 @@ class Checkpoints:
             self._remove_unfinished()
             for left_over in folder.glob(f"*{_REMOVED}"):
                 shutil.rmtree(left_over)
-        options = ocp.options.AsyncOptions(
-            timeout_secs=_OTHERS_WRITE,
-            # Runs on process 0 when all files of a step are there, before the folder is renamed.
-            post_finalization_callback=self._verify,
-            # Where folders cannot be made, writers would wait for them in vain. Of several
-            # processes the others would, and for ever if it was not in the background.
-            create_directories_asynchronously=jax.process_count() > 1,
-        )
-        self._items = _Items(
-            composite_options=ocp.CompositeOptions(async_options=options),
-            params=ocp.StandardCheckpointHandler(),
-            training=ocp.StandardCheckpointHandler(),
-            info=ocp.JsonCheckpointHandler(),
-        )
-        self._checkpointer = ocp.AsyncCheckpointer(self._items, async_options=options)
+        self._checkpointer, self._items = make_checkpointer(self._verify)
 
     # Saving.
 
@@ -147,7 +93,7 @@ class Checkpoints:
         self._saving = step
         try:
             self._checkpointer.save(
-                resolved(self.folder) / str(step), args=_ItemsArgs(**arguments), force=True
+                resolved(self.folder) / str(step), args=ItemsArgs(**arguments), force=True
             )
         except Exception:
             self._saving = None
@@ -168,10 +114,10 @@ class Checkpoints:
     def _verify_saved(self) -> None:
         """Reads back what was written, and adds the manifest; raises CheckpointError."""
         step, written = self._written
-        # A store's folders have their final names from the beginning, and _COMMITTED at the end.
-        folder = next(self.folder.glob(f"{step}{_TEMPORARY}*"), self.folder / str(step))
+        # A store's folders have their final names from the beginning.
+        folder = next(self.folder.glob(f"{step}{TEMPORARY}*"), self.folder / str(step))
         for item, leaves in written.items():
-            if wrong := differences(leaves, describe_on_host(_read_arrays(folder / item))):
+            if wrong := differences(leaves, describe_on_host(read_arrays(folder / item))):
                 raise CheckpointError(
                     f"what was written of step {step} is not what was to be saved: {named(wrong)}"
                 )
@@ -242,7 +188,7 @@ class Checkpoints:
         if jax.process_index() != 0:
             return
         deadline = time.monotonic() + _PATIENCE
-        while left := list(self.folder.glob(f"*{_TEMPORARY}*")):
+        while left := list(self.folder.glob(f"*{TEMPORARY}*")):
             for left_over in left:
                 shutil.rmtree(left_over, ignore_errors=True)  # it takes room, no more
             if time.monotonic() > deadline:
@@ -250,7 +196,7 @@ class Checkpoints:
             time.sleep(0.01)
         if is_remote(self.folder):
             for step in self.folders():
-                if not (self.folder / str(step) / _COMMITTED).exists():
+                if not (self.folder / str(step) / manifest.COMMITTED).exists():
                     remove_folder(self.folder / str(step), _REMOVED)
 
     def _remove_old(self, saved: int) -> None:
@@ -381,7 +327,7 @@ class Checkpoints:
         """The item "params" or "training" as NumPy arrays, whatever devices wrote it."""
         known = self._manifest(step)
         try:
-            arrays = _read_arrays(self.folder / str(step) / item)
+            arrays = read_arrays(self.folder / str(step) / item)
         except Exception as error:  # Orbax and TensorStore raise many kinds
             raise self._unreadable(step, error) from error
         wrong = differences(known["leaves"][item], describe_on_host(arrays))
@@ -440,11 +386,3 @@ class Checkpoints:
         return CheckpointError(
             f"The checkpoint {self.folder / str(step)} cannot be read: {reason}."
         )
-
-
-def _read_arrays(folder: Path):
-    """An item as NumPy arrays; by itself, so that one process can do it alone."""
-    handler = ocp.PyTreeCheckpointHandler()
-    tree = handler.metadata(resolved(folder)).tree
-    wanted = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-    return handler.restore(resolved(folder), args=ocp.args.PyTreeRestore(restore_args=wanted))

@@ -10,8 +10,10 @@ from albert.checksums import array_sums, file_digest, host_sums, leaf_names, tex
 from albert.places import files_below
 
 NAME = "manifest.json"
+# What Orbax writes last of all in a store, where folders have their names from the beginning.
+COMMITTED = "commit_success.txt"
 # Times and names that Orbax writes last of all into a step's folder; nothing here reads them.
-_UNREAD = ("_CHECKPOINT_METADATA", "commit_success.txt")
+_UNREAD = ("_CHECKPOINT_METADATA", COMMITTED)
 _MOST = 8  # problems that a sentence names
 
 

@@ -235,7 +235,7 @@ def test_what_was_written_wrong_is_never_a_checkpoint(tmp_path, monkeypatch):
     with opened(folder, create=True, keep_last=1) as checkpoints:
         checkpoints.save(1, *trees(1), {}, None)
         checkpoints.wait()
-        original = checkpoint_module._read_arrays
+        original = checkpoint_module.read_arrays
 
         def damaged(path):
             tree = original(path)
@@ -243,7 +243,7 @@ def test_what_was_written_wrong_is_never_a_checkpoint(tmp_path, monkeypatch):
             first.reshape(-1).view(np.uint8)[0] ^= 1
             return tree
 
-        monkeypatch.setattr(checkpoint_module, "_read_arrays", damaged)
+        monkeypatch.setattr(checkpoint_module, "read_arrays", damaged)
         checkpoints.save(2, *trees(2), {}, None)
         with pytest.raises(CheckpointError, match=r"of step 2 is not what was to be saved: .*dam"):
             checkpoints.wait()

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec
 
-from albert.claims import energy, measure, page, tpu
+from albert.claims import energy, measure, tpu
 from albert.claims.compiled import (
     bert_of,
     data_mesh,
@@ -25,7 +25,7 @@ from albert.claims.compiled import (
     resized,
 )
 from albert.claims.measure import Notebook, size_of, sized
-from albert.claims.verdicts import by_gaps, by_ratio, by_runs
+from albert.claims.verdicts import BOTH, by_gaps, by_ratio, by_runs, every_claim
 from albert.config import ConfigError, check
 from albert.cost import parameters_by_part, state_bytes
 from configs import base, laptop
@@ -124,10 +124,10 @@ def test_every_verdict_follows_from_the_notebook(tmp_path):
         "step": {"ALBERT": {"step": 2.0}, "BERT": {"step": 1.0}},
         "runs": {"ALBERT": runs, "BERT": runs},
     }
-    judged = page.verdicts(found, "base")
+    judged = every_claim(found, "base")
     assert {v.verdict for v in judged} == {"false"}
     assert len({v.claim for v in judged}) == len(judged) >= 12
-    empty = page.verdicts({}, "base")
+    empty = every_claim({}, "base")
     assert {v.verdict for v in empty} == {"not measured"}
     assert [v.claim for v in empty] == [v.claim for v in judged]
 
@@ -170,7 +170,7 @@ def test_a_page_of_what_needs_no_device(tmp_path, run):
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "claims.md").read_text()
     measured = json.loads((tmp_path / "claims/measured.json").read_text())
-    albert, bert = (sum(measured["parameters"]["base"][n]["parts"].values()) for n in page.BOTH)
+    albert, bert = (sum(measured["parameters"]["base"][n]["parts"].values()) for n in BOTH)
     assert albert == 11_813_810
     assert f"| fewer parameters | **true** | parameters, base: {albert / bert:.3f} of" in text
     assert "| faster training steps | **not measured** |" in text

@@ -428,6 +428,7 @@ def test_a_job_that_was_taken_over_ends(tiny, tmp_path, monkeypatch):
         train(check(tiny), tmp_path)
 
 
+@pytest.mark.slow
 def test_on_another_mesh_a_run_goes_on_with_the_same_rows(run, tiny, tmp_path):
     work = tmp_path / "run"
     shutil.copytree(run, work)

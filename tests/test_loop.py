@@ -333,7 +333,8 @@ def test_describe_ends_with_one_json_object(tmp_path):
     np.testing.assert_allclose(facts["flops_per_token"], 6 * used + 12 * 12 * 512 * 768)
 
 
-@pytest.mark.parametrize("objective", ["sop", pytest.param("none", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["sop", "none"])
 def test_a_packed_run_goes_on_to_the_same_bits(tiny, tmp_path, objective):
     """Packed rows, accumulation and eight devices, stopped half-way and continued."""
     tiny.data.packing = 4
@@ -366,6 +367,7 @@ def stop_at(last):
     return step
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_ends_the_run(tiny, tmp_path):
     """Within seconds, with a word and a code, and without a step that lacks its batch."""
     extra = ["--config.data.workers=2", "--config.train.log_every=1"]

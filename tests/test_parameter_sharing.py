@@ -26,12 +26,11 @@ STRATEGIES = ("all", "none", "attention", "ffn", "groups:2", "cycle:2", "cycle_r
               "sandwich")  # fmt: skip
 # Strategy and what may come with it; a difference to weights that nobody shares is refused.
 QUICK = [
-    ("none", {"per_layer_norm": True}),
     ("attention", {"lora_rank": 2}),
-    ("groups:2", {"inner_group_num": 2, "num_hidden_layers": 3}),
     ("cycle_reversed:4", {"num_hidden_layers": 6, "per_layer_norm": True, "lora_rank": 3}),
 ]
 ALL = [
+    ("groups:2", {"inner_group_num": 2, "num_hidden_layers": 3}),
     ("cycle:4", {"num_hidden_layers": 6}),  # the last time through is not a whole one
     *((s, {}) for s in STRATEGIES),
     *((s, {"per_layer_norm": True}) for s in STRATEGIES),
@@ -195,7 +194,11 @@ def test_differences_begin_as_zero_and_sets_are_drawn_apart():
     assert a.any(axis=(1, 2)).all()
 
 
-@pytest.mark.parametrize("name", ["lamb", "adamw", "optax.lamb", "optax.lars", "optax.adamw"])
+@pytest.mark.parametrize(
+    "name",
+    ["lamb", "optax.lamb", *(pytest.param(name, marks=pytest.mark.slow)
+                             for name in ("adamw", "optax.lars", "optax.adamw"))],
+)  # fmt: skip
 def test_updates_are_those_of_each_tensor_by_itself(name):
     """A stack moves as its tensors would, one optimiser for each."""
     config = config_of("groups:2")
