@@ -19,7 +19,7 @@ import original as golden
 from albert.checkpoint import CheckpointError
 from albert.data.tokenizer import Tokenizer
 from albert.interop import formats, original
-from albert.interop.weights import entries
+from albert.interop.weights import entries, stacked, unstacked
 from albert.model import Albert
 from models import assert_same, random_weights
 from test_fidelity import assert_golden, released_training
@@ -126,7 +126,7 @@ def test_a_run_is_continued_from_the_step_it_reached(run, tf, tmp_path):
     weights = random_weights()
     weights.config, weights.step = config, 3
     weights.params, weights.mu, weights.nu = (
-        {k: np.asarray(v) for k, v in flatten_dict(t, sep="/").items()}
+        unstacked(config, {k: np.asarray(v) for k, v in flatten_dict(t, sep="/").items()})
         for t in (params, optax.tree.get(opt_state, "mu"), optax.tree.get(opt_state, "nu"))
     )
     formats.write(weights, tmp_path / "three", "original")
@@ -134,8 +134,8 @@ def test_a_run_is_continued_from_the_step_it_reached(run, tf, tmp_path):
     params = jax.tree.map(jnp.asarray, weights.tree)
     opt_state = optax.tree.set(
         optimizer.init(params),
-        mu=unflatten_dict(weights.mu, sep="/"),
-        nu=unflatten_dict(weights.nu, sep="/"),
+        mu=unflatten_dict(stacked(config, weights.mu), sep="/"),
+        nu=unflatten_dict(stacked(config, weights.nu), sep="/"),
         count=jnp.asarray(weights.step, jnp.int32),
     )
     for _ in range(5):
@@ -147,7 +147,7 @@ def test_a_run_is_continued_from_the_step_it_reached(run, tf, tmp_path):
         shutil.copy(golden.GOLDEN / run / name, tmp_path)
     trained = formats.read(tmp_path / "trained.ckpt", with_moments=True)
     for name, values in (("mu", trained.mu), ("nu", trained.nu)):
-        ours = flatten_dict(optax.tree.get(opt_state, name), sep="/")
+        ours = unstacked(config, flatten_dict(optax.tree.get(opt_state, name), sep="/"))
         for path, value in values.items():
             scale = np.abs(value).max()
             # A key bias has a gradient of exactly 0 in theory: only noise there.
