@@ -116,9 +116,11 @@ def _outcome(workdir: Path) -> tuple:
 def _round(folder, work, environment, rng, counts) -> None:
     """A run from its first step to its last, whatever happens."""
     reached = 0
+    damaged: set[int | None] = set()  # steps, by any of the starts so far
     while True:
-        damaged = _damage(work, rng, counts) if reached else None
-        least = max((step for step in _finished(work) if step != damaged), default=0)
+        if reached:
+            damaged.add(_damage(work, rng, counts))
+        least = max((step for step in _finished(work) if step not in damaged), default=0)
         process = subprocess.Popen(
             _command(folder, work), cwd=ROOT, env=environment, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, text=True,
