@@ -12,6 +12,7 @@ configs/default.py lists every field of a config with its meaning.
 """
 
 import os
+import time
 import traceback
 
 from absl import flags
@@ -19,6 +20,7 @@ from absl import flags
 from albert import cli
 from albert.running.signals import EXIT_CODE, Preempted, StopSignals
 
+_MARGIN = 10  # seconds from a missed heartbeat to what jax says of it
 _CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string(
     "workdir",
@@ -62,6 +64,10 @@ def main() -> None:
             if _DISTRIBUTED.value and (not isinstance(error, Preempted) or error.alone):
                 # Leaving as usual waits for the others, who may be waiting for this one.
                 traceback.print_exception(error, limit=-1)
+                if not isinstance(error, (Preempted, *cli.matters_of_use())):
+                    # Of jax, most likely, whose collectives break when another process is gone: it
+                    # soon ends this one as well, with an error that names the other.
+                    time.sleep(_HEARTBEAT.value + _MARGIN)
                 os._exit(EXIT_CODE if isinstance(error, Preempted) else 2)
             raise
 

@@ -103,13 +103,13 @@ def _main(main: Callable[..., int | None], argv: list[str], argument: str) -> in
         if isinstance(error, Preempted):
             tell(str(error), sys.stderr)
             return EXIT_CODE
-        if not isinstance(error, _matters_of_use()):
+        if not isinstance(error, matters_of_use()):
             raise
         tell(f"{type(error).__name__}: {error}", sys.stderr)
         return 2
 
 
-def _matters_of_use() -> tuple[type[Exception], ...]:
+def matters_of_use() -> tuple[type[Exception], ...]:
     """Errors whose message is for the user; imported when one is there to be told."""
     from albert.checkpoint import CheckpointError
     from albert.config import ConfigError
