@@ -32,9 +32,11 @@ _ROWS = flags.DEFINE_integer(
     "rows", None, "Rows to evaluate on at most. Default: train.eval_rows.", lower_bound=1
 )
 _OBJECTIVE = flags.DEFINE_enum(
-    "sentence_objective", None, ["sop", "nsp"],
+    "sentence_objective",
+    None,
+    ["sop", "nsp"],
     "Judge a run by rows for this objective. Default: the run's own.",
-)  # fmt: skip
+)
 _LAYERS = flags.DEFINE_bool(
     "layers",
     False,
@@ -45,13 +47,13 @@ _EXAMPLES = flags.DEFINE_integer("examples", 5, "Filled-in masks to show.", lowe
 
 
 def main() -> None:
-    from albert.config import ConfigError
-    from albert.places import place
+    from albert.runtime.fields import ConfigError
+    from albert.runtime.paths import place
 
     if _MODEL.value is None:
         if _HAS_CONFIG:
             raise ConfigError(["--config goes with --model; a run is evaluated with its own"])
-        from albert.evaluation import evaluate_run
+        from albert.train.evaluate import evaluate_run
 
         workdir = place(_WORKDIR.value or "runs/quickstart")
         if _LAYERS.value:
@@ -65,10 +67,12 @@ def main() -> None:
         return
     if _WORKDIR.value is not None or _STEP.value != "latest" or _LAYERS.value:
         raise ConfigError(
-            ["--model names what to evaluate; leave --workdir, --step and --layers out. One "
-             "checkpoint of a run is --model=WORKDIR/checkpoints/STEP"]
-        )  # fmt: skip
-    from albert.evaluation import evaluate_model
+            [
+                "--model names what to evaluate; leave --workdir, --step and --layers out. One "
+                "checkpoint of a run is --model=WORKDIR/checkpoints/STEP"
+            ]
+        )
+    from albert.train.evaluate import evaluate_model
 
     config = cli.checked(_CONFIG, needs_text=False)
     evaluate_model(place(_MODEL.value), config, _TEXT.value, _ROWS.value, _EXAMPLES.value)

@@ -18,7 +18,7 @@ import traceback
 from absl import flags
 
 from albert import cli
-from albert.running.signals import EXIT_CODE, Preempted, StopSignals
+from albert.runtime.signals import EXIT_CODE, Preempted, StopSignals
 
 _MARGIN = 10  # seconds from a missed heartbeat to what jax says of it
 _CONFIG = cli.define_config()
@@ -37,9 +37,11 @@ _DISTRIBUTED = flags.DEFINE_bool(
     "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, which also turns this on.",
 )
 _HEARTBEAT = flags.DEFINE_integer(
-    "heartbeat_seconds", 100, "After so long without a sign of one process all others end.",
+    "heartbeat_seconds",
+    100,
+    "After so long without a sign of one process all others end.",
     lower_bound=1,
-)  # fmt: skip
+)
 
 
 def main() -> None:
@@ -47,16 +49,16 @@ def main() -> None:
         with stop.immediately():
             config = cli.checked(_CONFIG, needs_text=not _DESCRIBE.value)
             if _DESCRIBE.value:
-                from albert.cost import print_description
+                from albert.train.cost import print_description
 
                 print_description(config)
                 return
             if _DISTRIBUTED.value:
-                from albert.sharding import join_processes
+                from albert.train.sharding import join_processes
 
                 join_processes(_HEARTBEAT.value)
-            from albert.loop import train
-            from albert.places import place
+            from albert.runtime.paths import place
+            from albert.train.loop import train
         stop.install()  # jax takes SIGTERM when processes join
         try:
             train(config, place(_WORKDIR.value or f"runs/{cli.config_name()}"), stop)

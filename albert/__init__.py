@@ -11,7 +11,7 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from albert.pretrained import Pretrained
+    from albert.inference import Pretrained
 
 __version__ = "0.1.0"
 
@@ -32,6 +32,6 @@ def load(
     Raises:
       CheckpointError: there is no model, it is damaged, or its parts do not fit each other.
     """
-    from albert.pretrained import load
+    from albert.inference import load
 
     return load(path, tokenizer, dtype)

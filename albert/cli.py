@@ -12,8 +12,8 @@ from collections.abc import Callable
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from albert.running.console import tell
-from albert.running.signals import EXIT_CODE, Preempted, StopNow
+from albert.runtime.console import tell
+from albert.runtime.signals import EXIT_CODE, Preempted, StopNow
 
 _bad_overrides: list[str] = []
 
@@ -22,7 +22,7 @@ def define_config(default: str = "configs/quickstart.py"):
     """The flag --config, and with it --config.SECTION.FIELD for every field."""
     # ml_collections reads the overrides from sys.argv, here, and stops at the first mistake.
     if any(argument.lstrip("-").startswith(("config.", "noconfig.")) for argument in sys.argv):
-        from albert.config import split_overrides
+        from albert.train.config import split_overrides
 
         sys.argv, problems = split_overrides(sys.argv)
         _bad_overrides.extend(problems)
@@ -37,7 +37,8 @@ def define_config(default: str = "configs/quickstart.py"):
 
 def checked(holder, needs_text: bool = True):
     """The typed config behind the flag; raises ConfigError with everything that is wrong."""
-    from albert.config import ConfigError, check
+    from albert.runtime.fields import ConfigError
+    from albert.train.config import check
 
     try:
         config = check(holder.value, needs_text)
@@ -111,13 +112,20 @@ def _main(main: Callable[..., int | None], argv: list[str], argument: str) -> in
 
 def matters_of_use() -> tuple[type[Exception], ...]:
     """Errors whose message is for the user; imported when one is there to be told."""
-    from albert.checkpoint import CheckpointError
-    from albert.config import ConfigError
-    from albert.data.reading import SourceError
-    from albert.data.store import StoreError
+    from albert.checkpoints.store import CheckpointError
+    from albert.data.cache import StoreError
+    from albert.data.sources.base import SourceError
     from albert.data.tokenizer import VocabularyError
-    from albert.places import PlaceError
-    from albert.running import RunError
+    from albert.runtime import RunError
+    from albert.runtime.fields import ConfigError
+    from albert.runtime.paths import PlaceError
 
-    return (CheckpointError, ConfigError, PlaceError, RunError, SourceError, StoreError,
-            VocabularyError)  # fmt: skip
+    return (
+        CheckpointError,
+        ConfigError,
+        PlaceError,
+        RunError,
+        SourceError,
+        StoreError,
+        VocabularyError,
+    )

@@ -15,18 +15,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from albert.checkpoint import Checkpoints
-from albert.data.examples import Examples
-from albert.data.pipeline import heldout_batch
-from albert.evaluation import chosen_steps, held_out
+from albert.checkpoints.store import Checkpoints
+from albert.data.loader import heldout_batch
+from albert.data.pretraining.examples import Examples
 from albert.interop import formats
 from albert.interop.reshare import reshare
 from albert.interop.weights import Weights
-from albert.losses import pretraining_loss
-from albert.metrics import write_scalars
-from albert.model import Albert
-from albert.places import replace_text
-from albert.train_step import apply_model
+from albert.models.encoder import Albert
+from albert.runtime.paths import replace_text
+from albert.tasks.losses import pretraining_loss
+from albert.train.evaluate import chosen_steps, held_out
+from albert.train.log_files import write_scalars
+from albert.train.step import apply_model
 
 _ROWS = 256  # enough for means over tokens; the gradient of all held-out rows takes long
 # Per layer, in the order of the plot and the table.

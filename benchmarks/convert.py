@@ -23,8 +23,13 @@ from albert import cli
 ROOT = Path(__file__).resolve().parent.parent
 _CONFIG = cli.define_config("configs/base.py")
 _REPEAT = flags.DEFINE_integer("repeat", 3, "Conversions of each kind.", lower_bound=1)
-_CIRCLE = [("start", "original"), ("original", "albert"), ("albert", "huggingface"),
-           ("huggingface", "back"), ("back", "last")]  # fmt: skip
+_CIRCLE = [
+    ("start", "original"),
+    ("original", "albert"),
+    ("albert", "huggingface"),
+    ("huggingface", "back"),
+    ("back", "last"),
+]
 # A child's ru_maxrss counts what its parent held when it was forked; its own high-water mark does
 # not. Linux only; kilobytes.
 _MEASURED = """
@@ -66,10 +71,16 @@ def main() -> None:
             seconds, memory = [], []
             for number in range(_REPEAT.value):
                 output = work / (target if number == 0 else f"{target}-{number}")
-                command = [sys.executable, "-c", _MEASURED, str(ROOT / "tools/convert.py"),
-                           "--noprint_table",
-                           f"--input={work / source}", f"--output={output}",
-                           f"--format={_FORMAT.get(target, target)}"]  # fmt: skip
+                command = [
+                    sys.executable,
+                    "-c",
+                    _MEASURED,
+                    str(ROOT / "tools/convert.py"),
+                    "--noprint_table",
+                    f"--input={work / source}",
+                    f"--output={output}",
+                    f"--format={_FORMAT.get(target, target)}",
+                ]
                 begin = time.monotonic()
                 done = subprocess.run(command, capture_output=True, text=True)
                 seconds.append(time.monotonic() - begin)
@@ -77,8 +88,11 @@ def main() -> None:
                     sys.exit(f"{' '.join(command)} left with {done.returncode}: {done.stderr}")
                 memory.append(int(done.stderr.split()[-1]) / 1000)
             kinds = [formats.format_of(work / name) for name in (source, target)]
-            print(f"{kinds[0]:<12} {kinds[1]:<12} {np.median(seconds):>8.1f} "
-                  f"{np.median(memory):>12.0f}", flush=True)  # fmt: skip
+            print(
+                f"{kinds[0]:<12} {kinds[1]:<12} {np.median(seconds):>8.1f} "
+                f"{np.median(memory):>12.0f}",
+                flush=True,
+            )
         first = formats.read(work / "start").params
         last = formats.read(work / "last").params
         equal = all(first[path].tobytes() == last[path].tobytes() for path in first)

@@ -40,14 +40,22 @@ _PEER = flags.DEFINE_bool("peer", True, "Time the released program's tokenisatio
 
 
 def options_of(packing: int):
-    from albert.data.plan import ExampleOptions
+    from albert.data.pretraining.plan import ExampleOptions
 
     length = _LENGTH.value
     return ExampleOptions(
-        seq_length=length, max_predictions=max(1, round(0.15 * length)), masking_rate=0.15,
-        masking_unit="word", max_ngram=3, corruption=(0.8, 0.1, 0.1), sentence_objective="sop",
-        short_seq_prob=0.1, single_segment="split", packing=packing, static_copies=0,
-    )  # fmt: skip
+        seq_length=length,
+        max_predictions=max(1, round(0.15 * length)),
+        masking_rate=0.15,
+        masking_unit="word",
+        max_ngram=3,
+        corruption=(0.8, 0.1, 0.1),
+        sentence_objective="sop",
+        short_seq_prob=0.1,
+        single_segment="split",
+        packing=packing,
+        static_copies=0,
+    )
 
 
 def released_tokenisation(lines, path):
@@ -77,7 +85,7 @@ def released_tokenisation(lines, path):
 
 
 def measure_text_to_ids(source, tokenizer, facts):
-    from albert.data.corpus_writer import Preparation
+    from albert.data.corpus.writer import Preparation
 
     preparation = Preparation(source, tokenizer, "en", 0, 1.0)
     blocks = [block for part in source.parts() for block in source.blocks(part)]
@@ -127,7 +135,7 @@ class PeakMemory:
 
 
 def measure_preparation(source, tokenizer, facts):
-    from albert.data.corpus_writer import prepare_corpus
+    from albert.data.corpus.writer import prepare_corpus
 
     allowed = sorted(os.sched_getaffinity(0))
     facts["preparation"] = {}
@@ -145,23 +153,28 @@ def measure_preparation(source, tokenizer, facts):
         median = statistics.median(seconds)
         share = size / manifest["characters"]
         facts["preparation"][count] = {
-            "seconds": median, "tokens": manifest["tokens"], "disk_bytes_per_character": share,
-            "reader_peak_bytes": memory.own, "tokeniser_peak_bytes": memory.worker,
-        }  # fmt: skip
-        print(f"prepared     {median:12.1f} s from file to folder on {count} cores, "
-              f"{manifest['tokens'] / median:,.0f} tokens/s, {share:.2f} bytes on disk per "
-              f"character; {memory.own / 1e6:,.0f} MB resident at most here, "
-              f"{memory.worker / 1e6:,.0f} MB in one that tokenises")  # fmt: skip
+            "seconds": median,
+            "tokens": manifest["tokens"],
+            "disk_bytes_per_character": share,
+            "reader_peak_bytes": memory.own,
+            "tokeniser_peak_bytes": memory.worker,
+        }
+        print(
+            f"prepared     {median:12.1f} s from file to folder on {count} cores, "
+            f"{manifest['tokens'] / median:,.0f} tokens/s, {share:.2f} bytes on disk per "
+            f"character; {memory.own / 1e6:,.0f} MB resident at most here, "
+            f"{memory.worker / 1e6:,.0f} MB in one that tokenises"
+        )
     os.sched_setaffinity(0, set(allowed))
 
 
 def measure_rows(source, tokenizer, folder, facts):
     import numpy as np
 
-    from albert.data.corpus_writer import prepare_corpus
-    from albert.data.examples import Examples
-    from albert.data.pipeline import BatchSource
-    from albert.data.plan import CorpusPlan
+    from albert.data.corpus.writer import prepare_corpus
+    from albert.data.loader import BatchSource
+    from albert.data.pretraining.examples import Examples
+    from albert.data.pretraining.plan import CorpusPlan
 
     corpus = prepare_corpus(source, tokenizer, "en", 0, 1.0, folder)
     for packing in (0, 8):
@@ -181,15 +194,17 @@ def measure_rows(source, tokenizer, folder, facts):
         name = "packed" if packing else "unpacked"
         facts[f"rows_tokens_per_second_{name}"] = statistics.median(rates)
         facts[f"padding_{name}"] = plan.padding()
-        print(f"ids to rows  {statistics.median(rates):12,.0f} tokens/s on one core, "
-              f"L {_LENGTH.value}, {name}, {100 * plan.padding():.1f} % padding")  # fmt: skip
+        print(
+            f"ids to rows  {statistics.median(rates):12,.0f} tokens/s on one core, "
+            f"L {_LENGTH.value}, {name}, {100 * plan.padding():.1f} % padding"
+        )
 
 
 def measure_plan(tokens: int, facts):
     """Plans an epoch of made-up documents as long as Wikipedia's, from an index on disk."""
     import numpy as np
 
-    from albert.data.plan import CorpusPlan
+    from albert.data.pretraining.plan import CorpusPlan
 
     sentences, documents = tokens // 25, tokens // 620
     rng = np.random.default_rng(0)
@@ -206,25 +221,32 @@ def measure_plan(tokens: int, facts):
         for packing in (0, 8):
             corpus = types.SimpleNamespace(
                 sentence_lengths=np.load(path, mmap_mode="r").view(np.ndarray),
-                document_starts=starts, num_sentences=sentences,
-            )  # fmt: skip
+                document_starts=starts,
+                num_sentences=sentences,
+            )
             start = time.perf_counter()
             plan = CorpusPlan(corpus, np.arange(len(starts) - 1), options_of(packing), (0, 0))
             seconds = time.perf_counter() - start
             peak = Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]
             facts[f"plan_{packing}"] = {
-                "tokens": total, "documents": len(starts) - 1, "chunks": len(plan.epoch(0).chunks),
-                "rows": plan.rows_per_epoch, "seconds": seconds, "padding": plan.padding(),
+                "tokens": total,
+                "documents": len(starts) - 1,
+                "chunks": len(plan.epoch(0).chunks),
+                "rows": plan.rows_per_epoch,
+                "seconds": seconds,
+                "padding": plan.padding(),
                 "peak_bytes": int(peak) * 1024,
-            }  # fmt: skip
-            print(f"epoch plan   {seconds:12.1f} s for {total:,} tokens, "
-                  f"{len(plan.epoch(0).chunks):,} chunks in {plan.rows_per_epoch:,} rows, "
-                  f"{100 * plan.padding():.1f} % padding, {int(peak) / 1e6:.2f} GB resident at "
-                  f"most (packing {packing})")  # fmt: skip
+            }
+            print(
+                f"epoch plan   {seconds:12.1f} s for {total:,} tokens, "
+                f"{len(plan.epoch(0).chunks):,} chunks in {plan.rows_per_epoch:,} rows, "
+                f"{100 * plan.padding():.1f} % padding, {int(peak) / 1e6:.2f} GB resident at "
+                f"most (packing {packing})"
+            )
 
 
 def main() -> None:
-    from albert.data.sources import parse_source
+    from albert.data.sources.parse import parse_source
     from albert.data.tokenizer import Tokenizer
     from albert.data.vocabulary import prepare_vocabulary
 

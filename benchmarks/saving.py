@@ -30,23 +30,28 @@ def main() -> None:
     import flax.linen as nn
     import jax
 
-    from albert import manifest
-    from albert.checkpoint import Checkpoints
-    from albert.claims.measure import random_rows
-    from albert.cost import state_bytes
-    from albert.model import Albert
-    from albert.optimiser import make_optimizer
-    from albert.running.saving import Saver
-    from albert.sharding import batch_sharding, make_mesh, put_batch
-    from albert.train_step import on_mesh
+    from albert.checkpoints import manifest
+    from albert.checkpoints.store import Checkpoints
+    from albert.models.encoder import Albert
+    from albert.train.cost import state_bytes
+    from albert.train.optimizers import make_optimizer
+    from albert.train.saving import Saver
+    from albert.train.sharding import batch_sharding, make_mesh, put_batch
+    from albert.train.step import on_mesh
+    from tools.claims.measure import random_rows
 
     config = cli.checked(_CONFIG, needs_text=False)
     optimizer, schedule = make_optimizer(config.optimizer, config.train.num_steps)
     mesh = make_mesh(config.sharding)
     _, create, train_step = on_mesh(
-        Albert(config.model), optimizer, schedule, config.train.accumulation, 0, mesh,
+        Albert(config.model),
+        optimizer,
+        schedule,
+        config.train.accumulation,
+        0,
+        mesh,
         config.sharding,
-    )  # fmt: skip
+    )
     state = create()
     rows = put_batch(random_rows(config), batch_sharding(mesh, config.sharding))
     waited: list[float] = []  # by the loop, for each save

@@ -30,15 +30,21 @@ from absl import flags
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from albert import cli
-from albert.running.signals import EXIT_CODE
+from albert.runtime.signals import EXIT_CODE
 
 ROOT = Path(__file__).resolve().parent.parent
 _MINUTES = flags.DEFINE_float("minutes", 30.0, "How long, but for the last round's end.")
 _SEED = flags.DEFINE_integer("seed", None, "Of the faults. Default: another every time.")
 _STEPS = flags.DEFINE_integer("steps", 300, "Steps of a round.", lower_bound=20)
 _DURING = ("SIGKILL", "SIGKILL while saving", "SIGTERM", "SIGINT twice", "full disk")
-_BETWEEN = ("nothing", "flipped bit", "file cut off", "file removed", "empty folder",
-            "unfinished folder")  # fmt: skip
+_BETWEEN = (
+    "nothing",
+    "flipped bit",
+    "file cut off",
+    "file removed",
+    "empty folder",
+    "unfinished folder",
+)
 _DEADLINE = 300  # seconds of a start; one that takes longer hangs
 
 
@@ -60,9 +66,12 @@ def main() -> int:
         )
         undisturbed = folder / "undisturbed"
         subprocess.run(
-            _command(folder, undisturbed), cwd=ROOT, env=environment, check=True,
+            _command(folder, undisturbed),
+            cwd=ROOT,
+            env=environment,
+            check=True,
             capture_output=True,
-        )  # fmt: skip
+        )
         wanted = _outcome(undisturbed)
         minutes = 0.0
         while minutes < _MINUTES.value:
@@ -73,8 +82,9 @@ def main() -> int:
             counts["rounds that ended in the same bits and figures"] += equal
             minutes = (time.monotonic() - begin) / 60
             ended = "the same bits" if equal else "OTHER BITS"
-            print(f"[{minutes:.1f} min] round {counts['rounds']}: {ended}; {dict(counts)}",
-                  flush=True)  # fmt: skip
+            print(
+                f"[{minutes:.1f} min] round {counts['rounds']}: {ended}; {dict(counts)}", flush=True
+            )
             if not equal:
                 kept = Path(tempfile.mkdtemp(prefix="soak-failed-"))
                 shutil.copytree(folder, kept, dirs_exist_ok=True)
@@ -90,16 +100,28 @@ def main() -> int:
 
 def _command(folder: Path, workdir: Path) -> list[str]:
     fields = {
-        "data.folder": folder / "prepared", "data.packing": 4, "data.max_documents": 400,
-        "train.num_steps": _STEPS.value, "train.accumulation": 2, "train.checkpoint_every": 7,
-        "train.eval_every": 40, "train.log_every": 3, "train.keep_last": 3, "train.keep_best": 1,
-        "train.max_failed_saves": 2, "sharding.data": 4, "sharding.tensor": 2,
+        "data.folder": folder / "prepared",
+        "data.packing": 4,
+        "data.max_documents": 400,
+        "train.num_steps": _STEPS.value,
+        "train.accumulation": 2,
+        "train.checkpoint_every": 7,
+        "train.eval_every": 40,
+        "train.log_every": 3,
+        "train.keep_last": 3,
+        "train.keep_best": 1,
+        "train.max_failed_saves": 2,
+        "sharding.data": 4,
+        "sharding.tensor": 2,
         "optimizer.warmup_steps": 10,
-    }  # fmt: skip
+    }
     return [
-        sys.executable, "train.py", "--config=configs/base.py:v1,tiny", f"--workdir={workdir}",
+        sys.executable,
+        "train.py",
+        "--config=configs/base.py:v1,tiny",
+        f"--workdir={workdir}",
         *(f"--config.{name}={value}" for name, value in fields.items()),
-    ]  # fmt: skip
+    ]
 
 
 def _outcome(workdir: Path) -> tuple:
@@ -122,9 +144,13 @@ def _round(folder, work, environment, rng, counts) -> None:
             damaged.add(_damage(work, rng, counts))
         least = max((step for step in _finished(work) if step not in damaged), default=0)
         process = subprocess.Popen(
-            _command(folder, work), cwd=ROOT, env=environment, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True,
-        )  # fmt: skip
+            _command(folder, work),
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
         counts["starts"] += 1
         fault = rng.choice(_DURING)
         _disturb(process, work, fault, rng)
@@ -146,11 +172,13 @@ def _round(folder, work, environment, rng, counts) -> None:
         if code == 0:
             return
         expected = {
-            "SIGKILL": (-signal.SIGKILL,), "SIGKILL while saving": (-signal.SIGKILL,),
+            "SIGKILL": (-signal.SIGKILL,),
+            "SIGKILL while saving": (-signal.SIGKILL,),
             # Before Python takes signals they end it as they end any program.
-            "SIGTERM": (EXIT_CODE, -signal.SIGTERM), "full disk": (2,),
+            "SIGTERM": (EXIT_CODE, -signal.SIGTERM),
+            "full disk": (2,),
             "SIGINT twice": (EXIT_CODE, -signal.SIGINT, *(() if began else (1, 130))),
-        }[fault]  # fmt: skip
+        }[fault]
         if code not in expected:
             raise RuntimeError(f"After {fault} the run left with {code}:\n{printed}")
         counts[f"during: {fault}"] += 1
@@ -185,8 +213,11 @@ def _disturb(process: subprocess.Popen, work: Path, fault: str, rng: random.Rand
 
 def _finished(work: Path) -> list[int]:
     """Steps whose checkpoints were finished, ascending."""
-    return sorted(int(path.parent.name) for path in (work / "checkpoints").glob("*/manifest.json")
-                  if path.parent.name.isdecimal())  # fmt: skip
+    return sorted(
+        int(path.parent.name)
+        for path in (work / "checkpoints").glob("*/manifest.json")
+        if path.parent.name.isdecimal()
+    )
 
 
 def _damage(work: Path, rng: random.Random, counts: collections.Counter) -> int | None:

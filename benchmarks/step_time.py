@@ -33,17 +33,22 @@ def our_step(config, batch):
     import flax.linen as nn
     import jax
 
-    from albert.model import Albert
-    from albert.optimiser import make_optimizer
-    from albert.sharding import batch_sharding, make_mesh, put_batch
-    from albert.train_step import on_mesh
+    from albert.models.encoder import Albert
+    from albert.train.optimizers import make_optimizer
+    from albert.train.sharding import batch_sharding, make_mesh, put_batch
+    from albert.train.step import on_mesh
 
     optimizer, schedule = make_optimizer(config.optimizer, config.train.num_steps)
     mesh = make_mesh(config.sharding)
     _, create, step_function = on_mesh(
-        Albert(config.model), optimizer, schedule, config.train.accumulation, 0, mesh,
+        Albert(config.model),
+        optimizer,
+        schedule,
+        config.train.accumulation,
+        0,
+        mesh,
         config.sharding,
-    )  # fmt: skip
+    )
     rows = put_batch(batch, batch_sharding(mesh, config.sharding))
     state = create()
 
@@ -117,10 +122,10 @@ def peer_step(config, batch):
 def main() -> None:
     import jax
 
-    from albert.claims.measure import random_rows
-    from albert.cost import flops_per_token
-    from albert.metrics import peak_flops
-    from albert.model import DTYPES
+    from albert.models.encoder import DTYPES
+    from albert.train.cost import flops_per_token
+    from albert.train.log_files import peak_flops
+    from tools.claims.measure import random_rows
 
     config = cli.checked(_CONFIG, needs_text=False)
     ours, first_call = our_step(config, random_rows(config, config.data.packing))

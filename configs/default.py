@@ -21,7 +21,7 @@ def get_config(arg: str = "") -> ConfigDict:
     model.num_hidden_layers = 12  # N
     # Which layers have the same weights: all, as released; none, as in BERT; attention or ffn, that
     # block only; groups:G, consecutive groups; cycle:M, M layers again and again; cycle_reversed:M,
-    # the last time backwards; sandwich, first and last their own (albert/parameter_sharing.py).
+    # the last time backwards; sandwich, first and last their own (albert/models/sharing.py).
     model.sharing = "all"
     model.per_layer_norm = False  # LayerNorms and biases of its own for every depth
     model.lora_rank = 0  # of a low-rank difference to shared kernels, for every depth; 0: none
@@ -40,7 +40,7 @@ def get_config(arg: str = "") -> ConfigDict:
     model.remat = "none"  # none, dots (keep products) or full: less memory, more operations
 
     # Data. A source is PATH, lines:PATH, text:PATH, jsonl:PATH, parquet:PATH, tfds:NAME or
-    # python-docs; PATH is a file, folder or glob, plain or .gz, .xz, .zst (data/sources.py).
+    # python-docs; PATH is a file, folder or glob, plain or .gz, .xz, .zst (data/sources/parse.py).
     config.data = data = ConfigDict()
     data.train_sources = ()
     data.train_weights = ()  # share of the rows of each source; empty: by size

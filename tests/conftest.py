@@ -23,10 +23,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from albert.config import check
 from albert.data.tokenizer import Tokenizer
 from albert.data.vocabulary import train_vocabulary
-from albert.loop import train
+from albert.train.config import check
+from albert.train.loop import train
 from configs import base
 from rows import read_corpus
 

@@ -5,16 +5,30 @@ import dataclasses
 import numpy as np
 
 from albert.interop.weights import Weights, parameter_shapes
-from albert.model_config import AlbertConfig
+from albert.models.config import AlbertConfig
 
 TINY = AlbertConfig(
-    vocab_size=50, embedding_size=8, hidden_size=16, num_hidden_layers=3, sharing="all",
-    per_layer_norm=False, lora_rank=0, inner_group_num=1, num_attention_heads=2,
-    intermediate_size=32, hidden_act="gelu", hidden_dropout_prob=0.1,
-    attention_probs_dropout_prob=0.1, max_position_embeddings=12,
-    type_vocab_size=2, initializer_range=0.02, map_equal_embeddings=False, dtype="float32",
-    param_dtype="float32", remat="none",
-)  # fmt: skip
+    vocab_size=50,
+    embedding_size=8,
+    hidden_size=16,
+    num_hidden_layers=3,
+    sharing="all",
+    per_layer_norm=False,
+    lora_rank=0,
+    inner_group_num=1,
+    num_attention_heads=2,
+    intermediate_size=32,
+    hidden_act="gelu",
+    hidden_dropout_prob=0.1,
+    attention_probs_dropout_prob=0.1,
+    max_position_embeddings=12,
+    type_vocab_size=2,
+    initializer_range=0.02,
+    map_equal_embeddings=False,
+    dtype="float32",
+    param_dtype="float32",
+    remat="none",
+)
 
 
 def random_weights(seed=0, lacking=(), moments=False, **changes) -> Weights:

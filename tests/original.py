@@ -8,7 +8,7 @@ from flax.traverse_util import unflatten_dict
 
 from albert.interop.original import ACTIVATIONS, CONFIG_NAME, name_of
 from albert.interop.weights import entries, read_config, stacked
-from albert.model_config import AlbertConfig
+from albert.models.config import AlbertConfig
 
 GOLDEN = Path(__file__).parent / "golden"
 RUNS = ("shared_lamb", "groups_adamw")

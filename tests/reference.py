@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 
-from albert.parameter_sharing import num_groups
+from albert.models.sharing import num_groups
 
 
 def forward(config, variables, input_ids, attention_mask, token_type_ids):
@@ -24,10 +24,12 @@ def forward(config, variables, input_ids, attention_mask, token_type_ids):
         group = layer * groups // config.num_hidden_layers
         for inner in range(config.inner_group_num):
             scope = f"bert/encoder/transformer/group_{group}/inner_group_{inner}"
-            x = np.stack([
-                transformer_layer(config, row, mask, v, scope)
-                for row, mask in zip(x, attention_mask, strict=True)
-            ])  # fmt: skip
+            x = np.stack(
+                [
+                    transformer_layer(config, row, mask, v, scope)
+                    for row, mask in zip(x, attention_mask, strict=True)
+                ]
+            )
             states.append(x)
     pooled = np.tanh(dense(x[:, 0], v, "bert/pooler/dense"))
     head = act(config, dense(x, v, "cls/predictions/transform/dense"))

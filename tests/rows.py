@@ -4,17 +4,25 @@ import itertools
 
 import numpy as np
 
-from albert.data.corpus import Corpus
-from albert.data.corpus_writer import prepare_corpus
-from albert.data.examples import Examples
-from albert.data.plan import CorpusPlan, ExampleOptions
-from albert.data.sources import parse_source
+from albert.data.corpus.reader import Corpus
+from albert.data.corpus.writer import prepare_corpus
+from albert.data.pretraining.examples import Examples
+from albert.data.pretraining.plan import CorpusPlan, ExampleOptions
+from albert.data.sources.parse import parse_source
 
 OPTIONS = ExampleOptions(
-    seq_length=32, max_predictions=6, masking_rate=0.15, masking_unit="word", max_ngram=3,
-    corruption=(0.8, 0.1, 0.1), sentence_objective="sop", short_seq_prob=0.1,
-    single_segment="split", packing=0, static_copies=0,
-)  # fmt: skip
+    seq_length=32,
+    max_predictions=6,
+    masking_rate=0.15,
+    masking_unit="word",
+    max_ngram=3,
+    corruption=(0.8, 0.1, 0.1),
+    sentence_objective="sop",
+    short_seq_prob=0.1,
+    single_segment="split",
+    packing=0,
+    static_copies=0,
+)
 
 
 def read_corpus(spec, tokenizer, folder, max_documents=0, max_bad_share=0.0) -> Corpus:

@@ -5,7 +5,7 @@ import json
 
 import jax
 
-from albert.checkpoint import Checkpoints
+from albert.checkpoints.store import Checkpoints
 
 
 def final_params(workdir, step):

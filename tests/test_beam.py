@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 
-from albert.data import corpus_writer, text_files
-from albert.data.corpus_beam import prepare_corpus_with_beam
-from albert.data.corpus_writer import differences
-from albert.data.reading import SourceError
-from albert.data.sources import parse_source
-from albert.data.store import StoreError
+from albert.data.cache import StoreError
+from albert.data.corpus import writer as corpus_writer
+from albert.data.corpus.beam import prepare_corpus_with_beam
+from albert.data.corpus.writer import differences
+from albert.data.sources import text_files
+from albert.data.sources.base import SourceError
+from albert.data.sources.parse import parse_source
 from conftest import write_text
 from rows import read_corpus
 
@@ -42,8 +43,7 @@ def test_the_corpus_is_that_of_one_machine(tmp_path, text, tokenizer, options):
         np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
     last = ours.num_sentences
     np.testing.assert_array_equal(ours.read(0, last), theirs.read(0, last))
-    names = [sorted(str(p.relative_to(c.path)) for p in c.path.rglob("*"))
-             for c in (ours, theirs)]  # fmt: skip
+    names = [sorted(str(p.relative_to(c.path)) for p in c.path.rglob("*")) for c in (ours, theirs)]
     assert names[0] == names[1]
     assert sum("array_record" in name for name in names[0]) > 3
 

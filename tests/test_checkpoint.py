@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from albert import checkpoint as checkpoint_module
-from albert import manifest
-from albert.checkpoint import CheckpointError, Checkpoints
-from albert.checksums import array_sums, host_sums
+from albert.checkpoints import manifest
+from albert.checkpoints import store as checkpoint_module
+from albert.checkpoints.checksums import array_sums, host_sums
+from albert.checkpoints.store import CheckpointError, Checkpoints
 
 ROOT = Path(__file__).resolve().parent.parent
 # What Orbax writes last of all, and nothing here reads.
@@ -113,8 +113,9 @@ def test_sums_of_arrays_larger_than_what_is_summed_at_once():
 def test_a_checkpoint_comes_back_on_devices_and_on_the_host(saved):
     for step in (3, 7):
         params, training = restored(saved, step)
-        for ours, theirs in zip(jax.tree.leaves((params, training)), jax.tree.leaves(trees(step)),
-                                strict=True):  # fmt: skip
+        for ours, theirs in zip(
+            jax.tree.leaves((params, training)), jax.tree.leaves(trees(step)), strict=True
+        ):
             assert np.asarray(ours).tobytes() == np.asarray(theirs).tobytes()
     with opened(saved) as checkpoints:
         host = checkpoints.restore_arrays(7, "params")
@@ -141,9 +142,7 @@ def test_no_flipped_bit_is_restored_silently(saved, tmp_path):
         path = folder / "7" / name
         whole = path.read_bytes()
         place, bit = rng.integers(len(whole)), rng.integers(8)
-        path.write_bytes(
-            whole[:place] + bytes([whole[place] ^ (1 << bit)]) + whole[place + 1 :]
-        )  # fmt: skip
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ (1 << bit)]) + whole[place + 1 :])
         told = []
         if name in UNREAD:
             for ours, theirs in zip(jax.tree.leaves(restored(folder, 7)), expected, strict=True):
@@ -338,8 +337,10 @@ def test_the_tool_says_which_are_sound(saved, tmp_path):
     def check(workdir):
         return subprocess.run(
             [sys.executable, "tools/check_checkpoint.py", str(workdir)],
-            cwd=ROOT, capture_output=True, text=True,
-        )  # fmt: skip
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
 
     done = check(saved.parent)
     assert done.returncode == 0, done.stderr

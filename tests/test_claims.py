@@ -14,8 +14,12 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec
 
-from albert.claims import energy, measure, tpu
-from albert.claims.compiled import (
+from albert.runtime.fields import ConfigError
+from albert.train.config import check
+from albert.train.cost import parameters_by_part, state_bytes
+from configs import base, laptop
+from tools.claims import energy, measure, tpu
+from tools.claims.compiled import (
     bert_of,
     data_mesh,
     exchanged,
@@ -24,11 +28,8 @@ from albert.claims.compiled import (
     memory,
     resized,
 )
-from albert.claims.measure import Notebook, size_of, sized
-from albert.claims.verdicts import BOTH, by_gaps, by_ratio, by_runs, every_claim
-from albert.config import ConfigError, check
-from albert.cost import parameters_by_part, state_bytes
-from configs import base, laptop
+from tools.claims.measure import Notebook, size_of, sized
+from tools.claims.verdicts import BOTH, by_gaps, by_ratio, by_runs, every_claim
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -161,8 +162,10 @@ def test_sizes():
 def report(output, *arguments):
     return subprocess.run(
         [sys.executable, "tools/report.py", f"--output={output}", *arguments],
-        cwd=ROOT, capture_output=True, text=True,
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
 
 
 def test_a_page_of_what_needs_no_device(tmp_path, run):
@@ -186,8 +189,11 @@ def test_a_page_of_what_needs_no_device(tmp_path, run):
 def test_what_cannot_be_reported_is_told(tmp_path):
     done = report(tmp_path, "--only=speed", "--albert_runs=nothing/*")
     assert done.returncode == 2
-    for words in ("--only names 'speed'; there is parameters", "go together",
-                  "there is no run nothing/*"):  # fmt: skip
+    for words in (
+        "--only names 'speed'; there is parameters",
+        "go together",
+        "there is no run nothing/*",
+    ):
         assert words in done.stderr
 
 
@@ -210,9 +216,12 @@ def test_runs_that_do_not_compare_are_told(run, tmp_path):
 @pytest.mark.slow
 def test_a_whole_page_at_a_tiny_size(tmp_path):
     done = report(
-        tmp_path, "--config=configs/base.py:tiny", "--only=memory,step,latency,depths",
-        "--rows=2", "--length=16",
-    )  # fmt: skip
+        tmp_path,
+        "--config=configs/base.py:tiny",
+        "--only=memory,step,latency,depths",
+        "--rows=2",
+        "--length=16",
+    )
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "claims.md").read_text()
     measured = json.loads((tmp_path / "claims/measured.json").read_text())
@@ -236,10 +245,13 @@ def test_this_machine_s_largest_batch_is_the_compiler_s(monkeypatch):
     """Against the memory of batches compiled one by one."""
     config = resized(check(laptop.get_config("tiny"), needs_text=False), 1, 16, 3)
     peaks = [
-        memory(lower_step(resized(config, n, 16, 3, remat="none"), data_mesh(jax.devices()[:1]))
-               .compile())["peak"]
+        memory(
+            lower_step(
+                resized(config, n, 16, 3, remat="none"), data_mesh(jax.devices()[:1])
+            ).compile()
+        )["peak"]
         for n in (4, 5)
-    ]  # fmt: skip
+    ]
     between = (peaks[0] + peaks[1]) // 2
     monkeypatch.setattr(
         "os.sysconf", lambda name: {"SC_PHYS_PAGES": between, "SC_PAGE_SIZE": 1}[name]

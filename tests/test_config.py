@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from albert import config as config_module
-from albert.config import (
+from albert.models.encoder import Albert, abstract_params
+from albert.train import config as config_module
+from albert.train.config import (
     Config,
     ConfigError,
     check,
@@ -19,10 +20,9 @@ from albert.config import (
     from_json,
     split_overrides,
 )
-from albert.cost import describe
-from albert.model import Albert, abstract_params
-from albert.optimiser import make_optimizer
-from albert.train_step import make_train_step, new_state
+from albert.train.cost import describe
+from albert.train.optimizers import make_optimizer
+from albert.train.step import make_train_step, new_state
 from configs import default
 
 CONFIGS = sorted(p.stem for p in (Path(__file__).parent.parent / "configs").glob("*.py"))
@@ -42,11 +42,14 @@ def trace_step(config: Config):
     tokens = jax.ShapeDtypeStruct((rows, config.data.seq_length), jnp.int32)
     targets = jax.ShapeDtypeStruct((rows, config.data.max_predictions), jnp.int32)
     batch = {
-        "input_ids": tokens, "token_type_ids": tokens, "attention_mask": tokens,
-        "mlm_positions": targets, "mlm_labels": targets,
+        "input_ids": tokens,
+        "token_type_ids": tokens,
+        "attention_mask": tokens,
+        "mlm_positions": targets,
+        "mlm_labels": targets,
         "mlm_weights": jax.ShapeDtypeStruct(targets.shape, jnp.float32),
         "sop_labels": jax.ShapeDtypeStruct((rows,), jnp.int32),
-    }  # fmt: skip
+    }
     step = make_train_step(model, optimizer, schedule, config.train.accumulation, config.seed)
     return jax.eval_shape(step, state, batch)
 
@@ -82,7 +85,7 @@ def test_v1_has_dropout_except_in_xxlarge():
 
 def test_every_field_is_read_by_something(tiny, tmp_path, monkeypatch):
     """Runs the loop with sections that remember which of their fields were read."""
-    from albert.loop import train
+    from albert.train.loop import train
 
     read = set()
     tiny.data.tokenizer = ""  # so that a vocabulary is trained as well
@@ -188,12 +191,22 @@ def test_a_config_survives_json(tiny):
 
 def test_overrides_are_checked_before_anything_else():
     arguments = [
-        "train.py", "--config=configs/base.py", "--config.model.hiden_size=3",
-        "--config.data.seq_length=abc", "--config.optimizer.learning_rate=1",
-        "--config.train=3", "--config.data.lower_case=false", "--workdir=x",
-        "--config.data.train_sources=a.txt", "--config.model.hidden_layers", "3",
-        "--noconfig.data.lower_cas", "--config.data.strip_accents", "--config.seed", "4",
-    ]  # fmt: skip
+        "train.py",
+        "--config=configs/base.py",
+        "--config.model.hiden_size=3",
+        "--config.data.seq_length=abc",
+        "--config.optimizer.learning_rate=1",
+        "--config.train=3",
+        "--config.data.lower_case=false",
+        "--workdir=x",
+        "--config.data.train_sources=a.txt",
+        "--config.model.hidden_layers",
+        "3",
+        "--noconfig.data.lower_cas",
+        "--config.data.strip_accents",
+        "--config.seed",
+        "4",
+    ]
     kept, problems = split_overrides(arguments)
     assert len(problems) == 5
     assert "model.hidden_layers is not a field; did you mean num_hidden_layers?" in problems
@@ -202,8 +215,11 @@ def test_overrides_are_checked_before_anything_else():
     assert "data.seq_length is 'abc', a str; it must be of type int" in problems
     assert "train is a section" in problems[2]
     wrong = ("hiden", "abc", "train=3", "hidden_layers", "lower_cas")
-    assert kept == [a for a in arguments if a != "3" and not (
-        any(x in a for x in wrong) and a != "--config.data.lower_case=false")]  # fmt: skip
+    assert kept == [
+        a
+        for a in arguments
+        if a != "3" and not (any(x in a for x in wrong) and a != "--config.data.lower_case=false")
+    ]
 
 
 def test_default_explains_every_field():

@@ -15,15 +15,16 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from albert.data import corpus as corpus_module
-from albert.data import corpus_writer, text_files
 from albert.data import vocabulary as vocabulary_module
-from albert.data.corpus import Corpus, open_passages
-from albert.data.corpus_writer import prepare_corpus
-from albert.data.reading import SourceError, read_documents
-from albert.data.sources import parse_source
-from albert.data.store import StoreError
-from albert.data.text_files import TextSource
+from albert.data.cache import StoreError
+from albert.data.corpus import reader as corpus_module
+from albert.data.corpus import writer as corpus_writer
+from albert.data.corpus.reader import Corpus, open_passages
+from albert.data.corpus.writer import prepare_corpus
+from albert.data.sources import text_files
+from albert.data.sources.base import SourceError, read_documents
+from albert.data.sources.parse import parse_source
+from albert.data.sources.text_files import TextSource
 from albert.data.vocabulary import prepare_vocabulary
 from conftest import VOCABULARY, write_text
 from rows import read_corpus, read_sentences
@@ -168,7 +169,8 @@ def test_a_disk_that_is_full_is_told_and_a_rerun_goes_on(tmp_path, tokenizer):
     code = f"""
 import resource, signal, sys
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
-from albert.data import corpus_writer, text_files
+from albert.data.corpus import writer as corpus_writer
+from albert.data.sources import text_files
 text_files.BLOCK_BYTES, text_files.PART_BYTES = 8000, 24000
 corpus_writer.os.sched_getaffinity = lambda _: {{0}}
 from pathlib import Path
@@ -310,11 +312,13 @@ def test_a_worker_that_dies_ends_it_and_a_rerun_goes_on(
     # The same text without what kills: the parts that are there are kept.
     written = []
     monkeypatch.setattr(
-        corpus_writer.PartWriter, "add",
+        corpus_writer.PartWriter,
+        "add",
         lambda self, block, add=corpus_writer.PartWriter.add: (
-            written.append(self.path), add(self, block)
+            written.append(self.path),
+            add(self, block),
         ),
-    )  # fmt: skip
+    )
     corpus = read_corpus(path, tokenizer, tmp_path / "out")
     assert len(set(written)) + len(before) == len(list(corpus.path.rglob("*array_record*")))
     assert corpus.num_documents == 81

@@ -5,11 +5,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from albert.config import check
-from albert.cost import activation_bytes, describe, parameters_by_part, state_bytes
-from albert.model import Albert, init_params
-from albert.optimiser import make_optimizer
-from albert.train_step import make_train_step, new_state
+from albert.models.encoder import Albert, init_params
+from albert.train.config import check
+from albert.train.cost import activation_bytes, describe, parameters_by_part, state_bytes
+from albert.train.optimizers import make_optimizer
+from albert.train.step import make_train_step, new_state
 
 
 def test_parts_add_up_to_what_is_made(tiny):
@@ -55,11 +55,14 @@ def test_activation_estimate_is_within_a_factor_of_two(tiny, remat, dropout):
     tokens = jax.ShapeDtypeStruct((rows, 128), jnp.int32)
     targets = jax.ShapeDtypeStruct((rows, 20), jnp.int32)
     batch = {
-        "input_ids": tokens, "token_type_ids": tokens, "attention_mask": tokens,
-        "mlm_positions": targets, "mlm_labels": targets,
+        "input_ids": tokens,
+        "token_type_ids": tokens,
+        "attention_mask": tokens,
+        "mlm_positions": targets,
+        "mlm_labels": targets,
         "mlm_weights": jax.ShapeDtypeStruct((rows, 20), jnp.float32),
         "sop_labels": jax.ShapeDtypeStruct((rows,), jnp.int32),
-    }  # fmt: skip
+    }
     step = jax.jit(make_train_step(model, optimizer, schedule, 1, 0), donate_argnums=0)
     compiled = step.lower(state, batch).compile().memory_analysis().temp_size_in_bytes
     assert 0.5 < activation_bytes(config) / compiled < 2

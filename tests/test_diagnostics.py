@@ -12,15 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from albert.checkpoint import Checkpoints
-from albert.data.pipeline import heldout_batch
+from albert.checkpoints.store import Checkpoints
+from albert.data.loader import heldout_batch
 from albert.diagnostics import FIGURES, layer_figures
-from albert.evaluation import held_out
+from albert.inference import Pretrained
 from albert.interop import formats
-from albert.losses import pretraining_loss
-from albert.model import Albert
-from albert.pretrained import Pretrained
-from albert.train_step import apply_model
+from albert.models.encoder import Albert
+from albert.tasks.losses import pretraining_loss
+from albert.train.evaluate import held_out
+from albert.train.step import apply_model
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = 12
@@ -95,7 +95,9 @@ def test_eval_writes_a_table_and_a_plot(run, tmp_path):
     assert (tmp_path / "run" / "layers_8.png").read_bytes()[:4] == b"\x89PNG"
     wrong = subprocess.run(
         [sys.executable, "eval.py", "--model=x", "--layers"],
-        cwd=ROOT, capture_output=True, text=True,
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert wrong.returncode == 2
     assert "leave --workdir, --step and --layers out" in wrong.stderr

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from albert.data.examples import Examples, mixture, show_row, truncate
-from albert.data.plan import CorpusPlan, plan_chunks
+from albert.data.pretraining.examples import Examples, mixture, show_row, truncate
+from albert.data.pretraining.plan import CorpusPlan, plan_chunks
 from albert.data.tokenizer import CLS, MASK, SEP, Tokenizer
 from conftest import write_text
 from rows import OPTIONS, make_examples, read_corpus, released_chunks, restored, run_lengths
@@ -168,7 +168,7 @@ def test_a_single_document_gives_the_released_examples(tmp_path, tokenizer, sent
     limit = sum(map(len, ids)) - min(3, len(ids[-1]) - 1)
     options = dataclasses.replace(
         OPTIONS, seq_length=limit + 3, short_seq_prob=0.0, masking_rate=0.0
-    )  # fmt: skip
+    )
     assert released_chunks([len(x) for x in ids], limit)[0] == (0, len(ids))
     expected = released_examples(ids, limit)
     examples = make_examples(corpus, tokenizer, options)
@@ -229,8 +229,10 @@ def test_static_copies_have_the_same_masks(corpus, tokenizer):
 def test_a_mixture_keeps_its_weights(tmp_path, corpus, text, tokenizer):
     path = write_text(tmp_path / "b.txt", 30, seed=9)
     small = read_corpus(path, tokenizer, tmp_path)
-    plans = [CorpusPlan(c, np.arange(c.num_documents), OPTIONS, (0, i))
-             for i, c in enumerate((corpus, small))]  # fmt: skip
+    plans = [
+        CorpusPlan(c, np.arange(c.num_documents), OPTIONS, (0, i))
+        for i, c in enumerate((corpus, small))
+    ]
     by_size = Examples(plans, (), 1.0, tokenizer, OPTIONS, 0)
     assert by_size.rows_per_epoch == sum(plan.rows_per_epoch for plan in plans)
     located = [by_size._locate(row) for row in range(by_size.rows_per_epoch)]
@@ -250,8 +252,10 @@ def test_a_small_source_that_comes_often_is_planned_once_an_epoch(
 ):
     path = write_text(tmp_path / "b.txt", 30, seed=9)
     small = read_corpus(path, tokenizer, tmp_path)
-    plans = [CorpusPlan(c, np.arange(c.num_documents), OPTIONS, (0, i))
-             for i, c in enumerate((corpus, small))]  # fmt: skip
+    plans = [
+        CorpusPlan(c, np.arange(c.num_documents), OPTIONS, (0, i))
+        for i, c in enumerate((corpus, small))
+    ]
     planned = []
     original = CorpusPlan._plan_epoch
     monkeypatch.setattr(
@@ -284,11 +288,15 @@ def unpacked(batch):
             assert batch["position_ids"][row, span].tolist() == list(range(len(span)))
             masks = batch["mlm_positions"][row]
             own = (batch["mlm_weights"][row] > 0) & (masks >= span[0]) & (masks <= span[-1])
-            found.append((
-                batch["input_ids"][row, span].tolist(), batch["token_type_ids"][row, span].tolist(),
-                (masks[own] - span[0]).tolist(), batch["mlm_labels"][row, own].tolist(),
-                int(batch["sop_labels"][row, number]),
-            ))  # fmt: skip
+            found.append(
+                (
+                    batch["input_ids"][row, span].tolist(),
+                    batch["token_type_ids"][row, span].tolist(),
+                    (masks[own] - span[0]).tolist(),
+                    batch["mlm_labels"][row, own].tolist(),
+                    int(batch["sop_labels"][row, number]),
+                )
+            )
     return found
 
 
@@ -304,11 +312,15 @@ def test_packed_rows_hold_the_very_examples_of_unpacked_ones(corpus, tokenizer, 
         example = plain[row]
         length = int(example["attention_mask"].sum())
         masked = int(example["mlm_weights"].sum())
-        expected.append((
-            example["input_ids"][:length].tolist(), example["token_type_ids"][:length].tolist(),
-            example["mlm_positions"][:masked].tolist(), example["mlm_labels"][:masked].tolist(),
-            int(example["sop_labels"]),
-        ))  # fmt: skip
+        expected.append(
+            (
+                example["input_ids"][:length].tolist(),
+                example["token_type_ids"][:length].tolist(),
+                example["mlm_positions"][:masked].tolist(),
+                example["mlm_labels"][:masked].tolist(),
+                int(example["sop_labels"]),
+            )
+        )
     batch = packed.batch(range(packed.rows_per_epoch))
     assert sorted(unpacked(batch)) == sorted(expected)
     np.testing.assert_array_equal(batch["attention_mask"], batch["segment_ids"] > 0)
@@ -343,8 +355,10 @@ def test_next_sentence_labels_are_what_they_say(tmp_path, tokenizer):
         example = examples[row]
         ids = restored(example)[: int(example["attention_mask"].sum())]
         middle = int(np.flatnonzero(ids == SEP)[0])
-        spoken = [set(tokenizer.decode(part.tolist()).split())
-                  for part in (ids[1:middle], ids[middle + 1 : -1])]  # fmt: skip
+        spoken = [
+            set(tokenizer.decode(part.tolist()).split())
+            for part in (ids[1:middle], ids[middle + 1 : -1])
+        ]
         label = int(example["sop_labels"])
         if label == 0:
             assert spoken[0] & spoken[1] or not (spoken[0] & set(words) and spoken[1] & set(words))
@@ -366,10 +380,12 @@ def test_the_masking_rate_is_what_was_asked_for(shared, prepared, rate, most, un
     batch = examples.batch(range(200))
     share = batch["mlm_weights"].sum() / batch["attention_mask"].sum()
     assert abs(share - rate) < 0.004
-    runs = np.concatenate([
-        run_lengths(p[w > 0])
-        for p, w in zip(batch["mlm_positions"], batch["mlm_weights"], strict=True)
-    ])  # fmt: skip
+    runs = np.concatenate(
+        [
+            run_lengths(p[w > 0])
+            for p, w in zip(batch["mlm_positions"], batch["mlm_weights"], strict=True)
+        ]
+    )
     words = tokenizer.starts_word
     begins = [
         words[labels[0]]

@@ -19,14 +19,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from albert import loop
-from albert.checkpoint import CheckpointError, Checkpoints
-from albert.config import check
-from albert.data.reading import SourceError
-from albert.loop import train
-from albert.running import RunError
-from albert.running.log import RunLog
-from albert.running.signals import Preempted
+from albert.checkpoints.store import CheckpointError, Checkpoints
+from albert.data.sources.base import SourceError
+from albert.runtime import RunError
+from albert.runtime.signals import Preempted
+from albert.train import loop
+from albert.train.config import check
+from albert.train.log import RunLog
+from albert.train.loop import train
 from conftest import write_text
 from runs import assert_bit_equal, final_params, records
 
@@ -325,8 +325,11 @@ def test_a_learning_rate_of_1e20_stops_and_leaves_its_rows(tiny, tmp_path):
     file = str(error.value).split("--file=")[1].splitlines()[0]
     done = subprocess.run(
         [sys.executable, "tools/show_batch.py", f"--file={file}", "--rows=2"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert "row 1 of 16" in done.stdout
     assert "sentence order" in done.stdout
 
@@ -398,7 +401,7 @@ def test_a_clock_that_goes_backwards_changes_nothing(run, tiny, tmp_path, monkey
 
 
 def test_a_second_job_on_a_workdir_is_refused(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr("albert.running.lock.RENEWED_EVERY", 0.1)
+    monkeypatch.setattr("albert.runtime.lock.RENEWED_EVERY", 0.1)
     refused = []
 
     def step(self, *arguments, original=RunLog.step):
@@ -416,7 +419,7 @@ def test_a_second_job_on_a_workdir_is_refused(tiny, tmp_path, monkeypatch):
 
 
 def test_a_job_that_was_taken_over_ends(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr("albert.running.lock.RENEWED_EVERY", 0.05)
+    monkeypatch.setattr("albert.runtime.lock.RENEWED_EVERY", 0.05)
 
     def step(self, *arguments, original=RunLog.step):
         (tmp_path / "running.json").write_text("{}")
@@ -451,9 +454,12 @@ def launch(arguments, **options):
 
 KILLS = 20
 HARD = [
-    "--config.data.packing=4", "--config.train.accumulation=2", "--config.train.num_steps=120",
-    "--config.train.checkpoint_every=4", "--config.train.log_every=1",
-]  # fmt: skip
+    "--config.data.packing=4",
+    "--config.train.accumulation=2",
+    "--config.train.num_steps=120",
+    "--config.train.checkpoint_every=4",
+    "--config.train.log_every=1",
+]
 
 
 # Of runs in several processes, which take long on few cores.
@@ -475,9 +481,11 @@ def short(tmp_path_factory, text, vocabulary, prepared):
     """The same of 40 steps."""
     folder = tmp_path_factory.mktemp("short")
     subprocess.run(
-        hard_command(text, vocabulary, prepared, folder, SHORT), cwd=ROOT, check=True,
+        hard_command(text, vocabulary, prepared, folder, SHORT),
+        cwd=ROOT,
+        check=True,
         capture_output=True,
-    )  # fmt: skip
+    )
     return folder
 
 
@@ -486,14 +494,24 @@ PROGRAM = ["train.py"]
 
 def hard_command(text, vocabulary, prepared, workdir, *more):
     return [
-        sys.executable, *PROGRAM, "--config=configs/base.py:v1,tiny", f"--workdir={workdir}",
-        f"--config.data.train_sources={text}", f"--config.data.tokenizer={vocabulary}",
-        f"--config.data.folder={prepared}", "--config.model.vocab_size=96",
-        "--config.data.seq_length=32", "--config.data.max_predictions=6",
-        "--config.data.max_documents=0", "--config.train.eval_rows=40",
-        "--config.train.eval_every=15", "--config.sharding.data=4", "--config.sharding.tensor=2",
-        *HARD, *more,
-    ]  # fmt: skip
+        sys.executable,
+        *PROGRAM,
+        "--config=configs/base.py:v1,tiny",
+        f"--workdir={workdir}",
+        f"--config.data.train_sources={text}",
+        f"--config.data.tokenizer={vocabulary}",
+        f"--config.data.folder={prepared}",
+        "--config.model.vocab_size=96",
+        "--config.data.seq_length=32",
+        "--config.data.max_predictions=6",
+        "--config.data.max_documents=0",
+        "--config.train.eval_rows=40",
+        "--config.train.eval_every=15",
+        "--config.sharding.data=4",
+        "--config.sharding.tensor=2",
+        *HARD,
+        *more,
+    ]
 
 
 @pytest.mark.slow
@@ -599,7 +617,7 @@ def test_when_one_process_is_gone_the_others_end_and_a_restart_goes_on(
 
 FAILING = """
 import os, runpy, sys
-from albert.checkpoint import Checkpoints
+from albert.checkpoints.store import Checkpoints
 verify, calls = Checkpoints._verify_saved, []
 def fails(self):
     calls.append(1)
@@ -631,9 +649,15 @@ def test_a_save_that_fails_on_one_process_is_agreed_upon_and_tried_again(
 @pytest.mark.slow
 def test_several_processes_roll_back_together(text, vocabulary, prepared, tmp_path):
     """With a learning rate that nothing bears, until they give up."""
-    fields = {"optimizer.name": "optax.sgd", "optimizer.learning_rate": 1e20,
-              "optimizer.warmup_steps": 6, "train.max_bad_steps": 2, "train.log_every": 1,
-              "train.checkpoint_every": 1, "train.on_divergence": "rollback"}  # fmt: skip
+    fields = {
+        "optimizer.name": "optax.sgd",
+        "optimizer.learning_rate": 1e20,
+        "optimizer.warmup_steps": 6,
+        "train.max_bad_steps": 2,
+        "train.log_every": 1,
+        "train.checkpoint_every": 1,
+        "train.on_divergence": "rollback",
+    }
     pair = processes_of(
         text, vocabulary, prepared, tmp_path, *(f"--config.{k}={v}" for k, v in fields.items())
     )
@@ -701,9 +725,11 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(
     assert max(Checkpoints(tmp_path / "checkpoints").steps()) == int(steps[0])
     # On with one process.
     done = subprocess.run(
-        hard_command(text, vocabulary, prepared, tmp_path, SHORT), cwd=ROOT, capture_output=True,
+        hard_command(text, vocabulary, prepared, tmp_path, SHORT),
+        cwd=ROOT,
+        capture_output=True,
         text=True,
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     ours, theirs = ([r["loss"] for r in records(d)] for d in (tmp_path, short))
     np.testing.assert_allclose(ours, theirs, rtol=1e-5)
@@ -780,8 +806,10 @@ def test_a_workdir_on_a_file_system_without_room(text, vocabulary, prepared, tmp
     try:
         done = subprocess.run(
             hard_command(text, vocabulary, prepared, tmp_path / "run"),
-            cwd=ROOT, capture_output=True, text=True,
-        )  # fmt: skip
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
         assert done.returncode == 2
         assert "Traceback" not in done.stderr
         words = {"ro": "Read-only file system", "size=64k": "No space left on device"}[options]

@@ -11,9 +11,9 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 import original
-from albert.losses import masked_lm_terms, pretraining_loss
-from albert.model import Albert
-from albert.optimiser import OptimizerConfig, make_optimizer
+from albert.models.encoder import Albert
+from albert.tasks.losses import masked_lm_terms, pretraining_loss
+from albert.train.optimizers import OptimizerConfig, make_optimizer
 
 
 def load_batch(arrays):

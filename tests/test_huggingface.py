@@ -10,7 +10,7 @@ import pytest
 import safetensors.numpy
 
 import albert
-from albert.checkpoint import CheckpointError
+from albert.checkpoints.store import CheckpointError
 from albert.data.tokenizer import Tokenizer
 from albert.interop import formats, huggingface
 from models import assert_same, random_weights
@@ -146,9 +146,14 @@ def test_other_widths_become_float32(folder, dtype):
 
 @pytest.mark.parametrize(
     ("theirs", "ours"),
-    [("gelu_new", "gelu"), ("gelu_pytorch_tanh", "gelu"), ("gelu_fast", "gelu"),
-     ("gelu", "gelu_erf"), ("relu", "relu")],
-)  # fmt: skip
+    [
+        ("gelu_new", "gelu"),
+        ("gelu_pytorch_tanh", "gelu"),
+        ("gelu_fast", "gelu"),
+        ("gelu", "gelu_erf"),
+        ("relu", "relu"),
+    ],
+)
 def test_activations_are_translated(folder, theirs, ours):
     change_config(folder, hidden_act=theirs)
     assert formats.read(folder).config.hidden_act == ours
@@ -240,8 +245,9 @@ BAD = {
         r"model\.safetensors lacks 1 of the 32 variables .*attention\.key\.bias",
     ),
     "half a head": (
-        lambda f: change_tensors(f, lambda t: {k: v for k, v in t.items() if k[:5] != "predi"
-                                               or k == "predictions.bias"}),
+        lambda f: change_tensors(
+            f, lambda t: {k: v for k, v in t.items() if k[:5] != "predi" or k == "predictions.bias"}
+        ),
         r"lacks 4 of the 32 variables .*predictions\.",
     ),
     "another model's tensors": (
@@ -252,7 +258,7 @@ BAD = {
         lambda f: change_tensors(f, wrong_decoder),
         r"predictions\.decoder\.weight is not albert\.embeddings\.word_embeddings\.weight",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", BAD)

@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from albert.checkpoint import CheckpointError
-from albert.config import ConfigError, check
+from albert.checkpoints.store import CheckpointError
 from albert.data.vocabulary import train_vocabulary
-from albert.evaluation import evaluate_model, evaluate_run
 from albert.interop import formats
-from albert.loop import train
-from albert.running import RunError
+from albert.runtime import RunError
+from albert.runtime.fields import ConfigError
+from albert.train.config import check
+from albert.train.evaluate import evaluate_model, evaluate_run
+from albert.train.loop import train
 from conftest import write_text
 from models import random_weights
 from runs import assert_bit_equal, final_params, records
@@ -99,9 +100,19 @@ def test_another_vocabulary_of_the_same_size_is_refused(run, tiny, tmp_path):
 
 def test_without_a_vocabulary_one_must_be_named(tiny, tmp_path):
     config = check(tiny)
-    weights = random_weights(**{n: getattr(config.model, n) for n in (
-        "vocab_size", "embedding_size", "hidden_size", "num_attention_heads", "intermediate_size",
-        "max_position_embeddings")})  # fmt: skip
+    weights = random_weights(
+        **{
+            n: getattr(config.model, n)
+            for n in (
+                "vocab_size",
+                "embedding_size",
+                "hidden_size",
+                "num_attention_heads",
+                "intermediate_size",
+                "max_position_embeddings",
+            )
+        }
+    )
     formats.write(weights, tmp_path / "m", "huggingface")
     tiny.init_from = str(tmp_path / "m")
     tiny.data.tokenizer = ""
@@ -185,7 +196,9 @@ def test_what_an_evaluation_lacks_is_told_at_once(run, tiny, tmp_path):
 def test_a_run_is_not_evaluated_with_another_config(run, override):
     done = subprocess.run(
         [sys.executable, "eval.py", f"--workdir={run}", override],
-        cwd=Path(__file__).resolve().parent.parent, capture_output=True, text=True,
-    )  # fmt: skip
+        cwd=Path(__file__).resolve().parent.parent,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 2
     assert "--config goes with --model; a run is evaluated with its own" in done.stderr

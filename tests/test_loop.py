@@ -13,14 +13,15 @@ import numpy as np
 import psutil
 import pytest
 
-from albert import loop
-from albert.checkpoint import CheckpointError, Checkpoints
-from albert.config import ConfigError, check
-from albert.data.reading import SourceError
-from albert.evaluation import evaluate_run
-from albert.loop import train
-from albert.running import RunError
-from albert.running.log import RunLog
+from albert.checkpoints.store import CheckpointError, Checkpoints
+from albert.data.sources.base import SourceError
+from albert.runtime import RunError
+from albert.runtime.fields import ConfigError
+from albert.train import loop
+from albert.train.config import check
+from albert.train.evaluate import evaluate_run
+from albert.train.log import RunLog
+from albert.train.loop import train
 from conftest import write_text
 from runs import assert_bit_equal, final_params, records
 
@@ -32,11 +33,24 @@ def test_a_run_leaves_checkpoints_logs_and_a_report(run):
     assert [r["step"] for r in records(run)] == [2, 4, 6, 8]
     assert [r["step"] for r in records(run, "valid")] == [4, 8]
     wanted = {
-        "loss", "mlm_loss", "mlm_accuracy", "sop_loss", "sop_accuracy", "learning_rate",
-        "grad_norm", "param_norm", "update_norm", "rows_per_second",
-        "real_tokens_per_second", "padded_tokens_per_second", "mfu", "step_seconds",
-        "data_wait_share", "epoch", "bad_steps",
-    }  # fmt: skip
+        "loss",
+        "mlm_loss",
+        "mlm_accuracy",
+        "sop_loss",
+        "sop_accuracy",
+        "learning_rate",
+        "grad_norm",
+        "param_norm",
+        "update_norm",
+        "rows_per_second",
+        "real_tokens_per_second",
+        "padded_tokens_per_second",
+        "mfu",
+        "step_seconds",
+        "data_wait_share",
+        "epoch",
+        "bad_steps",
+    }
     assert wanted <= records(run)[-1].keys()
     report = json.loads((run / "eval_8.json").read_text())
     assert report["step"] == 8
@@ -95,15 +109,25 @@ def command(tiny_config, workdir, *extra):
     """The command line of the tiny config, for a process of its own."""
     c = tiny_config
     return [
-        sys.executable, "train.py", "--config=configs/base.py:v1,tiny", f"--workdir={workdir}",
+        sys.executable,
+        "train.py",
+        "--config=configs/base.py:v1,tiny",
+        f"--workdir={workdir}",
         f"--config.data.train_sources={c.data.train_sources[0]}",
-        f"--config.data.tokenizer={c.data.tokenizer}", f"--config.data.folder={c.data.folder}",
-        f"--config.model.vocab_size={c.model.vocab_size}", "--config.data.seq_length=32",
-        "--config.data.max_predictions=6", "--config.data.max_documents=0",
-        "--config.train.eval_rows=40", "--config.train.num_steps=40",
-        "--config.train.checkpoint_every=5", "--config.train.eval_every=15",
-        "--config.sharding.data=4", "--config.sharding.tensor=2", *extra,
-    ]  # fmt: skip
+        f"--config.data.tokenizer={c.data.tokenizer}",
+        f"--config.data.folder={c.data.folder}",
+        f"--config.model.vocab_size={c.model.vocab_size}",
+        "--config.data.seq_length=32",
+        "--config.data.max_predictions=6",
+        "--config.data.max_documents=0",
+        "--config.train.eval_rows=40",
+        "--config.train.num_steps=40",
+        "--config.train.checkpoint_every=5",
+        "--config.train.eval_every=15",
+        "--config.sharding.data=4",
+        "--config.sharding.tensor=2",
+        *extra,
+    ]
 
 
 def test_the_data_of_a_run_may_not_change(run, tiny):
@@ -125,8 +149,9 @@ def test_the_data_of_a_run_may_not_change(run, tiny):
         ("train", "batch_size", 32, "train.batch_size: 16 -> 32"),
     ],
 )
-def test_another_model_or_batch_is_refused_and_changes_nothing(run, tiny, section, field, value,
-                                                               words):  # fmt: skip
+def test_another_model_or_batch_is_refused_and_changes_nothing(
+    run, tiny, section, field, value, words
+):
     tiny.train.num_steps = 10
     tiny[section][field] = value
     before = (run / "config.json").read_text()
@@ -229,8 +254,11 @@ def test_divergence_stops_the_run_and_keeps_the_good_checkpoint(tiny, tmp_path, 
 
     poison.calls = 0
     monkeypatch.setattr(loop, "put_batch", poison)
-    with pytest.raises(RunError, match=r"3 steps in a row .* the last of them step 9\. The last "
-                                       r"good checkpoint is step 8"):  # fmt: skip
+    with pytest.raises(
+        RunError,
+        match=r"3 steps in a row .* the last of them step 9\. The last "
+        r"good checkpoint is step 8",
+    ):
         train(check(tiny), tmp_path)
     # The bad steps 7 and 8 changed no parameter, so step 8 is as good as step 6.
     assert Checkpoints(tmp_path / "checkpoints").steps() == [4, 8]
@@ -295,8 +323,13 @@ def test_the_command_line_tells_mistakes_and_leaves_with_2(tmp_path):
             [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
         )
 
-    done = call("train.py", "--config=configs/base.py:tiny", "--config.model.hiden_size=3",
-                "--config.train.num_steps=0", f"--workdir={tmp_path}")  # fmt: skip
+    done = call(
+        "train.py",
+        "--config=configs/base.py:tiny",
+        "--config.model.hiden_size=3",
+        "--config.train.num_steps=0",
+        f"--workdir={tmp_path}",
+    )
     assert done.returncode == 2
     assert "3 problems in the config" in done.stderr
     assert "did you mean hidden_size?" in done.stderr
@@ -322,8 +355,11 @@ def test_the_command_line_tells_mistakes_and_leaves_with_2(tmp_path):
 def test_describe_ends_with_one_json_object(tmp_path):
     done = subprocess.run(
         [sys.executable, "train.py", "--config=configs/base.py", "--describe"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     facts = json.loads(done.stdout.splitlines()[-1])
     assert facts["parameters"] == 11_813_810
     assert facts["tokens_per_step"] == 4096 * 512
@@ -371,12 +407,16 @@ def stop_at(last):
 def test_a_worker_that_is_killed_ends_the_run(tiny, tmp_path):
     """Within seconds, with a word and a code, and without a step that lacks its batch."""
     extra = ["--config.data.workers=2", "--config.train.log_every=1"]
-    extra += [f"--config.train.{name}=5000"
-              for name in ("num_steps", "eval_every", "checkpoint_every")]  # fmt: skip
+    extra += [
+        f"--config.train.{name}=5000" for name in ("num_steps", "eval_every", "checkpoint_every")
+    ]
     with subprocess.Popen(
-        command(tiny, tmp_path, *extra), cwd=ROOT,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    ) as process:  # fmt: skip
+        command(tiny, tmp_path, *extra),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
         printed = []
         for line in process.stdout:
             printed.append(line)
@@ -402,9 +442,11 @@ def test_two_processes_of_four_devices_equal_one_of_eight(tiny, tmp_path):
     """Real processes over gloo: same losses, and each makes only its own rows."""
     alone = tmp_path / "alone"
     subprocess.run(
-        command(tiny, alone, "--config.train.log_every=1"), cwd=ROOT, check=True,
+        command(tiny, alone, "--config.train.log_every=1"),
+        cwd=ROOT,
+        check=True,
         capture_output=True,
-    )  # fmt: skip
+    )
     several = tmp_path / "several"
     port = 20000 + os.getpid() % 20000
     environment = {
@@ -415,12 +457,15 @@ def test_two_processes_of_four_devices_equal_one_of_eight(tiny, tmp_path):
     }
     processes = [
         subprocess.Popen(
-            command(tiny, several, "--config.train.log_every=1"), cwd=ROOT,
+            command(tiny, several, "--config.train.log_every=1"),
+            cwd=ROOT,
             env={**environment, "JAX_PROCESS_ID": str(number)},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         for number in range(2)
-    ]  # fmt: skip
+    ]
     printed = [process.communicate(timeout=400)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], "\n".join(printed)
     assert "Held-out text" in printed[0]
@@ -432,9 +477,11 @@ def test_two_processes_of_four_devices_equal_one_of_eight(tiny, tmp_path):
     for step in (35, 40):
         shutil.rmtree(several / "checkpoints" / str(step))
     subprocess.run(
-        command(tiny, several, "--config.train.log_every=1"), cwd=ROOT, check=True,
+        command(tiny, several, "--config.train.log_every=1"),
+        cwd=ROOT,
+        check=True,
         capture_output=True,
-    )  # fmt: skip
+    )
     ours = [r["loss"] for r in records(several)]
     assert len(ours) == 40
     np.testing.assert_allclose(ours, theirs, rtol=1e-5)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from albert.data.masking import choose_masked, corrupt
+from albert.data.pretraining.masking import choose_masked, corrupt
 from albert.data.tokenizer import MASK
 from rows import run_lengths
 

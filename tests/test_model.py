@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from albert.cost import parameters_by_part
-from albert.model import Albert, abstract_params, init_params
-from albert.model_config import REMAT_POLICIES, AlbertConfig
-from albert.sharding import LOGICAL_AXES
+from albert.models.config import REMAT_POLICIES, AlbertConfig
+from albert.models.encoder import Albert, abstract_params, init_params
+from albert.train.cost import parameters_by_part
+from albert.train.sharding import LOGICAL_AXES
 from configs import base, large, xlarge, xxlarge
 from models import TINY
 
@@ -95,9 +95,13 @@ def test_remat_changes_no_gradient(remat):
 
         def loss(params):
             output = model.apply(
-                {"params": params}, ids, mask, types, deterministic=False,
+                {"params": params},
+                ids,
+                mask,
+                types,
+                deterministic=False,
                 rngs={"dropout": jax.random.key(1)},
-            )  # fmt: skip
+            )
             return jnp.sum(output.mlm_logits**2)
 
         return jax.grad(loss)(params)
@@ -123,13 +127,20 @@ class OnlyDropout(nn.Module):
 @pytest.mark.parametrize("sharing", ["all", "none", "groups:2"])
 def test_every_depth_draws_its_own_dropout(monkeypatch, sharing):
     model, params = make(num_hidden_layers=4, sharing=sharing, hidden_dropout_prob=0.3)
-    monkeypatch.setattr("albert.model.Layer", OnlyDropout)
-    monkeypatch.setattr("albert.model.init_layers", lambda key, config: params["encoder"]["layers"])
+    monkeypatch.setattr("albert.models.encoder.Layer", OnlyDropout)
+    monkeypatch.setattr(
+        "albert.models.encoder.init_layers", lambda key, config: params["encoder"]["layers"]
+    )
     ids, mask, types = random_rows()
     output = model.apply(
-        {"params": params}, ids, mask, types, deterministic=False, output_hidden_states=True,
+        {"params": params},
+        ids,
+        mask,
+        types,
+        deterministic=False,
+        output_hidden_states=True,
         rngs={"dropout": jax.random.key(0)},
-    )  # fmt: skip
+    )
     masks = np.diff(np.asarray(output.hidden_states), axis=0) > 0.5
     assert np.all(np.abs(1 - masks.mean((1, 2, 3)) - 0.3) < 0.1)
     for i in range(4):

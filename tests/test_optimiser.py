@@ -6,15 +6,21 @@ import numpy as np
 import optax
 import pytest
 
-from albert.cost import abstract_params
-from albert.model import Albert
-from albert.optimiser import OptimizerConfig, decayed, linear_schedule, make_optimizer
+from albert.models.encoder import Albert
+from albert.train.cost import abstract_params
+from albert.train.optimizers import OptimizerConfig, decayed, linear_schedule, make_optimizer
 from test_model import TINY
 
 LAMB = OptimizerConfig(
-    name="lamb", learning_rate=0.1, warmup_steps=2, b1=0.9, b2=0.999, eps=1e-6,
-    weight_decay=0.01, clip_norm=0.0,
-)  # fmt: skip
+    name="lamb",
+    learning_rate=0.1,
+    warmup_steps=2,
+    b1=0.9,
+    b2=0.999,
+    eps=1e-6,
+    weight_decay=0.01,
+    clip_norm=0.0,
+)
 
 
 def test_schedule_is_the_released_one():

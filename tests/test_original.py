@@ -16,11 +16,11 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 import albert
 import original as golden
-from albert.checkpoint import CheckpointError
+from albert.checkpoints.store import CheckpointError
 from albert.data.tokenizer import Tokenizer
 from albert.interop import formats, original
 from albert.interop.weights import entries, stacked, unstacked
-from albert.model import Albert
+from albert.models.encoder import Albert
 from models import assert_same, random_weights
 from test_fidelity import assert_golden, released_training
 
@@ -47,9 +47,11 @@ def save(tf, prefix, tensors):
     names = sorted(tensors)
     prefix.parent.mkdir(parents=True, exist_ok=True)
     tf.raw_ops.SaveV2(
-        prefix=str(prefix), tensor_names=names, shape_and_slices=[""] * len(names),
+        prefix=str(prefix),
+        tensor_names=names,
+        shape_and_slices=[""] * len(names),
         tensors=[tensors[name] for name in names],
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture
@@ -74,9 +76,10 @@ def test_what_it_wrote_reads_here(run, trained, tf):
         assert found.keys() == after.keys()
         for name, entry in found.items():
             for values, key in (
-                (weights.params, name), (weights.mu, f"{name}/adam_m"),
+                (weights.params, name),
+                (weights.mu, f"{name}/adam_m"),
                 (weights.nu, f"{name}/adam_v"),
-            ):  # fmt: skip
+            ):
                 np.testing.assert_array_equal(entry.write(values[entry.path]), stored[key])
             np.testing.assert_array_equal(entry.write(weights.params[entry.path]), after[name])
     assert len(stored) == 3 * len(after) + 1
@@ -260,27 +263,43 @@ def other_config(**changes):
 
 
 BAD = {
-    "truncated data": (rewrite(lambda c: c[: len(c) // 2], DATA),
-                       r"trained\.ckpt, variable \S+ cannot be read: it is damaged"),
+    "truncated data": (
+        rewrite(lambda c: c[: len(c) // 2], DATA),
+        r"trained\.ckpt, variable \S+ cannot be read: it is damaged",
+    ),
     "a flipped bit": (rewrite(flip, DATA), r"trained\.ckpt, variable \S+ cannot be read"),
-    "truncated index": (rewrite(lambda c: c[: len(c) // 2], "trained.ckpt.index"),
-                        r"trained\.ckpt cannot be read: it is damaged, cut off or not"),
+    "truncated index": (
+        rewrite(lambda c: c[: len(c) // 2], "trained.ckpt.index"),
+        r"trained\.ckpt cannot be read: it is damaged, cut off or not",
+    ),
     "empty index": (rewrite(lambda c: b"", "trained.ckpt.index"), r"trained\.ckpt cannot be read"),
-    "foreign index": (rewrite(lambda c: b"hello" * 100, "trained.ckpt.index"),
-                      r"trained\.ckpt cannot be read"),
+    "foreign index": (
+        rewrite(lambda c: b"hello" * 100, "trained.ckpt.index"),
+        r"trained\.ckpt cannot be read",
+    ),
     "no data": (lambda folder: (folder / DATA).unlink(), r"trained\.ckpt.* cannot be read"),
-    "no config": (lambda folder: (folder / "albert_config.json").unlink(),
-                  r"There is no albert_config\.json beside .*trained\.ckpt"),
-    "cut config": (rewrite(lambda c: c[:50], "albert_config.json"),
-                   r"albert_config\.json is not a JSON file, or is cut off"),
-    "activation": (other_config(hidden_act="swish"),
-                   r"albert_config\.json: hidden_act is 'swish'; known here are gelu, relu"),
-    "shape": (other_config(vocab_size=212),
-              r"trained\.ckpt does not fit .*albert_config\.json: "
-              r"bert/embeddings/word_embeddings has shape \[211, \d+\] and should have \[212"),
-    "more groups": (other_config(num_hidden_groups=3),
-                    r"trained\.ckpt lacks \d+ of .*transformer/group_[12]/"),
-}  # fmt: skip
+    "no config": (
+        lambda folder: (folder / "albert_config.json").unlink(),
+        r"There is no albert_config\.json beside .*trained\.ckpt",
+    ),
+    "cut config": (
+        rewrite(lambda c: c[:50], "albert_config.json"),
+        r"albert_config\.json is not a JSON file, or is cut off",
+    ),
+    "activation": (
+        other_config(hidden_act="swish"),
+        r"albert_config\.json: hidden_act is 'swish'; known here are gelu, relu",
+    ),
+    "shape": (
+        other_config(vocab_size=212),
+        r"trained\.ckpt does not fit .*albert_config\.json: "
+        r"bert/embeddings/word_embeddings has shape \[211, \d+\] and should have \[212",
+    ),
+    "more groups": (
+        other_config(num_hidden_groups=3),
+        r"trained\.ckpt lacks \d+ of .*transformer/group_[12]/",
+    ),
+}
 
 
 @pytest.mark.parametrize("kind", BAD)
@@ -290,11 +309,22 @@ def test_bad_checkpoints_are_told_in_a_sentence(trained, tf, kind, tmp_path):
     with pytest.raises(CheckpointError, match=words) as caught:
         formats.read(trained, with_moments=True)
     assert "\n" not in str(caught.value)
-    done = subprocess.run(
-        [sys.executable, "tools/convert.py", f"--input={trained}",
-         f"--output={tmp_path / 'out'}", "--format=huggingface"],
-        cwd=ROOT, capture_output=True, text=True,
-    ) if kind == "truncated data" else None  # fmt: skip
+    done = (
+        subprocess.run(
+            [
+                sys.executable,
+                "tools/convert.py",
+                f"--input={trained}",
+                f"--output={tmp_path / 'out'}",
+                "--format=huggingface",
+            ],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
+        if kind == "truncated data"
+        else None
+    )
     assert done is None or done.returncode == 2
     assert os.listdir(tmp_path) == ["trained"]
 

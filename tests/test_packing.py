@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from albert.losses import pretraining_loss
-from albert.model import Albert
-from albert.train_step import apply_model, make_eval_step
+from albert.models.encoder import Albert
+from albert.tasks.losses import pretraining_loss
+from albert.train.step import apply_model, make_eval_step
 from models import random_weights
 from rows import OPTIONS, make_examples
 
@@ -31,9 +31,10 @@ def batches(corpus, tokenizer):
     keys = [example_keys(batch) for batch in made]
     chosen = set(keys[1][:12] + keys[1][-12:])
     packed_rows = [
-        row for row in range(len(made[1]["input_ids"]))
+        row
+        for row in range(len(made[1]["input_ids"]))
         if any(row == r for r, key in zip(owners(made[1]), keys[1], strict=True) if key in chosen)
-    ]  # fmt: skip
+    ]
     packed = {name: values[packed_rows] for name, values in made[1].items()}
     wanted = example_keys(packed)
     plain_rows = [keys[0].index(key) for key in wanted]
@@ -94,10 +95,12 @@ def test_packed_equals_unpacked(batches, path):
     ):
         np.testing.assert_allclose(
             alone.hidden_states[:, row, first : first + length],
-            together.hidden_states[:, at, begin : begin + length], **close,
-        )  # fmt: skip
-        np.testing.assert_allclose(alone.pooled_output[row], together.pooled_output[at, number],
-                                   **close)  # fmt: skip
+            together.hidden_states[:, at, begin : begin + length],
+            **close,
+        )
+        np.testing.assert_allclose(
+            alone.pooled_output[row], together.pooled_output[at, number], **close
+        )
         np.testing.assert_allclose(alone.sop_logits[row], together.sop_logits[at, number], **close)
         count = int(masks[0][row, -1])
         before = int((packed["mlm_weights"][at] * (packed["mlm_positions"][at] < begin)).sum())

@@ -10,20 +10,28 @@ import optax
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from albert.cost import parameters_by_part
 from albert.interop.weights import unstacked
-from albert.model import Albert, Layer, abstract_params, init_params
-from albert.model_config import AlbertConfig
-from albert.optimiser import _ELEMENTWISE, linear_schedule, make_optimizer, tensor_by_tensor
-from albert.parameter_sharing import tables
+from albert.models.config import AlbertConfig
+from albert.models.encoder import Albert, Layer, abstract_params, init_params
+from albert.models.sharing import tables
+from albert.train.cost import parameters_by_part
+from albert.train.optimizers import _ELEMENTWISE, linear_schedule, make_optimizer, tensor_by_tensor
 from configs import base
 from models import TINY
 from test_model import random_rows
 from test_optimiser import LAMB, reference_lamb
 from test_sharding import configured, losses
 
-STRATEGIES = ("all", "none", "attention", "ffn", "groups:2", "cycle:2", "cycle_reversed:3",
-              "sandwich")  # fmt: skip
+STRATEGIES = (
+    "all",
+    "none",
+    "attention",
+    "ffn",
+    "groups:2",
+    "cycle:2",
+    "cycle_reversed:3",
+    "sandwich",
+)
 # Strategy and what may come with it; a difference to weights that nobody shares is refused.
 QUICK = [
     ("attention", {"lora_rank": 2}),
@@ -113,15 +121,30 @@ def test_parameters_are_counted_by_a_closed_form(sharing, more):
 
 # Tables 3 and 4 of the paper, in millions: every cell that differs.
 PAPER = {
-    (64, "none"): 87, (128, "none"): 89, (256, "none"): 93, (768, "none"): 108,
-    (64, "all"): 10, (128, "all"): 12, (256, "all"): 16, (768, "all"): 31,
-    (768, "attention"): 83, (768, "ffn"): 57, (128, "attention"): 64, (128, "ffn"): 38,
-}  # fmt: skip
+    (64, "none"): 87,
+    (128, "none"): 89,
+    (256, "none"): 93,
+    (768, "none"): 108,
+    (64, "all"): 10,
+    (128, "all"): 12,
+    (256, "all"): 16,
+    (768, "all"): 31,
+    (768, "attention"): 83,
+    (768, "ffn"): 57,
+    (128, "attention"): 64,
+    (128, "ffn"): 38,
+}
 # The backbone with pooler, computed by hand.
 FORMULA = {
-    (768, "all"): 31.1, (768, "attention"): 83.1, (768, "ffn"): 57.1, (768, "none"): 109.1,
-    (128, "all"): 11.7, (128, "attention"): 63.6, (128, "ffn"): 37.7, (128, "none"): 89.7,
-}  # fmt: skip
+    (768, "all"): 31.1,
+    (768, "attention"): 83.1,
+    (768, "ffn"): 57.1,
+    (768, "none"): 109.1,
+    (128, "all"): 11.7,
+    (128, "attention"): 63.6,
+    (128, "ffn"): 37.7,
+    (128, "none"): 89.7,
+}
 
 
 @pytest.mark.parametrize(("size", "sharing"), PAPER)
@@ -196,9 +219,15 @@ def test_differences_begin_as_zero_and_sets_are_drawn_apart():
 
 @pytest.mark.parametrize(
     "name",
-    ["lamb", "optax.lamb", *(pytest.param(name, marks=pytest.mark.slow)
-                             for name in ("adamw", "optax.lars", "optax.adamw"))],
-)  # fmt: skip
+    [
+        "lamb",
+        "optax.lamb",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("adamw", "optax.lars", "optax.adamw")
+        ),
+    ],
+)
 def test_updates_are_those_of_each_tensor_by_itself(name):
     """A stack moves as its tensors would, one optimiser for each."""
     config = config_of("groups:2")
@@ -311,8 +340,11 @@ def test_no_copy_of_the_weights_is_kept_for_every_depth(sharing, dtype):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"sharing": "some"}, "sharing is 'some'; it must be one of all, none, attention, ffn, "
-         "sandwich, groups:G, cycle:M, cycle_reversed:M"),
+        (
+            {"sharing": "some"},
+            "sharing is 'some'; it must be one of all, none, attention, ffn, "
+            "sandwich, groups:G, cycle:M, cycle_reversed:M",
+        ),
         ({"sharing": "all:2"}, "must be one of all"),
         ({"sharing": "groups"}, "must be one of all"),
         ({"sharing": "groups:two"}, "behind groups must be from 1 to num_hidden_layers, 6"),
@@ -322,7 +354,7 @@ def test_no_copy_of_the_weights_is_kept_for_every_depth(sharing, dtype):
         ({"lora_rank": -1}, "lora_rank is -1; it must be from 0 to 16"),
         ({"lora_rank": 2, "sharing": "none"}, "needs weights that are shared"),
     ],
-)  # fmt: skip
+)
 def test_impossible_sharing_is_told(changes, words):
     found = config_of(**{"sharing": "all", **changes}).problems()
     assert len(found) == 1

@@ -4,7 +4,7 @@ import pickle
 import numpy as np
 import pytest
 
-from albert.data.pipeline import BatchSource, heldout_batch, iterate
+from albert.data.loader import BatchSource, heldout_batch, iterate
 from rows import OPTIONS, make_examples
 
 

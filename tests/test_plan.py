@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from albert.data.plan import CorpusPlan, pack, plan_chunks
+from albert.data.pretraining.plan import CorpusPlan, pack, plan_chunks
 from rows import OPTIONS, released_chunks
 
 
@@ -18,9 +18,11 @@ def made_up(documents):
     starts = np.cumsum([0, *map(len, documents)])
     lengths = np.array([n for document in documents for n in document], np.uint32)
     return types.SimpleNamespace(
-        sentence_lengths=lengths, document_starts=starts, num_sentences=len(lengths),
+        sentence_lengths=lengths,
+        document_starts=starts,
+        num_sentences=len(lengths),
         num_documents=len(documents),
-    )  # fmt: skip
+    )
 
 
 def planned(documents, seed=0, **changes):
@@ -32,9 +34,7 @@ def planned(documents, seed=0, **changes):
     return corpus, chunks.tolist(), lengths.tolist()
 
 
-DOCUMENTS = st.lists(
-    st.lists(st.integers(1, 40), min_size=1, max_size=12), min_size=1, max_size=8
-)  # fmt: skip
+DOCUMENTS = st.lists(st.lists(st.integers(1, 40), min_size=1, max_size=12), min_size=1, max_size=8)
 
 
 @given(DOCUMENTS, st.sampled_from(["split", "drop", "random"]))
@@ -110,8 +110,9 @@ def test_next_sentence_chunks_are_distributed_as_in_the_released_program():
     ours, theirs = {}, {}
     runs = 6000
     for seed in range(runs):
-        _, chunks, _ = planned(documents, seed, sentence_objective="nsp", seq_length=17,
-                               short_seq_prob=0.0)  # fmt: skip
+        _, chunks, _ = planned(
+            documents, seed, sentence_objective="nsp", seq_length=17, short_seq_prob=0.0
+        )
         for first, last, begin, end in chunks:
             where = int(np.searchsorted(starts, begin, side="right")) - 1 if end else -1
             shift = starts[where] if end else 0

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 import albert
-from albert import manifest
-from albert.checkpoint import CheckpointError
+from albert.checkpoints import manifest
+from albert.checkpoints.store import CheckpointError
 from albert.data.tokenizer import MASK, Tokenizer
+from albert.inference import Pretrained
 from albert.interop import formats, original
 from albert.interop.weights import entries, parameter_shapes
-from albert.pretrained import Pretrained
 from models import assert_same, random_weights
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -101,8 +101,9 @@ def test_fill_mask_gives_the_likeliest_pieces(model):
         assert [g.id for g in guesses] == best.tolist()
         np.testing.assert_allclose([g.probability for g in guesses], share[best], rtol=1e-4)
         assert guesses[0].text in (
-            model.tokenizer.decode([best[0]]), model.tokenizer.pieces([best[0]])[0],
-        )  # fmt: skip
+            model.tokenizer.decode([best[0]]),
+            model.tokenizer.pieces([best[0]])[0],
+        )
     with pytest.raises(ValueError, match=r"no \[MASK\] in 'a river'"):
         model.fill_mask("a river")
 
@@ -140,9 +141,7 @@ def test_missing_heads_give_none_and_are_told(vocabulary):
     assert output.pooled_output is output.mlm_logits is output.sop_logits is None
     assert model.params.keys() == {"embeddings", "encoder"}
     whole.params = {**whole.params, **model.params}
-    np.testing.assert_array_equal(
-        output.last_hidden_state, whole([[2, 20, 3]]).last_hidden_state
-    )  # fmt: skip
+    np.testing.assert_array_equal(output.last_hidden_state, whole([[2, 20, 3]]).last_hidden_state)
     with pytest.raises(ValueError, match="no MLM head"):
         model.fill_mask("a [MASK]")
     with pytest.raises(ValueError, match="no pooler"):
@@ -289,9 +288,10 @@ def test_a_checkpoint_written_on_eight_devices_loads_on_one(tmp_path):
     weights = random_weights()
     sharded = {
         path: jax.device_put(value, NamedSharding(mesh, PartitionSpec("x")))
-        if len(value) % 8 == 0 else jax.device_put(value, NamedSharding(mesh, PartitionSpec()))
+        if len(value) % 8 == 0
+        else jax.device_put(value, NamedSharding(mesh, PartitionSpec()))
         for path, value in weights.params.items()
-    }  # fmt: skip
+    }
     formats.write(dataclasses.replace(weights, params=sharded), tmp_path / "w", "albert")
     code = (
         "import jax, numpy, albert, sys\n"
@@ -301,9 +301,13 @@ def test_a_checkpoint_written_on_eight_devices_loads_on_one(tmp_path):
     )
     environment = {**os.environ, "XLA_FLAGS": ""}
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=environment, check=True, capture_output=True,
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=environment,
+        check=True,
+        capture_output=True,
         text=True,
-    )  # fmt: skip
+    )
     ours = Pretrained(weights)([[2, 5, 3]]).mlm_logits[0, 1, 7]
     np.testing.assert_allclose(float(done.stdout.split()[-1]), ours, rtol=1e-5)
 
@@ -315,12 +319,15 @@ def test_convert_prints_what_went_where(tmp_path, vocabulary):
 
     def convert(*arguments):
         return subprocess.run(
-            [sys.executable, "tools/convert.py", *arguments], cwd=ROOT, capture_output=True,
+            [sys.executable, "tools/convert.py", *arguments],
+            cwd=ROOT,
+            capture_output=True,
             text=True,
-        )  # fmt: skip
+        )
 
-    done = convert(f"--input={tmp_path / 'in'}", f"--output={tmp_path / 'out'}",
-                   "--format=huggingface")  # fmt: skip
+    done = convert(
+        f"--input={tmp_path / 'in'}", f"--output={tmp_path / 'out'}", "--format=huggingface"
+    )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert len([line for line in lines if line.startswith(("embeddings/", "encoder/"))]) == 23

@@ -5,9 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import reference
+from albert.inference import Pretrained
 from albert.interop.original import name_of
 from albert.interop.weights import entries
-from albert.pretrained import Pretrained
 from models import random_weights
 
 
@@ -39,9 +39,7 @@ def test_random_models_agree_with_float64(shape, rows, length, seed):
     ids = rng.integers(0, config.vocab_size, (rows, length))
     types = rng.integers(0, config.type_vocab_size, (rows, length))
     mask = (np.arange(length) < rng.integers(1, length + 1, (rows, 1))).astype(int)
-    variables = {
-        e.name: e.write(weights.params[e.path]) for e in entries(config, name_of)
-    }  # fmt: skip
+    variables = {e.name: e.write(weights.params[e.path]) for e in entries(config, name_of)}
     expected = reference.forward(config, variables, ids, mask, types)
     output = Pretrained(weights)(ids, mask, types)
     for name, value in expected.items():

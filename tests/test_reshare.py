@@ -9,14 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from albert.checkpoint import CheckpointError
-from albert.config import ConfigError, check
-from albert.init_from import describe_start, read_start
+from albert.checkpoints.store import CheckpointError
+from albert.inference import Pretrained
 from albert.interop import formats
 from albert.interop.reshare import reshare
 from albert.interop.weights import layer_path
-from albert.loop import train
-from albert.pretrained import Pretrained
+from albert.runtime.fields import ConfigError
+from albert.train.config import check
+from albert.train.init_from import describe_start, read_start
+from albert.train.loop import train
 from models import assert_same, random_weights
 from test_model import random_rows
 
@@ -202,10 +203,19 @@ def test_other_programs_get_the_layers_written_out(tmp_path, fields):
     formats.write(weights, tmp_path / "ours", "albert")
     assert_same(formats.read(tmp_path / "ours"), weights)
     done = subprocess.run(
-        [sys.executable, "tools/convert.py", f"--input={tmp_path / 'ours'}", "--sharing=none",
-         f"--output={tmp_path / 'hf'}", "--format=huggingface"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "tools/convert.py",
+            f"--input={tmp_path / 'ours'}",
+            "--sharing=none",
+            f"--output={tmp_path / 'hf'}",
+            "--format=huggingface",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert "layers put together anew" in done.stdout
     there = formats.read(tmp_path / "hf")
     assert there.config.sharing == "none"

@@ -13,15 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from albert.checksums import text_digest
-from albert.metrics import MetricWriter
-from albert.model import Albert
-from albert.optimiser import make_optimizer
-from albert.running import lock as lock_module
-from albert.running.lock import NAME, WorkdirLock, WorkdirTaken
-from albert.running.signals import StopNow, StopSignals
-from albert.running.watchdog import Watchdog
-from albert.train_step import make_train_step, new_state
+from albert.models.encoder import Albert
+from albert.runtime import lock as lock_module
+from albert.runtime.digests import text_digest
+from albert.runtime.lock import NAME, WorkdirLock, WorkdirTaken
+from albert.runtime.signals import StopNow, StopSignals
+from albert.runtime.watchdog import Watchdog
+from albert.train.log_files import MetricWriter
+from albert.train.optimizers import make_optimizer
+from albert.train.step import make_train_step, new_state
 from test_optimiser import LAMB
 from test_train_step import PLAIN, random_batch
 

@@ -29,135 +29,215 @@ def lines(text: str) -> list[str]:
 
 
 SCRIPTS = {
-    "en": Script(True, True, True, lines("""
+    "en": Script(
+        True,
+        True,
+        True,
+        lines("""
 The old river moves slowly through the valley.
 Dr. Smith saw it, e.g. from the bridge, and was glad.
 Where does the water come from?
 Nobody in the village could say!
 The teacher asked the children to draw the mountains and the river.
 They walked home in the rain, singing (quietly) all the way.
-""")),
-    "de": Script(False, False, True, lines("""
+"""),
+    ),
+    "de": Script(
+        False,
+        False,
+        True,
+        lines("""
 Die Größe der Brücke überraschte alle Gäste aus Österreich.
 Dr. Müller mag Bücher, z. B. Märchen und Erzählungen.
 Woher kommt das Wasser im Fluß?
 Niemand im Dorf wußte es!
 „Wir gehen über die Straße nach Hause“ sagte die Köchin.
 Die Donaudampfschiffahrtsgesellschaft fährt seit Jahren nicht mehr.
-""")),
-    "fr": Script(True, False, True, lines("""
+"""),
+    ),
+    "fr": Script(
+        True,
+        False,
+        True,
+        lines("""
 L’été dernier nous avons mangé près de l’église.
 Où êtes-vous allés hier ?
 Le garçon a reçu une lettre de sa grand-mère.
 C’est là que naît la rivière !
 Les élèves étudient l’histoire du château.
 Aujourd’hui il pleut sur la forêt et sur la plage.
-""")),
-    "vi": Script(True, False, True, lines("""
+"""),
+    ),
+    "vi": Script(
+        True,
+        False,
+        True,
+        lines("""
 Tôi sống ở một thành phố lớn bên bờ sông.
 Bạn đã đi đâu vào buổi sáng?
 Mẹ tôi nấu phở rất ngon!
 Chúng tôi đọc sách trong thư viện của trường.
 Những đứa trẻ đang chơi dưới gốc cây.
 Ngày mai trời sẽ nắng và ấm hơn hôm nay.
-""")),
-    "tr": Script(False, False, True, lines("""
+"""),
+    ),
+    "tr": Script(
+        False,
+        False,
+        True,
+        lines("""
 İstanbul’un ışıkları geceleri çok güzel.
 Dün akşam nereye gittiniz?
 Annem bize sıcak çorba pişirdi!
 Çocuklar ağacın altında oynuyorlar.
 Öğretmen öğrencilere eski bir öykü anlattı.
 Yarın hava bugünden daha güneşli olacak.
-""")),
-    "el": Script(True, False, True, lines("""
+"""),
+    ),
+    "el": Script(
+        True,
+        False,
+        True,
+        lines("""
 Το παλιό ποτάμι κυλά αργά μέσα στην κοιλάδα.
 Ο κ. Παπαδόπουλος ήρθε χθες στο χωριό.
 Η δασκάλα μίλησε στα παιδιά για τη θάλασσα.
 Κανείς δεν ήξερε την απάντηση!
 Τα βουνά είναι ψηλά και όμορφα.
 Αύριο θα γυρίσουμε όλοι στο σπίτι.
-""")),
-    "ru": Script(True, False, True, lines("""
+"""),
+    ),
+    "ru": Script(
+        True,
+        False,
+        True,
+        lines("""
 Мой чай уже остыл, и ёж ушёл в лес.
 А. С. Пушкин родился в Москве на ул. Немецкой.
 Куда течёт эта широкая река?
 Никто в деревне этого не знал!
 Учительница попросила детей нарисовать горы и реку.
 «Какой чудесный день» сказал мой младший брат.
-""")),
-    "uk": Script(True, False, True, lines("""
+"""),
+    ),
+    "uk": Script(
+        True,
+        False,
+        True,
+        lines("""
 Моя сім’я живе біля річки в старому місті.
 Чому ти не з’їв свій обід?
 П’ять яблук лежать на подвір’ї!
 Їжак сховався під ґанком нашої хати.
 Він жив на вул. Шевченка багато років.
 Діти співали українські пісні увесь вечір.
-""")),
-    "ar": Script(True, False, True, lines("""
+"""),
+    ),
+    "ar": Script(
+        True,
+        False,
+        True,
+        lines("""
 ذهب الوَلَدُ إلى المدرسة في الصباح.
 هل أنت بخير يا صديقي؟
 مُحَمَّدٌ رسم صورة جميلة للنهر!
 كتبت المعلمة الدرس على اللوح، ثم جلست.
 كان البيت القديم قريبا من الجامـــعة الكبيرة.
 سنعود غدا إلى القرية مع آبائنا.
-""")),
-    "fa": Script(True, False, True, lines("""
+"""),
+    ),
+    "fa": Script(
+        True,
+        False,
+        True,
+        lines("""
 من به خانه‌ی پدرم رفتم.
 آیا شما می‌خواهید با ما بیایید؟
 کتاب‌های زیادی در این کتابخانه هست!
 بچه‌ها در باغ بازی می‌کنند.
 هوا امروز خیلی خوب است، اما فردا سرد می‌شود.
 رودخانه آرام از میان دره می‌گذرد.
-""")),
-    "he": Script(True, False, True, lines("""
+"""),
+    ),
+    "he": Script(
+        True,
+        False,
+        True,
+        lines("""
 הילד הלך אל בית הספר בבוקר.
 לאן אתה הולך עכשיו?
 שָׁלוֹם לכולם אמרה המורה!
 ד״ר כהן גר בתל אביב ליד הים.
 הילדים ציירו את ההר ואת הנהר.
 מחר נחזור הביתה עם כל המשפחה.
-""")),
-    "hi": Script(True, False, True, lines("""
+"""),
+    ),
+    "hi": Script(
+        True,
+        False,
+        True,
+        lines("""
 राम हिन्दी की किताब पढ़ता है।
 क्या तुम कल मेरे साथ बाज़ार चलोगे?
 लड़का और लड़की ज़ोर से हँसे!
 गाँव के पास एक पुरानी नदी बहती है।
 शिक्षक ने बच्चों को पर्वत का चित्र बनाने को कहा।
 हम सब शाम को घर लौट आएँगे।
-""")),
-    "ko": Script(True, False, True, lines("""
+"""),
+    ),
+    "ko": Script(
+        True,
+        False,
+        True,
+        lines("""
 오늘은 날씨가 아주 좋습니다.
 어디에서 그 책을 읽었습니까?
 아이들이 나무 아래에서 놀고 있어요!
 선생님은 학생들에게 옛날이야기를 들려주셨습니다.
 강물은 천천히 바다로 흘러갑니다.
 내일은 가족과 함께 집으로 돌아갈 것입니다.
-""")),
-    "zh": Script(True, False, False, lines("""
+"""),
+    ),
+    "zh": Script(
+        True,
+        False,
+        False,
+        lines("""
 今天天气很好，我们去公园散步。
 你昨天晚上去哪里了？
 妈妈做的菜真好吃！
 老师让学生们画一座山和一条河。
 他说：“明天我们一起回家。”
 村子旁边有一条古老的河流。
-""")),
-    "ja": Script(True, False, False, lines("""
+"""),
+    ),
+    "ja": Script(
+        True,
+        False,
+        False,
+        lines("""
 今日はとても天気がいいです。
 昨日の夜、どこへ行きましたか？
 母が作ったケーキはおいしい！
 先生は子どもたちに山と川の絵を描かせた。
 「明日、一緒に家へ帰りましょう。」
 ガラスのコップがテーブルから落ちて、パリンと割れた。
-""")),
-    "th": Script(True, False, False, lines("""
+"""),
+    ),
+    "th": Script(
+        True,
+        False,
+        False,
+        lines("""
 วันนี้อากาศดีมากเราจึงไปเดินเล่นที่สวน
 เมื่อคืนนี้คุณไปที่ไหนมา
 แม่ทำอาหารอร่อยที่สุดในโลก
 ครูให้เด็กวาดรูปภูเขาและแม่น้ำ
 พรุ่งนี้เราจะกลับบ้านด้วยกัน
 น้ำในแม่น้ำไหลช้าลงสู่ทะเล
-""")),
-}  # fmt: skip
+"""),
+    ),
+}
 MARKS = ".,!?;:()\"'«»„“”—–\u060c\u061f\u0964\u3001\u3002\u300c\u300d-"
 SPACED = [language for language, script in SCRIPTS.items() if script.spaces]
 UNSPACED = [language for language, script in SCRIPTS.items() if not script.spaces]
@@ -247,11 +327,18 @@ def test_the_recipe_of_a_language_keeps_its_letters(vocabularies, language):
 @pytest.mark.parametrize(
     ("text", "stripped"),
     [
-        ("Größe", "große"), ("мой ёж", "мои еж"), ("हिन्दी", "हिनदी"), ("ज़रा", "जरा"),
-        ("がパ", "かハ"), ("น้ำ ที่", "นํา ที"), ("مُحَمَّد آمن", "محمد امن"), ("phở", "pho"),
-        ("한국어", "한국어"), ("天气", "天气"),
+        ("Größe", "große"),
+        ("мой ёж", "мои еж"),
+        ("हिन्दी", "हिनदी"),
+        ("ज़रा", "जरा"),
+        ("がパ", "かハ"),
+        ("น้ำ ที่", "นํา ที"),
+        ("مُحَمَّد آمن", "محمد امن"),
+        ("phở", "pho"),
+        ("한국어", "한국어"),
+        ("天气", "天气"),
     ],
-)  # fmt: skip
+)
 def test_what_strip_accents_does_to_other_languages(text, stripped):
     assert normalised(normalise(text, True, True)) == normalised(stripped)
     assert normalised(normalise(text, True, False)) == normalised(text.lower())
@@ -281,15 +368,42 @@ def test_emoji_digits_and_mixed_text(vocabularies, text, expected):
 @pytest.mark.parametrize(
     ("piece", "expected"),
     [
-        ("\u200d👧", False), ("\ufe0f\u20e3", False), ("🏽", False), ("👍🏽", True),
-        ("\u0640", False), ("\u064f", False), ("\u094d", False), ("\u0e49", False),
-        ("\u0e31น", False), ("\u103b", False), ("\u0f71", False), ("\u3099", False),
-        ("\u200c", False), ("\u00ad", False), ("’", False), ("’є", False), ("‘", True),
-        ("々", True), ("ー", True), ("ｱ", True), ("ㄅ", True), ("ກ", True), ("ក", True),
-        ("က", True), ("ཀ", True), ("国", True), ("한", False), ("ᄒ", False), ("\u0661", True),
-        ("،", True), ("।", True), ("。", True), ("\u2581\u200d", True), ("a人", True),
+        ("\u200d👧", False),
+        ("\ufe0f\u20e3", False),
+        ("🏽", False),
+        ("👍🏽", True),
+        ("\u0640", False),
+        ("\u064f", False),
+        ("\u094d", False),
+        ("\u0e49", False),
+        ("\u0e31น", False),
+        ("\u103b", False),
+        ("\u0f71", False),
+        ("\u3099", False),
+        ("\u200c", False),
+        ("\u00ad", False),
+        ("’", False),
+        ("’є", False),
+        ("‘", True),
+        ("々", True),
+        ("ー", True),
+        ("ｱ", True),
+        ("ㄅ", True),
+        ("ກ", True),
+        ("ក", True),
+        ("က", True),
+        ("ཀ", True),
+        ("国", True),
+        ("한", False),
+        ("ᄒ", False),
+        ("\u0661", True),
+        ("،", True),
+        ("।", True),
+        ("。", True),
+        ("\u2581\u200d", True),
+        ("a人", True),
     ],
-)  # fmt: skip
+)
 def test_pieces_that_begin_a_word(piece, expected):
     assert starts_word(piece) is expected
 
@@ -368,10 +482,17 @@ def test_every_language_of_the_readme_is_known():
 @pytest.mark.parametrize(
     ("language", "near"),
     [
-        ("jp", "ja"), ("cn", "zh"), ("de-DE", "de"), ("pt_PT", "pt"), ("zh-Hans", "zh-hans"),
-        ("EN", "en"), ("german", "de"), ("deu", "de"), ("zh_TW", "zh-tw"),
+        ("jp", "ja"),
+        ("cn", "zh"),
+        ("de-DE", "de"),
+        ("pt_PT", "pt"),
+        ("zh-Hans", "zh-hans"),
+        ("EN", "en"),
+        ("german", "de"),
+        ("deu", "de"),
+        ("zh_TW", "zh-tw"),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_language_is_told_with_the_right_one(language, near):
     problem = language_problem(language)
     assert problem == (
@@ -387,10 +508,13 @@ def test_a_language_like_no_other_is_told(language):
 @pytest.mark.parametrize(
     ("language", "text"),
     [
-        ("de", "Er kam am 3. Oktober."), ("ru", "Он жил на ул. Ленина."),
-        ("ce", "Он жил на ул. Ленина."), ("mk", "Он жил на ул. Ленина."), ("ko", "가. 나."),
+        ("de", "Er kam am 3. Oktober."),
+        ("ru", "Он жил на ул. Ленина."),
+        ("ce", "Он жил на ул. Ленина."),
+        ("mk", "Он жил на ул. Ленина."),
+        ("ko", "가. 나."),
     ],
-)  # fmt: skip
+)
 def test_the_lists_say_what_sentencex_does(language, text):
     own = sentencex.segment(language, text) != sentencex.segment("no such language", text)
     assert own == (language in _RULES)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from albert.config import check
-from albert.model import Albert
-from albert.optimiser import make_optimizer
-from albert.sharding import (
+from albert.models.encoder import Albert
+from albert.train.config import check
+from albert.train.optimizers import make_optimizer
+from albert.train.sharding import (
     MESH_AXES,
     batch_sharding,
     local_rows,
@@ -19,7 +19,7 @@ from albert.sharding import (
     placed,
     put_batch,
 )
-from albert.train_step import new_state, on_mesh
+from albert.train.step import new_state, on_mesh
 from test_train_step import random_batch
 
 
@@ -40,9 +40,11 @@ def losses(config, devices=8, steps=20):
         mesh = make_mesh(config.sharding)
     else:
         mesh = jax.make_mesh(
-            (1, 1, 1), MESH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3,
+            (1, 1, 1),
+            MESH_AXES,
+            axis_types=(jax.sharding.AxisType.Auto,) * 3,
             devices=jax.devices()[:1],
-        )  # fmt: skip
+        )
     _, create, step = on_mesh(
         model, optimizer, schedule, config.train.accumulation, 0, mesh, config.sharding
     )
@@ -75,9 +77,11 @@ def test_losses_do_not_depend_on_the_mesh(tiny, accumulation):
         expected = {"tensor": (None, "tensor"), "fsdp": ("fsdp", None)}.get(
             next(iter(set(mesh) - {"data"}), ""), (None, None)
         )
-        assert kernel.addressable_shards[0].data.size * (
-            1 if expected == (None, None) else mesh.get("tensor", mesh.get("fsdp"))
-        ) == kernel.size  # fmt: skip
+        assert (
+            kernel.addressable_shards[0].data.size
+            * (1 if expected == (None, None) else mesh.get("tensor", mesh.get("fsdp")))
+            == kernel.size
+        )
 
 
 def test_every_slot_of_the_optimiser_lies_with_its_parameter(tiny):

@@ -15,10 +15,10 @@ from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from albert.data import text_files
-from albert.data.python_docs import clean
-from albert.data.reading import SourceError, read_documents
-from albert.data.sources import parse_source
+from albert.data.sources import text_files
+from albert.data.sources.base import SourceError, read_documents
+from albert.data.sources.parse import parse_source
+from albert.data.sources.python_docs import clean
 
 
 def documents(spec, field="text", max_bad_share=0.0):
@@ -422,5 +422,9 @@ def test_docstrings_lose_doctests_and_markup():
         "\n>>> add(1, 2)\n3\n\n.. note::\n\n   Goes on\n   here.\n"
     )
     assert clean(text) == [
-        "Adds two numbers.", "Parameters", "a : int", "See x.sub and b.", "Goes on here.",
-    ]  # fmt: skip
+        "Adds two numbers.",
+        "Parameters",
+        "a : int",
+        "See x.sub and b.",
+        "Goes on here.",
+    ]

@@ -13,11 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from albert.config import check
-from albert.data.corpus import Corpus
-from albert.data.plan import CorpusPlan
-from albert.data.prepare import prepare
-from albert.data.statistics import (
+from albert.data.corpus.reader import Corpus
+from albert.data.pretraining.plan import CorpusPlan
+from albert.data.pretraining.prepare import prepare
+from albert.data.pretraining.statistics import (
     QUANTILES,
     count_tokens,
     document_lengths,
@@ -27,6 +26,7 @@ from albert.data.statistics import (
     rows_and_padding,
 )
 from albert.data.tokenizer import SPECIAL, UNK
+from albert.train.config import check
 from conftest import write_text
 from rows import OPTIONS, make_examples, read_corpus
 
@@ -217,7 +217,7 @@ def test_a_large_corpus_is_read_in_parts(monkeypatch, corpus, tokenizer):
         most = max(most, last - first)
         return read(self, first, last)
 
-    monkeypatch.setattr("albert.data.statistics._SENTENCES_AT_ONCE", 16)
+    monkeypatch.setattr("albert.data.pretraining.statistics._SENTENCES_AT_ONCE", 16)
     monkeypatch.setattr(Corpus, "read", watched)
     documents = np.arange(corpus.num_documents)
     pieces, sentences = count_tokens(corpus, documents, tokenizer.vocab_size)
@@ -228,11 +228,15 @@ def test_a_large_corpus_is_read_in_parts(monkeypatch, corpus, tokenizer):
 
 def test_the_tool_end_to_end(text, vocabulary, tmp_path):
     command = [
-        sys.executable, "tools/corpus_stats.py", "--config=configs/base.py:tiny",
-        f"--config.data.train_sources=('{text}',)", f"--config.data.tokenizer={vocabulary}",
-        "--config.model.vocab_size=96", f"--config.data.folder={tmp_path}",
+        sys.executable,
+        "tools/corpus_stats.py",
+        "--config=configs/base.py:tiny",
+        f"--config.data.train_sources=('{text}',)",
+        f"--config.data.tokenizer={vocabulary}",
+        "--config.model.vocab_size=96",
+        f"--config.data.folder={tmp_path}",
         f"--output={tmp_path}/out/stats",
-    ]  # fmt: skip
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()

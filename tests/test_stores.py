@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from albert.places import PlaceError, place
+from albert.runtime.paths import PlaceError, place
 from test_faults import launch, wait_for
 from test_loop import command
 
@@ -59,8 +59,9 @@ def store():
         port = free.getsockname()[1]
     with subprocess.Popen(
         [sys.executable, "-c", SERVER, str(port)],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    ) as server:  # fmt: skip
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as server:
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             with socket.socket() as probe:
@@ -69,9 +70,10 @@ def store():
             time.sleep(0.1)
         url = f"http://127.0.0.1:{port}"
         yield os.environ | {
-            "STORAGE_EMULATOR_HOST": url, "TENSORSTORE_GCS_HTTP_URL": url,
+            "STORAGE_EMULATOR_HOST": url,
+            "TENSORSTORE_GCS_HTTP_URL": url,
             "GOOGLE_AUTH_TOKEN_FOR_TESTING": "any",
-        }  # fmt: skip
+        }
         server.kill()
 
 
@@ -83,7 +85,7 @@ def run(environment, *arguments):
 
 READ = """
 import json, sys
-from albert.places import place
+from albert.runtime.paths import place
 folder = place(sys.argv[1])
 print(json.dumps({
     "files": sorted(p.name for p in folder.iterdir()),
@@ -119,8 +121,14 @@ def test_a_run_in_a_store_is_stopped_killed_and_ends_as_one_on_disk(tiny, tmp_pa
     ours = json.loads(run(os.environ, "-c", READ, str(tmp_path / "local")).stdout)
     assert found["leaves"] == ours["leaves"]
     assert sorted(found["log"]) == sorted(ours["log"])
-    wanted = {"checkpoints", "config.json", "eval_40.json", "metrics.jsonl", "tensorboard",
-              "tokenizer.model"}  # fmt: skip
+    wanted = {
+        "checkpoints",
+        "config.json",
+        "eval_40.json",
+        "metrics.jsonl",
+        "tensorboard",
+        "tokenizer.model",
+    }
     assert wanted <= set(found["files"])
     assert "running.json" not in found["files"]
     assert found["steps"] == ours["steps"]

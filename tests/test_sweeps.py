@@ -16,12 +16,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from albert.config import ConfigError
-from albert.cost import flops_per_token, parameters_by_part
-from albert.sweeps import plan as plan_module
-from albert.sweeps.grid import Sweep, chain, choices, product, zip_runs
-from albert.sweeps.plan import check_disk, load_sweep, parse_overrides, plan
-from albert.sweeps.results import collect
+from albert.runtime.fields import ConfigError
+from albert.train.cost import flops_per_token, parameters_by_part
+from tools.sweeps import plan as plan_module
+from tools.sweeps.grid import Sweep, chain, choices, product, zip_runs
+from tools.sweeps.plan import check_disk, load_sweep, parse_overrides, plan
+from tools.sweeps.results import collect
 
 ROOT = Path(__file__).resolve().parent.parent
 ABLATIONS = sorted(p.stem for p in (ROOT / "configs/ablations").glob("*.py") if p.stem != "scale")
@@ -31,8 +31,11 @@ TEXT = {"data.train_sources": ("python-docs",)}
 def test_grids_are_put_together():
     a, b = choices("model.sharing", "all", "none"), choices("model.embedding_size", 8, 16)
     assert [tuple(run.values()) for run in product(a, b)] == [
-        ("all", 8), ("all", 16), ("none", 8), ("none", 16)
-    ]  # fmt: skip
+        ("all", 8),
+        ("all", 16),
+        ("none", 8),
+        ("none", 16),
+    ]
     assert [tuple(run.values()) for run in zip_runs(a, b)] == [("all", 8), ("none", 16)]
     assert chain(a, a[:1], b) == a + b
     with pytest.raises(ValueError, match=r"model\.sharing is set by two"):
@@ -60,8 +63,11 @@ def test_the_command_of_a_run_makes_its_config(tmp_path):
     run = plan(sweep, tmp_path, TEXT, (3,))[9]
     done = subprocess.run(
         [sys.executable, "train.py", "--describe", *run.arguments],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     for section in ("model", "data", "train", "optimizer"):
         for field in dataclasses.fields(getattr(run.config, section)):
             value = getattr(getattr(run.config, section), field.name)
@@ -122,16 +128,24 @@ def test_everything_wrong_is_told_before_the_first_run(tmp_path):
 
 
 def test_overrides_of_the_command_line_have_the_fields_types():
-    found = parse_overrides([
-        "--config.data.train_sources=a.txt", "--config.data.valid_sources=('b', 'c')",
-        "--config.data.lower_case=false", "--config.train.num_steps=7",
-        "--config.data.tokenizer=5.model", "--config.optimizer.learning_rate=1",
-    ])  # fmt: skip
+    found = parse_overrides(
+        [
+            "--config.data.train_sources=a.txt",
+            "--config.data.valid_sources=('b', 'c')",
+            "--config.data.lower_case=false",
+            "--config.train.num_steps=7",
+            "--config.data.tokenizer=5.model",
+            "--config.optimizer.learning_rate=1",
+        ]
+    )
     assert found == {
-        "data.train_sources": ("a.txt",), "data.valid_sources": ("b", "c"),
-        "data.lower_case": False, "train.num_steps": 7, "data.tokenizer": "5.model",
+        "data.train_sources": ("a.txt",),
+        "data.valid_sources": ("b", "c"),
+        "data.lower_case": False,
+        "train.num_steps": 7,
+        "data.tokenizer": "5.model",
         "optimizer.learning_rate": 1,
-    }  # fmt: skip
+    }
 
 
 def test_figures_of_a_run_are_named_by_what_they_judge(tmp_path):
@@ -170,8 +184,11 @@ def test_a_full_disk_is_told_beforehand(tmp_path, monkeypatch):
     monkeypatch.setattr(
         plan_module.shutil, "disk_usage", lambda _: type("usage", (), {"free": 2 * 10**9})
     )
-    with pytest.raises(ConfigError, match=r"checkpoints of the sweep take up to .* GB and .* has "
-                                          r"2\.0 GB free"):  # fmt: skip
+    with pytest.raises(
+        ConfigError,
+        match=r"checkpoints of the sweep take up to .* GB and .* has "
+        r"2\.0 GB free",
+    ):
         check_disk(runs, tmp_path / "new")
 
 
@@ -197,7 +214,7 @@ def get_config(arg=""):
     return config
 """
 SWEEP = """
-from albert.sweeps.grid import Sweep, choices
+from tools.sweeps.grid import Sweep, choices
 
 
 def get_sweep(arg=""):
@@ -230,9 +247,12 @@ def one_device():
 
 def call(sweep, workdir, *arguments):
     return subprocess.run(
-        command(sweep, workdir, *arguments), cwd=ROOT, capture_output=True, text=True,
+        command(sweep, workdir, *arguments),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
         env=one_device(),
-    )  # fmt: skip
+    )
 
 
 def quality(workdir):
@@ -247,12 +267,14 @@ def quality(workdir):
 def test_a_sweep_of_two_of_which_one_fails(files, tmp_path):
     """With an evaluation behind it, in a folder that TensorBoard can read; then once more."""
     sweep = files(
-        "optimizer.learning_rate", [0.001, 1e30], seeds=(0,),
+        "optimizer.learning_rate",
+        [0.001, 1e30],
+        seeds=(0,),
         evaluations=(("--layers --rows=8", "layers_{step}.json"),),
         columns={"L2": ("layers_{step}.json", "l2")},
         published=(({"optimizer.learning_rate": 0.001}, {"average": 80.1}),),
         common={"train.max_bad_steps": 2},
-    )  # fmt: skip
+    )
     work = tmp_path / "work"
     done = call(sweep, work, "--print")
     assert done.returncode == 0
@@ -299,13 +321,20 @@ def test_a_sweep_that_is_killed_finishes_with_the_same_table(files, tmp_path):
     # Killed twice in the middle of a run, with everything below it; then stopped politely.
     work = tmp_path / "killed"
     for number, (run, how) in enumerate(
-        [("sharing=all,seed=1", signal.SIGKILL), ("sharing=sandwich,seed=0", signal.SIGKILL),
-         ("sharing=sandwich,seed=1", signal.SIGTERM)]
-    ):  # fmt: skip
+        [
+            ("sharing=all,seed=1", signal.SIGKILL),
+            ("sharing=sandwich,seed=0", signal.SIGKILL),
+            ("sharing=sandwich,seed=1", signal.SIGTERM),
+        ]
+    ):
         process = subprocess.Popen(
-            command(sweep, work), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            text=True, env=one_device(),
-        )  # fmt: skip
+            command(sweep, work),
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=one_device(),
+        )
         metrics = work / run / "metrics.jsonl"
         deadline = time.monotonic() + 240
         while not (metrics.is_file() and metrics.read_text().count("\n") > 20 + number):
@@ -330,9 +359,12 @@ def test_a_sweep_that_is_killed_finishes_with_the_same_table(files, tmp_path):
 def test_a_budget_in_seconds_is_the_steps_that_it_buys(files, tmp_path):
     """By the step as it was measured; what a machine under load makes of it is not tested."""
     sweep = files(
-        "model.num_hidden_layers", [2, 4], seeds=(0, 1), budget=("seconds", 1.0),
+        "model.num_hidden_layers",
+        [2, 4],
+        seeds=(0, 1),
+        budget=("seconds", 1.0),
         common={"optimizer.warmup_steps": 0},
-    )  # fmt: skip
+    )
     work = tmp_path / "work"
     # Neither of these measures anything.
     done = call(sweep, work, "--print")

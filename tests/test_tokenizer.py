@@ -77,12 +77,22 @@ def test_normalise():
 @pytest.mark.parametrize(
     ("piece", "expected"),
     [
-        ("\u2581the", True), ("ing", False), ("\u00fcber", False), ("\u0438\u043d\u0433", False),
-        (",", True), ("7", True), ("[SEP]", True), ("\u2581", True), ("\u4eba", True),
-        ("\u3042\u308b", True), ("\u0e01", True), ("\U0001f600", True), ("n't", True),
+        ("\u2581the", True),
+        ("ing", False),
+        ("\u00fcber", False),
+        ("\u0438\u043d\u0433", False),
+        (",", True),
+        ("7", True),
+        ("[SEP]", True),
+        ("\u2581", True),
+        ("\u4eba", True),
+        ("\u3042\u308b", True),
+        ("\u0e01", True),
+        ("\U0001f600", True),
+        ("n't", True),
         ("\u093f", False),
     ],
-)  # fmt: skip
+)
 def test_words_start_where_a_reader_sees_them(piece, expected):
     assert starts_word(piece) is expected
 
@@ -124,9 +134,11 @@ def test_unusable_vocabularies_are_named(tmp_path):
         Tokenizer(broken)
     with open(tmp_path / "plain.model", "wb") as file:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(["a b c d e f g"] * 20), model_writer=file, vocab_size=12,
+            sentence_iterator=iter(["a b c d e f g"] * 20),
+            model_writer=file,
+            vocab_size=12,
             minloglevel=2,
-        )  # fmt: skip
+        )
     with pytest.raises(
         VocabularyError, match=r"plain\.model is not an ALBERT vocabulary: <pad> has id"
     ):

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from albert.data.tokenizer import CLS, MASK, SEP
-from albert.evaluation import figures, filled_masks
-from albert.model import Albert
-from albert.optimiser import make_optimizer
-from albert.train_step import make_eval_step, make_train_step, new_state, span_lengths
+from albert.models.encoder import Albert
+from albert.train.evaluate import figures, filled_masks
+from albert.train.optimizers import make_optimizer
+from albert.train.step import make_eval_step, make_train_step, new_state, span_lengths
 from test_model import TINY
 from test_optimiser import LAMB
 
@@ -65,8 +65,9 @@ def test_a_step_that_is_not_finite_changes_nothing_but_counters():
     after, metrics = step(state, broken)
     for old, new in zip(
         jax.tree.leaves((state.params, state.opt_state)),
-        jax.tree.leaves((after.params, after.opt_state)), strict=True,
-    ):  # fmt: skip
+        jax.tree.leaves((after.params, after.opt_state)),
+        strict=True,
+    ):
         np.testing.assert_array_equal(old, new)
     assert (int(after.step), int(after.bad_steps), int(after.bad_steps_in_row)) == (2, 1, 1)
     assert metrics["update_norm"] == 0
@@ -134,9 +135,12 @@ def test_eval_figures_by_brute_force():
     result = figures({name: np.asarray(value, np.float64) for name, value in sums.items()})
 
     output = model.apply(
-        {"params": state.params}, shown, batch["attention_mask"], batch["token_type_ids"],
+        {"params": state.params},
+        shown,
+        batch["attention_mask"],
+        batch["token_type_ids"],
         batch["mlm_positions"],
-    )  # fmt: skip
+    )
     nll = -np.asarray(jax.nn.log_softmax(output.mlm_logits))
     losses = {key: nll[key[0], key[1], batch["mlm_labels"][key]] for key in hidden}
     np.testing.assert_allclose(result["mlm_loss"], np.mean(list(losses.values())), rtol=1e-5)

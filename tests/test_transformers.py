@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from albert.data.tokenizer import Tokenizer
+from albert.inference import Pretrained
 from albert.interop import formats
-from albert.pretrained import Pretrained
 from models import random_weights
 
 pytestmark = [
@@ -44,9 +44,11 @@ def outputs(torch, model, ids, mask, types):
     model.eval()
     with torch.no_grad():
         return model(
-            input_ids=torch.tensor(ids), attention_mask=torch.tensor(mask),
-            token_type_ids=torch.tensor(types), output_hidden_states=True,
-        )  # fmt: skip
+            input_ids=torch.tensor(ids),
+            attention_mask=torch.tensor(mask),
+            token_type_ids=torch.tensor(types),
+            output_hidden_states=True,
+        )
 
 
 def close(ours, theirs, name):
@@ -83,10 +85,15 @@ def test_what_we_save_gives_equal_outputs_there(peer, changes, tmp_path):
 
 
 SIZES = {
-    "vocab_size": 60, "embedding_size": 8, "hidden_size": 16, "num_hidden_layers": 3,
-    "num_attention_heads": 2, "intermediate_size": 24, "max_position_embeddings": 12,
+    "vocab_size": 60,
+    "embedding_size": 8,
+    "hidden_size": 16,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "max_position_embeddings": 12,
     "initializer_range": 0.2,
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(

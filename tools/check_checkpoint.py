@@ -19,8 +19,8 @@ from albert import cli
 
 
 def main(workdir: str) -> int:
-    from albert.checkpoint import CheckpointError, Checkpoints
-    from albert.places import place
+    from albert.checkpoints.store import CheckpointError, Checkpoints
+    from albert.runtime.paths import place
 
     folder = place(workdir)
     folder = folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder
@@ -41,8 +41,11 @@ def main(workdir: str) -> int:
                 print(f"step {step}: NOT SOUND", *(f"  {text}" for text in found), sep="\n")
             else:
                 sound.append(step)
-                print(f"step {step}: sound, {size / 1e6:,.1f} MB of arrays, "
-                      f"{time.monotonic() - begin:.1f} s", flush=True)  # fmt: skip
+                print(
+                    f"step {step}: sound, {size / 1e6:,.1f} MB of arrays, "
+                    f"{time.monotonic() - begin:.1f} s",
+                    flush=True,
+                )
     if sound:
         print(f"The newest sound one is step {sound[-1]}.")
     else:

@@ -43,8 +43,8 @@ def reshared(weights):
     """The model with --sharing; its moments stay behind."""
     import dataclasses
 
-    from albert.config import ConfigError
     from albert.interop.reshare import reshare
+    from albert.runtime.fields import ConfigError
 
     config = dataclasses.replace(
         weights.config, sharing=_SHARING.value, per_layer_norm=False, lora_rank=0

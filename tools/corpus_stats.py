@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from albert import cli
 
 if TYPE_CHECKING:
-    from albert.data.statistics import Lengths, Report, Text
+    from albert.data.pretraining.statistics import Lengths, Report, Text
 
 _CONFIG = cli.define_config()
 _OUTPUT = flags.DEFINE_string(
@@ -42,8 +42,8 @@ _FEW = 200  # sentences or documents: fewer are drawn in bins of a whole doublin
 
 
 def main() -> None:
-    from albert.data.prepare import prepare
-    from albert.data.statistics import make_report
+    from albert.data.pretraining.prepare import prepare
+    from albert.data.pretraining.statistics import make_report
 
     config = cli.checked(_CONFIG)
     data = prepare(config.data, config.model.vocab_size, config.seed)
@@ -202,10 +202,16 @@ def draw(report: "Report", path: str) -> None:
         axis.set_ylabel(f"share of {noun}s per doubling of length")
         axis.set_title(f"{noun.capitalize()} lengths")
         axis.annotate(
-            f"a row: {report.seq_length}", (report.seq_length, 0.98), (-2, 0), rotation=90,
-            xycoords=("data", "axes fraction"), textcoords="offset points", color="0.4",
-            va="top", ha="right",
-        )  # fmt: skip
+            f"a row: {report.seq_length}",
+            (report.seq_length, 0.98),
+            (-2, 0),
+            rotation=90,
+            xycoords=("data", "axes fraction"),
+            textcoords="offset points",
+            color="0.4",
+            va="top",
+            ha="right",
+        )
 
     axis = axes[1, 0]
     for text, name, color, style in zip(report.texts, names, colors, styles, strict=True):

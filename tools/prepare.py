@@ -40,7 +40,7 @@ _OPTIONS = flags.DEFINE_multi_string(
 
 
 def main() -> None:
-    from albert.data.prepare import prepare, prepare_with_beam
+    from albert.data.pretraining.prepare import prepare, prepare_with_beam
 
     config = cli.checked(_CONFIG)
     if _RUNNER.value:

@@ -54,11 +54,14 @@ def main() -> None:
     config = cli.checked(_CONFIG, needs_text=False)
     import jax
 
-    from albert.claims import energy, measure, page
-    from albert.config import ConfigError
+    from albert.runtime.fields import ConfigError
+    from tools.claims import energy, measure, page
 
-    problems = [f"--only names {s!r}; there is {', '.join(SECTIONS)}"
-                for s in _ONLY.value if s not in SECTIONS]  # fmt: skip
+    problems = [
+        f"--only names {s!r}; there is {', '.join(SECTIONS)}"
+        for s in _ONLY.value
+        if s not in SECTIONS
+    ]
     if (_ALBERT.value is None) != (_BERT.value is None):
         problems.append("--albert_runs and --bert_runs go together")
     folders = {}
@@ -87,8 +90,9 @@ def main() -> None:
         note.keep("runs", {n: measure.curves(of) for n, of in folders.items()})
     if "tpu" in _ONLY.value:
         _tpu(measure, note, config)
-    local = measure.resized(config, _ROWS.value, _LENGTH.value, max(1, _LENGTH.value * 15 // 100),
-                            dtype="float32")  # fmt: skip
+    local = measure.resized(
+        config, _ROWS.value, _LENGTH.value, max(1, _LENGTH.value * 15 // 100), dtype="float32"
+    )
     predictions = local.data.max_predictions
     if "memory" in _ONLY.value:
         for rows in (_ROWS.value, 4 * _ROWS.value):
@@ -97,9 +101,12 @@ def main() -> None:
                     measure.local_memory, local, rows, length, max(1, length * 15 // 100)
                 )
                 note(f"memory {rows} x {length}", made)
-        note("largest here", lambda: measure.largest_here(
-            local, 4 * _LENGTH.value, max(1, 4 * _LENGTH.value * 15 // 100), 4 * _ROWS.value
-        ))  # fmt: skip
+        note(
+            "largest here",
+            lambda: measure.largest_here(
+                local, 4 * _LENGTH.value, max(1, 4 * _LENGTH.value * 15 // 100), 4 * _ROWS.value
+            ),
+        )
     if "step" in _ONLY.value:
         note("step", lambda: measure.step_times(local, _ROWS.value, _LENGTH.value, predictions))
         if jax.device_count() > 1:
@@ -120,7 +127,7 @@ def main() -> None:
 
 def _tpu(measure, note, config) -> None:
     if importlib.util.find_spec("libtpu") is None:
-        from albert.claims.tpu import INSTALL
+        from tools.claims.tpu import INSTALL
 
         print(f"No TPU compiler here: {INSTALL}.", flush=True)
         return
@@ -139,35 +146,44 @@ def _tpu(measure, note, config) -> None:
 
 
 def _energy(found: dict) -> list[str]:
-    from albert.claims import energy
-    from albert.claims.page import table
+    from tools.claims import energy
+    from tools.claims.page import table
 
     if "step" not in found:
         return ["Not measured: no step was timed."]
     steps = _TARGET_STEPS.value
     if "kWh" in found:
-        lines = [f"Measured by codecarbon over half a minute of steps, from what it reads of "
-                 f"{', '.join(energy.meters())}; the machine alone, no PUE."]  # fmt: skip
+        lines = [
+            f"Measured by codecarbon over half a minute of steps, from what it reads of "
+            f"{', '.join(energy.meters())}; the machine alone, no PUE."
+        ]
         kwh_per_step = found["kWh"]
     else:
         lines = [
             "**An estimate, not a measurement**: "
-            + ("codecarbon is missing; " + energy.INSTALL if energy.meters() else
-               "this machine has no power meter that can be read (RAPL, NVIDIA)")
+            + (
+                "codecarbon is missing; " + energy.INSTALL
+                if energy.meters()
+                else "this machine has no power meter that can be read (RAPL, NVIDIA)"
+            )
             + f". kWh = seconds x watts x PUE / 3,600,000, with {_WATTS.value:g} W for this "
             f"machine (--watts) and PUE {_PUE.value:g} (--pue), both assumed. With equal power "
             "and equal steps the ratio of the models is that of their step times."
-        ]  # fmt: skip
-        kwh_per_step = {name: parts["step"] * _WATTS.value * _PUE.value / 3.6e6
-                        for name, parts in found["step"].items()}  # fmt: skip
+        ]
+        kwh_per_step = {
+            name: parts["step"] * _WATTS.value * _PUE.value / 3.6e6
+            for name, parts in found["step"].items()
+        }
     lines += [
         "",
         f"CO2 = kWh x {_GRAMS.value:g} g, about the world's mean (--grams); {steps:,} steps "
         "(--steps) of the shape timed above:",
         "",
     ]
-    rows = [[name, f"{steps * kwh:,.1f}", f"{steps * kwh * _GRAMS.value / 1000:,.1f}"]
-            for name, kwh in kwh_per_step.items()]  # fmt: skip
+    rows = [
+        [name, f"{steps * kwh:,.1f}", f"{steps * kwh * _GRAMS.value / 1000:,.1f}"]
+        for name, kwh in kwh_per_step.items()
+    ]
     return lines + table(["model", "kWh", "kg CO2"], rows)
 
 
@@ -180,9 +196,11 @@ def _here() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         cpu = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), cpu)
     commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True,
+        ["git", "rev-parse", "--short", "HEAD"],
+        capture_output=True,
+        text=True,
         cwd=Path(__file__).parent,
-    ).stdout.strip()  # fmt: skip
+    ).stdout.strip()
     return (
         f"{jax.device_count()} x {jax.devices()[0].device_kind} ({os.cpu_count()} cores of {cpu}), "
         f"Python {platform.python_version()}, jax {jax.__version__}, commit {commit or 'unknown'}"

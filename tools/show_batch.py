@@ -28,10 +28,10 @@ _FIRST = flags.DEFINE_integer("first", 0, "First row of the batch to print.", lo
 
 
 def main() -> None:
-    from albert.config import ConfigError
-    from albert.data.examples import show_row
-    from albert.data.prepare import prepare
-    from albert.places import place
+    from albert.data.pretraining.examples import show_row
+    from albert.data.pretraining.prepare import prepare
+    from albert.runtime.fields import ConfigError
+    from albert.runtime.paths import place
 
     if _FILE.value is not None:
         _show_file(place(_FILE.value))
@@ -55,9 +55,9 @@ def _show_file(path: Path) -> None:
 
     import numpy as np
 
-    from albert.config import ConfigError
-    from albert.data.examples import show_row
+    from albert.data.pretraining.examples import show_row
     from albert.data.tokenizer import Tokenizer
+    from albert.runtime.fields import ConfigError
 
     vocabulary = path.parent.parent / "tokenizer.model"
     if not path.is_file() or not vocabulary.is_file():

@@ -27,20 +27,22 @@ _ROOT = Path(__file__).resolve().parent.parent
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs and the table.", required=True)
 _SEEDS = flags.DEFINE_list("seeds", None, "Seeds of every row. Default: the sweep's own.")
 _JOBS = flags.DEFINE_integer(
-    "jobs", 1, "Runs at once. On CPU each gets cores of its own; an accelerator takes one.",
+    "jobs",
+    1,
+    "Runs at once. On CPU each gets cores of its own; an accelerator takes one.",
     lower_bound=1,
-)  # fmt: skip
+)
 _PRINT = flags.DEFINE_bool("print", False, "Print a command for every run that is left, and stop.")
 _TABLE = flags.DEFINE_bool("table", False, "Write the table of what is finished, and stop.")
 
 
 def main(spec: str, overrides: list[str]) -> None:
-    from albert.config import ConfigError
-    from albert.running import RunError
-    from albert.sweeps.plan import check_disk, load_sweep, parse_overrides, plan
-    from albert.sweeps.plots import draw
-    from albert.sweeps.results import collect, write_hyperparameters, write_tables
-    from albert.sweeps.runner import Stopped, calibrated, execute, print_commands
+    from albert.runtime import RunError
+    from albert.runtime.fields import ConfigError
+    from tools.sweeps.plan import check_disk, load_sweep, parse_overrides, plan
+    from tools.sweeps.plots import draw
+    from tools.sweeps.results import collect, write_hyperparameters, write_tables
+    from tools.sweeps.runner import Stopped, calibrated, execute, print_commands
 
     sweep = load_sweep(spec)
     seeds = sweep.seeds
@@ -54,9 +56,11 @@ def main(spec: str, overrides: list[str]) -> None:
     if _PRINT.value:
         if failed:
             raise ConfigError(
-                ["the budget is in seconds, and what a step takes where the runs will be is not "
-                 "known: give the sweep there without --print, or another budget"]
-            )  # fmt: skip
+                [
+                    "the budget is in seconds, and what a step takes where the runs will be is not "
+                    "known: give the sweep there without --print, or another budget"
+                ]
+            )
         print_commands(sweep, runs)
         return
     if _TABLE.value:
@@ -79,12 +83,16 @@ def main(spec: str, overrides: list[str]) -> None:
     write_hyperparameters(sweep, runs)
     draw(sweep, runs, rows, folder)
     print(table.read_text(encoding="utf-8"))
-    print(f"Table, CSV and plots are in {folder}. All runs side by side, with their fields:\n"
-          f"  {Path(sys.executable).parent / 'tensorboard'} --logdir {folder}")  # fmt: skip
+    print(
+        f"Table, CSV and plots are in {folder}. All runs side by side, with their fields:\n"
+        f"  {Path(sys.executable).parent / 'tensorboard'} --logdir {folder}"
+    )
     if failed:
         told = "\n".join(f"{run.name}:\n{tail}" for run, tail in failed)
-        raise RunError(f"{len(failed)} of {len(planned)} runs failed; the same command "
-                       f"tries them again.\n{told}")  # fmt: skip
+        raise RunError(
+            f"{len(failed)} of {len(planned)} runs failed; the same command "
+            f"tries them again.\n{told}"
+        )
 
 
 if __name__ == "__main__":

@@ -39,17 +39,35 @@ _MEANT = {
     for code, *names in map(
         str.split,
         (
-            "ar ara arabic", "cs cz ces cze czech", "da dk dan danish", "de deu ger german deutsch",
-            "el gr ell gre greek", "en eng us gb english", "es spa spanish", "fa fas per persian",
-            "fr fra fre french", "he iw heb hebrew", "hi hin hindi", "id in ind indonesian",
-            "it ita italian", "ja jp jpn japanese", "ko kor korean", "nl nld dut dutch",
-            "pl pol polish", "pt por portuguese", "ru rus russian", "sv swe swedish",
-            "th tha thai", "tr tur turkish", "uk ua ukr ukrainian", "vi vn vie vietnamese",
+            "ar ara arabic",
+            "cs cz ces cze czech",
+            "da dk dan danish",
+            "de deu ger german deutsch",
+            "el gr ell gre greek",
+            "en eng us gb english",
+            "es spa spanish",
+            "fa fas per persian",
+            "fr fra fre french",
+            "he iw heb hebrew",
+            "hi hin hindi",
+            "id in ind indonesian",
+            "it ita italian",
+            "ja jp jpn japanese",
+            "ko kor korean",
+            "nl nld dut dutch",
+            "pl pol polish",
+            "pt por portuguese",
+            "ru rus russian",
+            "sv swe swedish",
+            "th tha thai",
+            "tr tur turkish",
+            "uk ua ukr ukrainian",
+            "vi vn vie vietnamese",
             "zh cn zho chi cmn chinese",
         ),
     )
     for wrong in names
-}  # fmt: skip
+}
 
 
 def split_sentences(document: list[str], paragraphs: bool, language: str) -> list[str]:

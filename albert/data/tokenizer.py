@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
-from albert.places import place
+from albert.runtime.paths import place
 
 SPECIAL = {"<pad>": 0, "<unk>": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4}
 PAD, UNK, CLS, SEP, MASK = SPECIAL.values()

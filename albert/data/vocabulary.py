@@ -14,9 +14,9 @@ from pathlib import Path
 
 import sentencepiece
 
-from albert.data.reading import Source, SourceError, read_documents
+from albert.data.cache import StoreError, fingerprint_of, made_once
 from albert.data.sentences import split_sentences
-from albert.data.store import StoreError, fingerprint_of, made_once
+from albert.data.sources.base import Source, SourceError, read_documents
 from albert.data.tokenizer import PAD, UNK, VocabularyError, normalise
 
 

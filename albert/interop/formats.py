@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from albert.checkpoint import CheckpointError
+from albert.checkpoints.store import CheckpointError
 from albert.interop import huggingface, original, workdir
 from albert.interop.weights import Weights, check_vocabulary, new_folder
-from albert.places import is_remote
+from albert.runtime.paths import is_remote
 
 # A folder like a run's own, that transformers reads, that the released program reads.
 FORMATS = ("albert", "huggingface", "original")

@@ -10,7 +10,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from albert.checkpoint import CheckpointError
+from albert.checkpoints.store import CheckpointError
 from albert.data.tokenizer import SPECIAL
 from albert.interop import huggingface_tokenizer
 from albert.interop.weights import (
@@ -21,8 +21,8 @@ from albert.interop.weights import (
     released_groups,
     take,
 )
-from albert.model import LAYER_NORM_EPSILON
-from albert.model_config import AlbertConfig
+from albert.models.config import AlbertConfig
+from albert.models.encoder import LAYER_NORM_EPSILON
 
 # hidden_act there -> here: their "gelu" is the exact one. The first is what a file means that
 # says nothing, and for each value the first key is what is written.
@@ -91,9 +91,10 @@ def read(folder: Path, vocabulary: Path | None = None) -> Weights:
     path = folder / MODEL
     if not path.is_file():
         hint = (
-            " Load pytorch_model.bin with transformers and save it again: it then writes "
-            f"{MODEL}." if (folder / "pytorch_model.bin").is_file() else ""
-        )  # fmt: skip
+            f" Load pytorch_model.bin with transformers and save it again: it then writes {MODEL}."
+            if (folder / "pytorch_model.bin").is_file()
+            else ""
+        )
         raise CheckpointError(f"There is no {MODEL} in {folder}.{hint}")
     try:
         tensors = safetensors.numpy.load_file(path)
@@ -190,10 +191,20 @@ def _architecture(missing: list[str]) -> str:
 
 
 def _written_config(config: AlbertConfig, groups: int) -> dict:
-    names = ("vocab_size", "embedding_size", "hidden_size", "num_hidden_layers",
-             "inner_group_num", "num_attention_heads", "intermediate_size", "hidden_dropout_prob",
-             "attention_probs_dropout_prob", "max_position_embeddings", "type_vocab_size",
-             "initializer_range")  # fmt: skip
+    names = (
+        "vocab_size",
+        "embedding_size",
+        "hidden_size",
+        "num_hidden_layers",
+        "inner_group_num",
+        "num_attention_heads",
+        "intermediate_size",
+        "hidden_dropout_prob",
+        "attention_probs_dropout_prob",
+        "max_position_embeddings",
+        "type_vocab_size",
+        "initializer_range",
+    )
     theirs = {ours: name for name, ours in reversed(ACTIVATIONS.items())}
     return {
         "model_type": "albert",

@@ -6,7 +6,7 @@ import importlib
 import json
 from pathlib import Path
 
-from albert.checkpoint import CheckpointError
+from albert.checkpoints.store import CheckpointError
 from albert.data.tokenizer import (
     CLS,
     PAD,
@@ -60,9 +60,15 @@ def write(tokenizer: Tokenizer, max_length: int, folder: Path) -> None:
     tokenizer.save(folder / SENTENCEPIECE)
     proto = _proto()
     model = proto.ModelProto.FromString((folder / SENTENCEPIECE).read_bytes())
-    special = {"pad_token": "<pad>", "unk_token": "<unk>", "cls_token": "[CLS]",
-               "sep_token": "[SEP]", "mask_token": "[MASK]", "bos_token": "[CLS]",
-               "eos_token": "[SEP]"}  # fmt: skip
+    special = {
+        "pad_token": "<pad>",
+        "unk_token": "<unk>",
+        "cls_token": "[CLS]",
+        "sep_token": "[SEP]",
+        "mask_token": "[MASK]",
+        "bos_token": "[CLS]",
+        "eos_token": "[SEP]",
+    }
     options = {
         "tokenizer_class": "AlbertTokenizer",
         "do_lower_case": tokenizer.lower_case,
@@ -94,20 +100,33 @@ def _pipeline(tokenizer: Tokenizer, model) -> dict:
     if charsmap := model.normalizer_spec.precompiled_charsmap:
         text = base64.b64encode(charsmap).decode()
         steps.append({"type": "Precompiled", "precompiled_charsmap": text})
-    marks = {"type": "Metaspace", "replacement": WORD_MARK, "prepend_scheme": "always",
-             "split": True}  # fmt: skip
+    marks = {
+        "type": "Metaspace",
+        "replacement": WORD_MARK,
+        "prepend_scheme": "always",
+        "split": True,
+    }
     words = {"type": "WhitespaceSplit"}
     cls, sep = ({"SpecialToken": {"id": name, "type_id": 0}} for name in ("[CLS]", "[SEP]"))
     first = [cls, {"Sequence": {"id": "A", "type_id": 0}}, sep]
-    second = [{"Sequence": {"id": "B", "type_id": 1}},
-              {"SpecialToken": {"id": "[SEP]", "type_id": 1}}]  # fmt: skip
+    second = [
+        {"Sequence": {"id": "B", "type_id": 1}},
+        {"SpecialToken": {"id": "[SEP]", "type_id": 1}},
+    ]
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
         "added_tokens": [
-            {"id": number, "content": name, "single_word": False, "lstrip": False,
-             "rstrip": False, "normalized": False, "special": True}
+            {
+                "id": number,
+                "content": name,
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+                "special": True,
+            }
             for name, number in SPECIAL.items()
         ],
         "normalizer": {"type": "Sequence", "normalizers": steps},
@@ -126,12 +145,11 @@ def _pipeline(tokenizer: Tokenizer, model) -> dict:
             "type": "Unigram",
             "unk_id": UNK,
             "vocab": [
-                [p.piece, _NEVER if ends_in_digit_comma(p.piece) else p.score]
-                for p in model.pieces
+                [p.piece, _NEVER if ends_in_digit_comma(p.piece) else p.score] for p in model.pieces
             ],
             "byte_fallback": False,
         },
-    }  # fmt: skip
+    }
 
 
 def _sentencepiece_model(values: dict) -> bytes:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from albert.checkpoint import CheckpointError
+from albert.checkpoints.store import CheckpointError
 from albert.interop.weights import (
     Weights,
     entries,
@@ -24,7 +24,7 @@ from albert.interop.weights import (
     released_groups,
     take,
 )
-from albert.model_config import AlbertConfig
+from albert.models.config import AlbertConfig
 
 ACTIVATIONS = {"gelu": "gelu", "relu": "relu"}
 CONFIG_NAME = "albert_config.json"
@@ -216,8 +216,15 @@ def write(weights: Weights, folder: Path) -> dict[str, str]:
 
 def released_config(config: AlbertConfig) -> dict:
     """The contents of `albert_config.json`; raises CheckpointError for sharing it has not."""
-    ours = ("sharing", "per_layer_norm", "lora_rank", "map_equal_embeddings", "dtype",
-            "param_dtype", "remat")  # fmt: skip
+    ours = (
+        "sharing",
+        "per_layer_norm",
+        "lora_rank",
+        "map_equal_embeddings",
+        "dtype",
+        "param_dtype",
+        "remat",
+    )
     values = {name: value for name, value in vars(config).items() if name not in ours}
     return {"num_hidden_groups": released_groups(config, "The released program"), **values}
 

@@ -11,11 +11,12 @@ import dataclasses
 
 import numpy as np
 
-from albert.config import INIT_METHODS
 from albert.interop.weights import Weights, layer_path, parameter_shapes
-from albert.model_config import AlbertConfig
-from albert.parameter_sharing import LOW_RANK
+from albert.models.config import AlbertConfig
+from albert.models.sharing import LOW_RANK
 
+# How layers that share are made of those that did not.
+INIT_METHODS = ("average", "svd")
 # What the layers of a model are made of, beside sizes.
 STRUCTURE = ("sharing", "per_layer_norm", "lora_rank", "num_hidden_layers", "inner_group_num")
 # Root of a singular value over that of the kernel's norm, from which on a difference is rounding.
@@ -84,9 +85,14 @@ def reshare(weights: Weights, config: AlbertConfig, method: str = "average") -> 
     ]
     note = f"layers put together anew by {method}: {', '.join(changed)}"
     return dataclasses.replace(
-        weights, config=dataclasses.replace(old, **structure), params=params, mu=None, nu=None,
-        names={}, notes=[*weights.notes, note],
-    )  # fmt: skip
+        weights,
+        config=dataclasses.replace(old, **structure),
+        params=params,
+        mu=None,
+        nu=None,
+        names={},
+        notes=[*weights.notes, note],
+    )
 
 
 def _sources(old: int, new: int) -> list[int]:

@@ -20,11 +20,11 @@ import ml_dtypes
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from albert import parameter_sharing
-from albert.checkpoint import CheckpointError
+from albert.checkpoints.store import CheckpointError
 from albert.data.tokenizer import Tokenizer, VocabularyError
-from albert.model import Albert, abstract_params
-from albert.model_config import AlbertConfig
+from albert.models import sharing as parameter_sharing
+from albert.models.config import AlbertConfig
+from albert.models.encoder import Albert, abstract_params
 
 # Parts that a checkpoint may lack as a whole: nothing else is computed from them.
 HEADS = ("pooler", "mlm_head", "sop_head")

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from albert.checkpoint import CheckpointError, Checkpoints
-from albert.config import ConfigError, model_from_json
+from albert.checkpoints.store import CheckpointError, Checkpoints
 from albert.interop.weights import (
     Weights,
     entries,
@@ -18,8 +17,9 @@ from albert.interop.weights import (
     take,
     unstacked,
 )
-from albert.model_config import AlbertConfig
-from albert.places import resolved
+from albert.models.config import AlbertConfig, model_from_json
+from albert.runtime.fields import ConfigError
+from albert.runtime.paths import resolved
 
 CHECKPOINTS, VOCABULARY = "checkpoints", "tokenizer.model"
 

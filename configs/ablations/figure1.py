@@ -3,8 +3,8 @@
 The pictures are layers_STEP.png in the folder of each run; the table has the means over layers.
 """
 
-from albert.sweeps.grid import Sweep, choices, zip_runs
 from configs.ablations.scale import LAPTOP, is_laptop
+from tools.sweeps.grid import Sweep, choices, zip_runs
 
 
 def get_sweep(arg: str = "") -> Sweep:

@@ -1,10 +1,18 @@
 """Every way of sharing at one size, and four embedding sizes, with the same tokens each."""
 
-from albert.sweeps.grid import Overrides, Sweep, chain, choices, product
 from configs.ablations.scale import LAPTOP, is_laptop
+from tools.sweeps.grid import Overrides, Sweep, chain, choices, product
 
-_STRATEGIES = ("all", "attention", "ffn", "groups:2", "cycle:2", "cycle_reversed:2", "sandwich",
-               "none")  # fmt: skip
+_STRATEGIES = (
+    "all",
+    "attention",
+    "ffn",
+    "groups:2",
+    "cycle:2",
+    "cycle_reversed:2",
+    "sandwich",
+    "none",
+)
 # The paper's Table 4 at E = 128: parameters and average of the downstream tasks.
 _PAPER = {
     "all": ("12M", 80.1),

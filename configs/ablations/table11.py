@@ -1,7 +1,7 @@
 """Table 11 of the paper: the depth of ALBERT-large, 18M parameters at each."""
 
-from albert.sweeps.grid import Sweep, choices
 from configs.ablations.scale import LAPTOP, is_laptop
+from tools.sweeps.grid import Sweep, choices
 
 _PAPER = {1: 52.9, 3: 71.2, 6: 77.2, 12: 81.5, 24: 82.1, 48: 81.8}
 
@@ -17,8 +17,10 @@ def get_sweep(arg: str = "") -> Sweep:
         title="Table 11: depth",
         base=LAPTOP if laptop else "configs/large.py:v1",
         runs=choices("model.num_hidden_layers", *depths),
-        published=() if laptop else tuple(
+        published=()
+        if laptop
+        else tuple(
             ({"model.num_hidden_layers": n}, {"parameters": "18M", "average": average})
             for n, average in _PAPER.items()
         ),
-    )  # fmt: skip
+    )

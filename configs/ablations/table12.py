@@ -1,7 +1,7 @@
 """Table 12 of the paper: the width of ALBERT with three layers."""
 
-from albert.sweeps.grid import Sweep, choices, zip_runs
 from configs.ablations.scale import LAPTOP, PLACES, is_laptop
+from tools.sweeps.grid import Sweep, choices, zip_runs
 
 _PAPER = {1024: ("18M", 71.2), 2048: ("60M", 74.6), 4096: ("225M", 76.3), 6144: ("499M", 74.0)}
 

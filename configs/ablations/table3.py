@@ -1,7 +1,7 @@
 """Table 3 of the paper: the embedding size, with nothing shared and with all layers shared."""
 
-from albert.sweeps.grid import Sweep, choices, product
 from configs.ablations.scale import LAPTOP, PLACES, is_laptop
+from tools.sweeps.grid import Sweep, choices, product
 
 # E -> parameters and average of the downstream tasks, nothing shared and all shared.
 _PAPER = {
@@ -17,11 +17,13 @@ def get_sweep(arg: str = "") -> Sweep:
     laptop = is_laptop(arg)
     sizes = (8, 16, 32, 64) if laptop else tuple(_PAPER)
     published = [
-        ({"model.sharing": sharing, "model.embedding_size": size},
-         {"parameters": figures[0], "average": figures[1]})
+        (
+            {"model.sharing": sharing, "model.embedding_size": size},
+            {"parameters": figures[0], "average": figures[1]},
+        )
         for size, both in zip(sizes, _PAPER.values(), strict=True)
         for sharing, figures in zip(("none", "all"), both, strict=True)
-    ]  # fmt: skip
+    ]
     return Sweep(
         title="Table 3: embedding size",
         base=LAPTOP if laptop else "configs/base.py:v1",

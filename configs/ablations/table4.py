@@ -1,7 +1,7 @@
 """Table 4 of the paper: what is shared, with factorised embeddings and without."""
 
-from albert.sweeps.grid import Sweep, choices, product
 from configs.ablations.scale import LAPTOP, PLACES, is_laptop
+from tools.sweeps.grid import Sweep, choices, product
 
 # Sharing -> parameters and average of the downstream tasks at E = 768 and at E = 128.
 _PAPER = {
@@ -17,11 +17,13 @@ def get_sweep(arg: str = "") -> Sweep:
     laptop = is_laptop(arg)
     sizes = (64, 32) if laptop else (768, 128)
     published = [
-        ({"model.sharing": sharing, "model.embedding_size": size},
-         {"parameters": figures[0], "average": figures[1]})
+        (
+            {"model.sharing": sharing, "model.embedding_size": size},
+            {"parameters": figures[0], "average": figures[1]},
+        )
         for sharing, both in _PAPER.items()
         for size, figures in zip(sizes, both, strict=True)
-    ]  # fmt: skip
+    ]
     return Sweep(
         title="Table 4: what is shared",
         base=LAPTOP if laptop else "configs/base.py:v1",

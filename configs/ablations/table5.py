@@ -4,8 +4,8 @@ A model trained without a second loss has a head that was never trained: its NSP
 chance. The paper's, for such a model, are those of a head that was.
 """
 
-from albert.sweeps.grid import Sweep, choices
 from configs.ablations.scale import LAPTOP, PLACES, is_laptop
+from tools.sweeps.grid import Sweep, choices
 
 _PAPER: dict[str, dict[str, object]] = {
     "none": {"MLM, %": 54.9, "NSP, %": 52.4, "SOP, %": 53.3, "average": 79.0},

@@ -4,12 +4,20 @@ The seconds are those of training steps on the machine at hand; a short run of e
 its step first. The paper's runs took 34 and 32 hours.
 """
 
-from albert.sweeps.grid import Sweep, zip_runs
 from configs.ablations.scale import LAPTOP, PLACES, is_laptop
+from tools.sweeps.grid import Sweep, zip_runs
 
 _HOURS = 33.0
-_FIELDS = ("sharing", "embedding_size", "num_hidden_layers", "hidden_size", "num_attention_heads",
-           "intermediate_size", "hidden_dropout_prob", "attention_probs_dropout_prob")  # fmt: skip
+_FIELDS = (
+    "sharing",
+    "embedding_size",
+    "num_hidden_layers",
+    "hidden_size",
+    "num_attention_heads",
+    "intermediate_size",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+)
 
 
 def _model(*values) -> dict[str, object]:

@@ -1,7 +1,7 @@
 """Table 8 of the paper: ALBERT-xxlarge with dropout and without, after a million steps."""
 
-from albert.sweeps.grid import Sweep, choices, zip_runs
 from configs.ablations.scale import LAPTOP, PLACES, is_laptop
+from tools.sweeps.grid import Sweep, choices, zip_runs
 
 
 def get_sweep(arg: str = "") -> Sweep:

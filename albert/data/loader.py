@@ -1,0 +1,71 @@
+"""From rows to the batches a process feeds its devices, made ahead of time by Grain workers.
+
+Never imports jax itself; worker processes import this module.
+"""
+
+import dataclasses
+import os
+import signal
+from collections.abc import Sequence
+
+import grain
+
+from albert.data.pretraining.examples import Batch, Examples
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchSource:
+    """The batches of a run, indexed by step: `source[step]` needs nothing that came before."""
+
+    examples: Examples
+    batch_size: int  # of the whole batch, over all processes
+    rows: tuple[int, ...]  # which rows of every batch this process makes, in order
+    num_steps: int
+
+    def __len__(self) -> int:
+        return self.num_steps
+
+    def __getitem__(self, step: int) -> Batch:
+        first = step * self.batch_size
+        return self.examples.batch([first + row for row in self.rows])
+
+
+def iterate(source: BatchSource, first_step: int, workers: int) -> grain.DatasetIterator[Batch]:
+    """Batches from `first_step` to the last, in order, made ahead in `workers` processes.
+
+    No workers means a thread of this process. Close the iterator to end the workers.
+    """
+    dataset = grain.MapDataset.source(source)[first_step:].to_iter_dataset(
+        grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
+    )
+    if workers:
+        _parse_absl_flags()
+        # Grain's workers leave one batch of shared memory to Python's resource tracker, which
+        # frees it at exit as it should, but warns of a leak in the middle of our last lines.
+        os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")
+        dataset = dataset.mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=4),
+            worker_init_fn=_leave_ctrl_c_to_the_parent,
+        )
+    return iter(dataset)
+
+
+def _leave_ctrl_c_to_the_parent(number: int, count: int) -> None:
+    """A terminal sends it to every process of the run; the parent still needs their batches."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def heldout_batch(
+    examples: Examples, batch_size: int, rows: Sequence[int], index: int, num_rows: int
+) -> Batch:
+    """Batch `index` of the first `num_rows` rows; rows past the end are padding without labels."""
+    numbers = [index * batch_size + row for row in rows]
+    return examples.batch([number if number < num_rows else -1 for number in numbers])
+
+
+def _parse_absl_flags() -> None:
+    """Grain's worker processes refuse to start where absl flags were never parsed."""
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()

@@ -1,0 +1,50 @@
+"""Which source a spec names.
+
+A source is named by one string, so that a config can list several:
+
+    PATH           file, folder or glob; .txt as `lines:`, .jsonl and .json as JSON lines, .parquet
+    lines:PATH     one sentence per line, a blank line between documents
+    text:PATH      one paragraph per line, a blank line between documents
+    jsonl:PATH     one JSON object per line, its text in the field `data.text_field`
+    parquet:PATH   Parquet files, the text in the column `data.text_field`
+    tfds:NAME      a TFDS dataset, `tfds:NAME@SPLIT` for a split other than train
+    python-docs    docstrings of the standard library and of the installed packages
+
+Text and JSON files may end in .gz, .xz or .zst. PATH may begin with gs://, s3:// or az://. Never
+imports jax.
+"""
+
+from albert.data.sources.base import Source, SourceError
+from albert.data.sources.files import find_files, text_suffix
+from albert.data.sources.python_docs import PythonDocs
+from albert.data.sources.tables import ParquetSource, TfdsSource
+from albert.data.sources.text_files import JsonSource, TextSource
+
+_KINDS = {".txt": "lines", ".jsonl": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
+
+
+def parse_source(spec: str, text_field: str) -> Source:
+    """The source that `spec` names; raises SourceError when there is no such thing."""
+    kind, _, rest = spec.partition(":")
+    if spec == "python-docs":
+        return PythonDocs()
+    if kind == "tfds":
+        name, _, split = rest.partition("@")
+        return TfdsSource(spec, name, split or "train", text_field)
+    if kind not in ("lines", "text", "jsonl", "parquet"):
+        kind, rest = "", spec
+    files = tuple(find_files(spec, rest, tuple(_KINDS)))
+    if not kind:
+        kinds = {_KINDS.get(text_suffix(file)) for file in files}
+        kind = kinds.pop() or "" if len(kinds) == 1 else ""
+        if not kind:
+            raise SourceError(
+                f"Cannot tell what {spec} holds from the name {files[0].rsplit('/', 1)[-1]}: write "
+                "lines:PATH for one sentence per line, text:PATH for one paragraph per line, "
+                "jsonl:PATH or parquet:PATH."
+            )
+    if kind == "jsonl":
+        return JsonSource(spec, files, text_field)
+    if kind == "parquet":
+        return ParquetSource(spec, files, text_field)
+    return TextSource(spec, files, paragraphs=kind == "text")

@@ -1,0 +1,83 @@
+"""Signals that ask a run to stop: remembered until it can without losing a step."""
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+
+# What a scheduler takes as "start me again": EX_TEMPFAIL of sysexits.h.
+EXIT_CODE = 75
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Preempted(RuntimeError):
+    """The run was asked to stop and did; the same command goes on. Programs leave with
+    EXIT_CODE.
+
+    `alone`: of several processes this one stops without the others having agreed to.
+    """
+
+    def __init__(self, text: str, alone: bool = False):
+        super().__init__(text)
+        self.alone = alone
+
+
+class StopNow(KeyboardInterrupt):
+    """Raised in the middle of work that loses nothing by it; ends workers as Ctrl-C does."""
+
+
+class StopSignals:
+    """Between `with` and its end SIGTERM and SIGINT set `asked` and do nothing else.
+
+    Inside `immediately()` they raise StopNow. Where Python takes no signals, outside of the main
+    thread, they are left as they are.
+    """
+
+    def __init__(self):
+        self.asked: str | None = None  # the signal's name
+        self._before: dict = {}
+        self._raises = False
+
+    def __enter__(self) -> "StopSignals":
+        self.install()
+        return self
+
+    def install(self) -> None:
+        """Again, after something else has set handlers of its own, as `jax.distributed` does."""
+        if threading.current_thread() is threading.main_thread():
+            for number in _SIGNALS:
+                before = signal.signal(number, self._take)
+                self._before.setdefault(number, before)
+
+    def __exit__(self, *_) -> None:
+        for number, before in self._before.items():
+            signal.signal(number, before if before is not None else signal.SIG_DFL)
+        self._before = {}
+
+    def _take(self, number: int, frame) -> None:
+        again = self.asked is not None
+        self.asked = self.asked or signal.Signals(number).name
+        told = (
+            f"{signal.Signals(number).name} once more: already stopping.\n"
+            if again
+            else f"{self.asked}: stopping at the next step boundary.\n"
+            if not self._raises
+            else ""
+        )
+        with contextlib.suppress(OSError):  # nobody reads it
+            os.write(2, told.encode())  # print may be in the middle of printing
+        if self._raises:
+            self._raises = False
+            raise StopNow
+
+    @contextlib.contextmanager
+    def immediately(self) -> Iterator[None]:
+        """Inside, a signal raises StopNow at once; so does one that came before."""
+        if self.asked:
+            raise StopNow
+        self._raises = True
+        try:
+            yield
+        finally:
+            self._raises = False

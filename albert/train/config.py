@@ -1,0 +1,230 @@
+"""The schema of a config file, and a check that finds every mistake at once.
+
+A config file builds an `ml_collections.ConfigDict`; `check` turns it into the frozen dataclasses
+below, which are what the package reads. Values and comments stand in `configs/default.py`.
+"""
+
+import ast
+import dataclasses
+import typing
+from collections.abc import Mapping, Sequence
+
+from albert.data.pretraining.prepare import MAX_SEED, DataConfig, open_tokenizer
+from albert.data.tokenizer import VocabularyError
+from albert.interop.reshare import INIT_METHODS
+from albert.models.config import AlbertConfig
+from albert.models.sharing import uneven_groups
+from albert.runtime.fields import ConfigError, build, matches, unknown, wrong_type
+from albert.runtime.paths import place
+from albert.train.optimizers import OptimizerConfig
+from albert.train.sharding import MESH_AXES, ShardingConfig, partition_problems
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    num_steps: int
+    batch_size: int  # rows of one step, over all devices and parts
+    accumulation: int  # parts a batch is cut into, one after the other, to save memory
+    log_every: int  # steps
+    eval_every: int  # steps; the last step is always evaluated
+    eval_rows: int  # held-out rows of one evaluation, at most
+    eval_batch_size: int
+    checkpoint_every: int  # steps; the last step is always saved
+    checkpoint_minutes: float  # also save when this long has passed; 0: by steps only
+    keep_last: int
+    keep_best: int  # by held-out loss
+    max_bad_steps: int  # diverged after so many skipped updates in a row
+    spike_factor: float  # skip gradients of so many times the usual norm; 0: never
+    on_divergence: str  # stop, or rollback: from the newest checkpoint on behind the bad rows
+    max_failed_saves: int  # stop after so many failed saves in a row
+    stall_seconds: float  # tell of a step or batch that takes so long; 0: of none
+
+    def problems(self) -> list[str]:
+        """What is wrong with the fields, one sentence each."""
+        found = []
+        for name in (
+            "num_steps",
+            "batch_size",
+            "accumulation",
+            "log_every",
+            "eval_every",
+            "eval_rows",
+            "eval_batch_size",
+            "checkpoint_every",
+            "keep_last",
+            "max_bad_steps",
+            "max_failed_saves",
+        ):
+            if getattr(self, name) < 1:
+                found.append(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("checkpoint_minutes", "keep_best", "stall_seconds"):
+            if getattr(self, name) < 0:
+                found.append(f"{name} is {getattr(self, name)}; it must not be negative")
+        if self.spike_factor and self.spike_factor <= 1:
+            found.append(f"spike_factor is {self.spike_factor}; it must be over 1, or 0 for never")
+        if self.on_divergence not in ("stop", "rollback"):
+            found.append(f"on_divergence is {self.on_divergence!r}; it must be stop or rollback")
+        if not found and self.batch_size % self.accumulation:
+            found.append(
+                f"batch_size {self.batch_size} is not a multiple of accumulation "
+                f"{self.accumulation}"
+            )
+        return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    seed: int
+    init_from: str  # a model to start from: anything that albert.load takes; empty: from scratch
+    init_optimizer: bool  # go on with its optimiser's moments and its step
+    init_method: str  # how layers that share are made of those that did not: INIT_METHODS
+    model: AlbertConfig
+    data: DataConfig
+    optimizer: OptimizerConfig
+    train: TrainConfig
+    sharding: ShardingConfig
+
+
+def check(values: Mapping, needs_text: bool = True) -> Config:
+    """The typed config of a ConfigDict or dict; raises ConfigError with all that is wrong.
+
+    What never reads text (`needs_text` False) needs no sources either.
+    """
+    problems: list[str] = []
+    config = build(Config, values, "", problems)
+    if config is None:
+        raise ConfigError(problems)
+    for section in ("model", "data", "optimizer", "train", "sharding"):
+        problems += [f"{section}.{text}" for text in getattr(config, section).problems()]
+    if needs_text:
+        problems += [f"data.{text}" for text in config.data.text_problems()]
+        path = place(config.data.tokenizer)
+        if config.data.tokenizer and path.is_file():
+            try:
+                open_tokenizer(path, config.data, config.model.vocab_size)
+            except VocabularyError as error:
+                problems.append(f"data.tokenizer: {error}")
+    if config.init_optimizer and not config.init_from:
+        problems.append("init_optimizer is True and init_from is empty: there is nothing to take")
+    if config.init_method not in INIT_METHODS:
+        problems.append(
+            f"init_method is {config.init_method!r}; it must be one of {', '.join(INIT_METHODS)}"
+        )
+    elif config.init_method == "svd" and not (config.init_from and config.model.lora_rank):
+        problems.append(
+            "init_method is svd and init_from is empty or model.lora_rank 0; it makes low-rank "
+            "differences from the layers of another model, so it needs both"
+        )
+    if not config.init_from:  # released models may be so
+        sharing, steps = config.model.sharing, config.model.num_hidden_layers
+        problems += [f"model.{text}" for text in uneven_groups(sharing, steps)]
+    if not 0 <= config.seed < MAX_SEED:
+        problems.append(f"seed is {config.seed}; it must be in [0, {MAX_SEED})")
+    if config.data.seq_length > config.model.max_position_embeddings:
+        problems.append(
+            f"data.seq_length {config.data.seq_length} is longer than the position table, "
+            f"model.max_position_embeddings {config.model.max_position_embeddings}"
+        )
+    if config.optimizer.warmup_steps > config.train.num_steps:
+        problems.append(
+            f"optimizer.warmup_steps {config.optimizer.warmup_steps} is more than "
+            f"train.num_steps {config.train.num_steps}"
+        )
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def from_json(values: dict) -> Config:
+    """The config that `dataclasses.asdict` and JSON made plain; raises ConfigError."""
+
+    def tuples(value):
+        if isinstance(value, dict):
+            return {name: tuples(inner) for name, inner in value.items()}
+        return tuple(map(tuples, value)) if isinstance(value, (list, tuple)) else value
+
+    return check(tuples(values), needs_text=False)
+
+
+def check_devices(config: Config, boxed_params, num_devices: int) -> None:
+    """Raises ConfigError when the devices cannot share the batch or the parameters equally."""
+    try:
+        shape = config.sharding.mesh_shape(num_devices)
+    except ValueError as error:
+        raise ConfigError([str(error)]) from error
+    problems = partition_problems(boxed_params, shape, config.sharding)
+    axes = config.sharding.spec("batch")[0] or ()
+    shards = 1
+    for axis in (axes,) if isinstance(axes, str) else axes:
+        shards *= shape[MESH_AXES.index(axis)]
+    for name, rows in (
+        (
+            "train.batch_size / train.accumulation",
+            config.train.batch_size // config.train.accumulation,
+        ),
+        ("train.eval_batch_size", config.train.eval_batch_size),
+    ):
+        if rows % shards:
+            problems.append(f"{name} = {rows} rows cannot be shared by {shards} devices equally")
+    if problems:
+        raise ConfigError(problems)
+
+
+def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Command-line arguments without the impossible --config.FIELD=VALUE ones, and why not.
+
+    ml_collections stops at the first; this finds them all.
+    """
+    kept, problems = [], []
+    rest = iter(arguments)
+    for argument in rest:
+        name, equals, value = argument.lstrip("-").partition("=")
+        off = name.startswith("noconfig.")
+        if not argument.startswith("-") or not (name.startswith("config.") or off):
+            kept.append(argument)
+            continue
+        spelling = [argument]
+        path = name.removeprefix("no").removeprefix("config.")
+        kind = field_type(path)
+        if not equals:
+            # --config.FIELD VALUE, or a switch: --config.FIELD and --noconfig.FIELD.
+            value = "true"
+            if not off and kind is not bool:
+                value = next(rest, "")
+                spelling.append(value)
+        problem = _override_problem(path, value)
+        if problem:
+            problems.append(problem)
+        else:
+            kept += spelling
+    return kept, problems
+
+
+def field_type(path: str):
+    """The type of a field given as SECTION.FIELD; None when there is none."""
+    kind: typing.Any = Config
+    for name in path.split("."):
+        kind = typing.get_type_hints(kind).get(name) if dataclasses.is_dataclass(kind) else None
+    return kind
+
+
+def _override_problem(path: str, value: str) -> str | None:
+    kind: typing.Any = Config
+    walked = ""
+    for name in path.split("."):
+        hints = typing.get_type_hints(kind) if dataclasses.is_dataclass(kind) else {}
+        if name not in hints:
+            return unknown(f"{walked}{name}", name, hints)
+        kind = hints[name]
+        walked += f"{name}."
+    if dataclasses.is_dataclass(kind):
+        return f"{path} is a section; set one of its fields, such as {path}." + next(
+            iter(typing.get_type_hints(kind))
+        )
+    if kind is str or typing.get_origin(kind) is tuple:
+        return None
+    try:
+        parsed = ast.literal_eval(value.capitalize() if kind is bool else value)
+    except (ValueError, SyntaxError):
+        parsed = value
+    return None if matches(parsed, kind) else wrong_type(path, parsed, kind)

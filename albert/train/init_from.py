@@ -1,0 +1,171 @@
+"""Starting a run from another model: `config.init_from`."""
+
+import jax
+import numpy as np
+import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from albert.checkpoints.store import CheckpointError
+from albert.data.pretraining.prepare import open_tokenizer
+from albert.data.tokenizer import Tokenizer
+from albert.interop import formats
+from albert.interop.reshare import STRUCTURE, reshare, same_tensors
+from albert.interop.weights import Weights, stacked
+from albert.models.config import AlbertConfig
+from albert.runtime.fields import ConfigError
+from albert.runtime.paths import place
+from albert.train.config import Config
+from albert.train.step import TrainState
+
+# Fields of the model that the shapes of its parameters follow from.
+_SHAPES = (
+    "vocab_size",
+    "embedding_size",
+    "hidden_size",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+    "type_vocab_size",
+    "maps_embeddings",
+)
+# Fields that may change on purpose, and are told.
+_TOLD = (*STRUCTURE, "hidden_act", "hidden_dropout_prob", "attention_probs_dropout_prob")
+
+
+def read_start(config: Config) -> Weights:
+    """The model that `config.init_from` names, with its optimiser if that is asked for.
+
+    Raises:
+      CheckpointError: it cannot be read, or has no optimiser's state.
+      ConfigError: its sizes or its vocabulary are not those of the config; names all of them.
+    """
+    path = config.init_from
+    weights = formats.read(place(str(path)), with_moments=config.init_optimizer)
+    problems = []
+    for field in _SHAPES:
+        theirs, ours = getattr(weights.config, field), getattr(config.model, field)
+        if theirs != ours:
+            field = "map_equal_embeddings" if field == "maps_embeddings" else field
+            problems.append(
+                f"model.{field} is {ours} and that of init_from, {path}, {theirs}; "
+                f"set --config.model.{field}={theirs}"
+            )
+    if config.data.tokenizer:
+        named = open_tokenizer(place(config.data.tokenizer), config.data, config.model.vocab_size)
+        if weights.tokenizer and _pieces(named) != _pieces(weights.tokenizer):
+            problems.append(
+                f"data.tokenizer {named.path} is another vocabulary than that of init_from, "
+                f"{weights.tokenizer.path}: the word embeddings would be those of other pieces"
+            )
+    elif weights.tokenizer is None:
+        problems.append(
+            f"there is no vocabulary beside init_from, {path}; name it with --config.data.tokenizer"
+        )
+    else:
+        for field in ("lower_case", "strip_accents"):
+            theirs = getattr(weights.tokenizer, field)
+            if getattr(config.data, field) != theirs:
+                problems.append(
+                    f"data.{field} is {not theirs} and that of init_from, {path}, {theirs}; set "
+                    f"--config.data.{field}={theirs}, or name data.tokenizer to have it your way"
+                )
+    same = not problems and same_tensors(weights.config, config.model)
+    if config.init_optimizer and not problems and not same:
+        problems.append(
+            f"init_optimizer is True and the layers of init_from, {path}, share otherwise "
+            f"({_structure(weights.config)}) than model ({_structure(config.model)}): moments "
+            "belong to tensors. Set --config.init_optimizer=False"
+        )
+    if problems:
+        raise ConfigError(problems)
+    if not same:
+        weights = reshare(weights, config.model, config.init_method)
+    if config.init_optimizer:
+        if weights.mu is None or weights.step is None:
+            raise CheckpointError(
+                f"{path} does not hold the optimiser's moments and step, which init_optimizer asks "
+                f"for ({'; '.join(weights.notes) or 'no global_step'}). Set "
+                "--config.init_optimizer=False to start from its weights alone."
+            )
+        if weights.step >= config.train.num_steps:
+            raise ConfigError(
+                [
+                    f"train.num_steps is {config.train.num_steps} and init_from, {path}, has made "
+                    f"{weights.step} steps already; raise train.num_steps"
+                ]
+            )
+    return weights
+
+
+def _structure(model: AlbertConfig) -> str:
+    return ", ".join(f"{name} {getattr(model, name)}" for name in STRUCTURE)
+
+
+def _pieces(tokenizer: Tokenizer) -> list[str]:
+    return tokenizer.pieces(range(tokenizer.vocab_size))
+
+
+def describe_start(config: Config, weights: Weights) -> str:
+    """What is taken and what is not, for people."""
+    with_optimizer = (
+        f"with the optimiser's moments, at step {weights.step}"
+        if config.init_optimizer
+        else "without an optimiser's state, at step 0"
+    )
+    lines = [f"Starting from {config.init_from}: {len(weights.params)} tensors {with_optimizer}."]
+    if weights.missing:
+        lines.append(f"  It has no {', '.join(weights.missing)}: initialised anew.")
+    if weights.left_over:
+        shown = ", ".join(weights.left_over[:5])
+        more = len(weights.left_over) - 5
+        lines.append(f"  Left over there: {shown}{f' and {more} more' if more > 0 else ''}.")
+    lines += [f"  {note[0].upper()}{note[1:]}." for note in weights.notes]
+    for field in _TOLD:
+        theirs, ours = getattr(weights.config, field), getattr(config.model, field)
+        if theirs != ours:
+            lines.append(f"  model.{field} was {theirs} there and is {ours} here.")
+    return "\n".join(lines)
+
+
+def start_state(config: Config, weights: Weights, state: TrainState) -> TrainState:
+    """A fresh state with the values of `weights` in it, each where the fresh one lay."""
+
+    def filled(tree, values: dict[str, np.ndarray]):
+        flat = flatten_dict(tree, sep="/")
+        return unflatten_dict(
+            {p: _placed(values[p], leaf) if p in values else leaf for p, leaf in flat.items()},
+            sep="/",
+        )
+
+    state = state.replace(params=filled(state.params, stacked(config.model, weights.params)))
+    if not config.init_optimizer:
+        return state
+    assert weights.mu is not None
+    assert weights.nu is not None
+    moments = {name: optax.tree.get(state.opt_state, name) for name in ("mu", "nu")}
+    if None in moments.values():
+        raise CheckpointError(
+            f"optimizer.name {config.optimizer.name} does not keep the two moments that init_from "
+            "has. Set --config.init_optimizer=False to start from the weights alone."
+        )
+    opt_state = optax.tree.set(
+        state.opt_state,
+        mu=filled(moments["mu"], stacked(config.model, weights.mu)),
+        nu=filled(moments["nu"], stacked(config.model, weights.nu)),
+    )
+    # Every counter is an array of its own: the state is donated to the training step.
+    step = np.asarray(weights.step)
+    opt_state = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: _placed(step, leaf) if _is_count(path) else leaf, opt_state
+    )
+    return state.replace(opt_state=opt_state, step=_placed(step, state.step))
+
+
+def _is_count(path) -> bool:
+    return getattr(path[-1], "name", None) == "count"
+
+
+def _placed(value: np.ndarray, like: jax.Array) -> jax.Array:
+    """`value` in the dtype and on the devices of `like`."""
+    value = np.asarray(value, like.dtype)
+    return jax.make_array_from_callback(like.shape, like.sharding, lambda index: value[index])

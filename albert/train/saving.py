@@ -1,0 +1,145 @@
+"""When the state of a run is saved, and what happens when that fails."""
+
+import time
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from albert.checkpoints.store import Checkpoints
+from albert.runtime import RunError
+from albert.train.config import TrainConfig
+from albert.train.step import TrainState
+
+# What a checkpoint's description calls the figures of steps that were not logged yet.
+FIGURES = "unlogged_figures"
+
+
+class Saver:
+    """Saves a run's state in the background and goes on when that fails, but not for ever.
+
+    Args:
+      checkpoints: where to.
+      description: of the run, saved with every checkpoint.
+      config: for its intervals and `max_failed_saves`.
+      tell: says a sentence to the user.
+    """
+
+    def __init__(
+        self,
+        checkpoints: Checkpoints,
+        description: dict,
+        config: TrainConfig,
+        tell: Callable[[str], None],
+    ):
+        self._checkpoints = checkpoints
+        self._description = description
+        self._config = config
+        self._tell = tell
+        self._failed, self._most = 0, config.max_failed_saves  # in a row
+        self._time = time.monotonic()
+        self.step: int | None = None  # last one given to `save` or restored
+        self._best = min(checkpoints.losses().values(), default=np.inf)
+
+    def is_due(self, step: int, loss: float | None) -> bool:
+        """Whether to save at this step, evaluated with this loss or not at all."""
+        improved = loss is not None and loss < self._best
+        self._best = min(self._best, loss) if loss is not None else self._best
+        return step != self.step and (
+            step == self._config.num_steps
+            or step % self._config.checkpoint_every == 0
+            or (improved and self._config.keep_best > 0)
+            or (step % self._config.log_every == 0 and self._minutes_passed())
+        )
+
+    def _minutes_passed(self) -> bool:
+        """Whether a save by time is due; one process decides for all."""
+        if not self._config.checkpoint_minutes:
+            return False
+        due = time.monotonic() - self._time >= 60 * self._config.checkpoint_minutes
+        if jax.process_count() > 1:
+            due = multihost_utils.broadcast_one_to_all(np.array(due))
+        return bool(due)
+
+    def save(
+        self, step: int, state: TrainState, figures: list[dict], loss: float | None = None
+    ) -> None:
+        """Starts to save; raises RunError after too many failures in a row.
+
+        Args:
+          step: of the loop.
+          state: at that step.
+          figures: of the steps that are not logged yet, for the log to go on with.
+          loss: held out, if it was evaluated at this step.
+        """
+        self._time = time.monotonic()
+        self.finish()
+        self.step = step
+        description = self._description | {FIGURES: list(figures)}  # written in the background
+        try:
+            self._checkpoints.save(step, *split(state), description, loss)
+        except Exception as error:
+            self._count(error)
+
+    def look(self) -> None:
+        """Tells at once of a save that has failed in the background; does not wait."""
+        self._judged(self._checkpoints.look)
+
+    def save_now(
+        self, step: int, state: TrainState, figures: list[dict], loss: float | None = None
+    ) -> None:
+        """As `save`, and returns when it is on disk, whoever began to save it; tries again when
+        that fails.
+
+        Raises RunError after too many failures in a row.
+        """
+        self.finish()
+        while self.step != step:
+            self.save(step, state, figures, loss)
+            self.finish()
+
+    def finish(self) -> None:
+        """Waits for what is being saved; raises RunError after too many failures in a row."""
+        self._judged(self._checkpoints.wait)
+
+    def _judged(self, outcome: Callable[[], bool]) -> None:
+        try:
+            if outcome():
+                self._failed = 0
+        except Exception as error:  # Orbax, TensorStore and the file system raise many kinds
+            self._count(error)
+
+    def _count(self, error: Exception) -> None:
+        self._failed += 1
+        step, self.step = self.step, None  # it is not saved
+        text = f"The checkpoint of step {step} could not be saved: {_words(error)}."
+        if self._failed >= self._most:
+            raise RunError(
+                f"{text} That was the {self._failed}. failure in a row. " + self._what_there_is()
+            ) from error
+        self._tell(
+            f"Warning: {text} The next save tries again; after "
+            f"{self._most} failures in a row the run stops."
+        )
+
+    def _what_there_is(self) -> str:
+        steps = self._checkpoints.steps()
+        newest = f"The newest checkpoint is step {steps[-1]}" if steps else "There is no checkpoint"
+        return f"{newest}. Make room and give the same command again."
+
+
+def split(state: TrainState) -> tuple[dict, dict]:
+    """Parameters, which evaluation reads alone, and the rest."""
+    training = dict(vars(state))
+    return training.pop("params"), training
+
+
+def restore(checkpoints: Checkpoints, step: int, like: TrainState) -> TrainState:
+    """The state that was saved at a step, placed as the abstract arrays of `like`."""
+    params, training = checkpoints.restore(step, *split(like))
+    return TrainState(params=params, **training)
+
+
+def _words(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".strip().split("\n")[0][:300]

@@ -1,0 +1,234 @@
+"""From a sweep to its runs: overrides, folder and command of each, all checked beforehand."""
+
+import ast
+import dataclasses
+import importlib.util
+import json
+import re
+import shutil
+import typing
+from pathlib import Path
+
+from albert.checkpoints.store import CheckpointError
+from albert.runtime.fields import ConfigError
+from albert.train.config import Config, check, field_type, split_overrides
+from albert.train.cost import flops_per_token, state_bytes
+from tools.sweeps.grid import Overrides, Sweep
+
+BUDGETS = ("steps", "tokens", "flops", "seconds")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run of a sweep."""
+
+    name: str  # of its folder
+    row: Overrides  # what the sweep varies, without the seed
+    seed: int
+    workdir: Path
+    base: str
+    overrides: Overrides  # everything that differs from the base
+    config: Config
+
+    @property
+    def arguments(self) -> list[str]:
+        """For train.py."""
+        return [
+            f"--config={self.base}",
+            *(f"--config.{name}={value}" for name, value in self.overrides.items()),
+            f"--workdir={self.workdir}",
+        ]
+
+    def metrics(self) -> list[dict]:
+        """The records of its `metrics.jsonl`."""
+        text = (self.workdir / "metrics.jsonl").read_text(encoding="utf-8")
+        return [json.loads(line) for line in text.splitlines()]
+
+    def with_steps(self, steps: int) -> "Run":
+        """The same run with so many steps; raises ConfigError when its warm-up is longer."""
+        train = dataclasses.replace(self.config.train, num_steps=steps)
+        config = dataclasses.replace(self.config, train=train)
+        return dataclasses.replace(
+            self,
+            overrides=self.overrides | {"train.num_steps": steps},
+            config=check(dataclasses.asdict(config), needs_text=False),
+        )
+
+
+def load_module(path: str):
+    """A Python file by its path; raises ConfigError when there is none."""
+    if not Path(path).is_file():
+        raise ConfigError([f"There is no file {path}."])
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    if spec is None or spec.loader is None:
+        raise ConfigError([f"{path} is not a Python file."])
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def load_sweep(spec: str) -> Sweep:
+    """The sweep that `FILE` or `FILE:ARGUMENT` names; raises ConfigError."""
+    path, _, argument = spec.partition(":")
+    module = load_module(path)
+    if not hasattr(module, "get_sweep"):
+        raise ConfigError([f"{path} has no function get_sweep; see configs/ablations/table4.py."])
+    try:
+        return module.get_sweep(argument)
+    except ValueError as error:
+        raise ConfigError([f"{path}: {error}"]) from error
+
+
+def parse_overrides(arguments: list[str]) -> Overrides:
+    """Values of `--config.FIELD=VALUE`; raises ConfigError for what cannot be."""
+    kept, problems = split_overrides(arguments)
+    problems += [f"{a} has no value; write {a}=VALUE" for a in kept if "=" not in a]
+    if problems:
+        raise ConfigError(problems)
+    found: Overrides = {}
+    for argument in kept:
+        name, _, text = argument.lstrip("-").removeprefix("config.").partition("=")
+        found[name] = _parsed(text, field_type(name))
+    return found
+
+
+def _parsed(text: str, kind) -> object:
+    if kind is str:
+        return text
+    try:
+        value = ast.literal_eval(text.capitalize() if kind is bool else text)
+    except (ValueError, SyntaxError):
+        value = text
+    if typing.get_origin(kind) is tuple and not isinstance(value, tuple):
+        return (value,)
+    return value
+
+
+def plan(sweep: Sweep, folder: Path, common: Overrides, seeds: tuple[int, ...]) -> list[Run]:
+    """Every run of a sweep, in order, with its seeds one after the other.
+
+    Args:
+      sweep: see `Sweep`.
+      folder: below it every run gets a folder named by its overrides.
+      common: overrides of all runs, over those that the sweep has for all of them.
+      seeds: of every row.
+
+    Raises:
+      ConfigError: a run's config is wrong, two would share a folder, a folder holds another run,
+        or `common` sets what the sweep varies; names all of them.
+    """
+    problems: list[str] = []
+    kind = sweep.budget[0] if sweep.budget else ""
+    if sweep.budget and kind not in BUDGETS:
+        problems.append(f"budget is by {kind!r}; it must be by one of {', '.join(BUDGETS)}")
+    if not sweep.runs or not seeds:
+        problems.append("there are no runs or no seeds")
+    varied = {field for row in sweep.runs for field in row} | {"seed"}
+    varied |= {"train.num_steps"} if sweep.budget else set()
+    problems += [
+        f"--config.{field} is set, and the sweep itself sets {field}; leave it out"
+        + (" and give --seeds" if field == "seed" else "")
+        for field in common
+        if field in varied
+    ]
+    if problems:
+        raise ConfigError(problems)
+    path, _, argument = sweep.base.partition(":")
+    module = load_module(path)
+    runs: list[Run] = []
+    for row in sweep.runs:
+        for seed in seeds:
+            overrides = {**sweep.common, **row, **common, "seed": seed}
+            name = run_name(row, seed)
+            values = module.get_config(argument)
+            try:
+                for field, value in overrides.items():
+                    values.update_from_flattened_dict({field: value})
+                run = Run(name, row, seed, folder / name, sweep.base, overrides, check(values))
+                if sweep.budget and kind != "seconds":
+                    run = run.with_steps(steps_of(run.config, *sweep.budget))
+            except (ConfigError, KeyError, TypeError, AttributeError) as error:
+                told = getattr(error, "problems", [f"{error}"])
+                problems += [f"{name}: {text}" for text in told]
+                continue
+            runs.append(run)
+    names = [run.name for run in runs]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        problems.append(f"{names.count(name)} runs would share the folder {folder / name}")
+    if not problems and kind != "seconds":
+        problems += [text for run in runs for text in other_run(run)]
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)))
+    return runs
+
+
+def run_name(row: Overrides, seed: int) -> str:
+    """A folder's name, such as "sharing=attention,embedding_size=768,seed=0"."""
+    parts = [f"{field.split('.')[-1]}={value}" for field, value in {**row, "seed": seed}.items()]
+    return re.sub(r"[^0-9A-Za-z=,.:_+-]+", "-", ",".join(parts))
+
+
+def steps_of(config: Config, kind: str, amount: float) -> int:
+    """Training steps that a budget of steps, tokens or FLOPs pays for; at least one."""
+    tokens = config.train.batch_size * config.data.seq_length
+    flops = flops_per_token(config.model, config.data.seq_length, config.data.max_predictions)
+    cost = {"steps": 1, "tokens": tokens, "flops": tokens * flops}[kind]
+    return max(1, int(amount / cost))
+
+
+def _stored_config(run: Run) -> dict | None:
+    path = run.workdir / "config.json"
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text())["config"]
+    except (ValueError, KeyError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}. Remove {run.workdir}.") from error
+
+
+def other_run(run: Run) -> list[str]:
+    """A sentence when the run's folder holds a run with another config."""
+    stored = _stored_config(run)
+    wanted = json.loads(json.dumps(dataclasses.asdict(run.config)))
+    if stored is None or stored == wanted:
+        return []
+    changes = [
+        f"{section}{'.' + field if field else ''}"
+        for section, values in wanted.items()
+        for field in (values if isinstance(values, dict) else [""])
+        if (stored.get(section, {}).get(field) if field else stored.get(section))
+        != (values[field] if field else values)
+    ]
+    return [
+        f"{run.workdir} holds a run with another {', '.join(changes)}; choose another --workdir or "
+        "remove it"
+    ]
+
+
+def is_finished(run: Run) -> bool:
+    """Whether the run was trained to its end, with this config."""
+    done = run.workdir / f"eval_{run.config.train.num_steps}.json"
+    return done.is_file() and not other_run(run)
+
+
+def check_disk(runs: list[Run], folder: Path) -> None:
+    """Raises ConfigError when the checkpoints that are still to come are larger than what is free.
+
+    A run keeps `keep_last + keep_best` checkpoints of parameters and optimiser, and one more while
+    it is being written.
+    """
+    needed = 0
+    for run in runs:
+        if not is_finished(run):
+            sizes = state_bytes(run.config)
+            kept = run.config.train.keep_last + run.config.train.keep_best + 1
+            needed += kept * (sizes["parameters"] + sizes["optimizer"])
+    place = next(p for p in (folder, *folder.absolute().parents) if p.is_dir())
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise ConfigError(
+            [
+                f"the checkpoints of the sweep take up to {needed / 1e9:.1f} GB and {place} has "
+                f"{free / 1e9:.1f} GB free; lower train.keep_last, or choose another --workdir"
+            ]
+        )

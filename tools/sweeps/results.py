@@ -1,0 +1,211 @@
+"""What the runs of a sweep came to, as a Markdown table, a CSV file and TensorBoard's page of
+hyper-parameters."""
+
+import csv
+import dataclasses
+import json
+import math
+import statistics
+from pathlib import Path
+
+from tensorboardX import SummaryWriter
+
+from albert.train.cost import parameters_by_part, without_heads
+from tools.sweeps.grid import Overrides, Sweep
+from tools.sweeps.plan import Run, is_finished
+
+# Column -> key in a run's evaluation. The head of the second objective judges the one that it was
+# trained for.
+_QUALITY = {
+    "MLM loss": "mlm_loss",
+    "MLM loss, shown [MASK]": "mlm_loss_shown_mask",
+    "MLM accuracy, %": "mlm_accuracy",
+    "NSP accuracy, %": "sop_accuracy",
+    "SOP accuracy, %": "sop_accuracy",
+}
+_PARAMETERS = "parameters without heads"
+# Column -> decimals; of others 2 for percentages, else 3.
+_COST = {"real tokens/s": 0, "peak MB": 0, "training hours": 3}
+
+
+@dataclasses.dataclass
+class Row:
+    """One row of the table: the runs that differ in nothing but their seed."""
+
+    overrides: Overrides
+    parameters: int  # without heads, as the paper counts
+    steps: int
+    tokens: int  # padding included
+    seeds: int
+    mean: dict[str, float]  # by column
+    spread: dict[str, float]  # sample standard deviation; only where there are several seeds
+    unigram_entropy: float
+    published: dict[str, object]
+
+
+def collect(sweep: Sweep, runs: list[Run]) -> list[Row]:
+    """A row for each point of the grid that has a finished run."""
+    rows = []
+    for overrides in sweep.runs:
+        done = [run for run in runs if run.row == overrides and is_finished(run)]
+        if not done:
+            continue
+        figures = [_figures(sweep, run) for run in done]
+        columns = [c for c in figures[0] if all(c in f for f in figures)]
+        config = done[0].config
+        rows.append(
+            Row(
+                overrides=overrides,
+                parameters=without_heads(parameters_by_part(config.model)),
+                steps=config.train.num_steps,
+                tokens=config.train.num_steps * config.train.batch_size * config.data.seq_length,
+                seeds=len(done),
+                mean={c: statistics.fmean(f[c] for f in figures) for c in columns},
+                spread={c: statistics.stdev(f[c] for f in figures) for c in columns}
+                if len(done) > 1
+                else {},
+                unigram_entropy=_evaluation(done[0])["unigram_entropy"],
+                published=_published(sweep, overrides),
+            )
+        )
+    return rows
+
+
+def _evaluation(run: Run) -> dict:
+    return json.loads((run.workdir / f"eval_{run.config.train.num_steps}.json").read_text())
+
+
+def _figures(sweep: Sweep, run: Run) -> dict[str, float]:
+    found: dict[str, float] = {}
+    evaluation = _evaluation(run)
+    other = {"nsp": "SOP", "sop": "NSP"}.get(run.config.data.sentence_objective, "none")
+    for column, key in _QUALITY.items():
+        if key in evaluation and not column.startswith(other):
+            found[column] = _in_units(column, evaluation[key])
+    train = [r for r in run.metrics() if r["group"] == "train" and "step_seconds" in r]
+    if train:
+        seconds = statistics.median(r["step_seconds"] for r in train)
+        found["real tokens/s"] = statistics.median(r["real_tokens_per_second"] for r in train)
+        found["peak MB"] = max(r["peak_memory_bytes"] for r in train) / 1e6
+        found["training hours"] = seconds * run.config.train.num_steps / 3600
+    for column, (name, key) in sweep.columns.items():
+        path = run.workdir / name.format(step=run.config.train.num_steps)
+        if path.is_file():
+            value = json.loads(path.read_text())[key]
+            mean = statistics.fmean(value) if isinstance(value, list) else value
+            found[column] = _in_units(column, mean)
+    return found
+
+
+def _in_units(column: str, value: float) -> float:
+    return 100 * value if column.endswith("%") else value
+
+
+def _published(sweep: Sweep, overrides: Overrides) -> dict[str, object]:
+    for which, figures in sweep.published:
+        if which.items() <= overrides.items():
+            return figures
+    return {}
+
+
+def _decimals(column: str) -> int:
+    return _COST.get(column, 2 if column.endswith("%") else 3)
+
+
+def _varied(rows: list[Row]) -> list[str]:
+    return list(dict.fromkeys(field for row in rows for field in row.overrides))
+
+
+def write_tables(sweep: Sweep, rows: list[Row], total: int, folder: Path, command: str) -> Path:
+    """Writes `table.md` and `table.csv`; returns the first.
+
+    Args:
+      sweep: for title and note.
+      rows: as collected.
+      total: rows that the sweep has, finished or not.
+      folder: where to.
+      command: what made them, for the reader.
+    """
+    fields = _varied(rows)
+    columns = list(dict.fromkeys([*_QUALITY, *sweep.columns, *_COST]))
+    columns = [c for c in columns if any(c in r.mean for r in rows)]
+    theirs = list(dict.fromkeys(c for row in rows for c in row.published))
+    heads = [f.split(".")[-1] for f in fields] + [_PARAMETERS] + columns
+    heads += ["seeds"] + [f"paper: {c}" for c in theirs]
+
+    def cell(row: Row, column: str) -> str:
+        if column not in row.mean:
+            return "-"
+        digits = _decimals(column)
+        text = f"{row.mean[column]:,.{digits}f}"
+        if column in row.spread and column not in _COST:
+            text += f" ± {row.spread[column]:.{digits}f}"
+        return text
+
+    lines = [f"# {sweep.title}", "", f"`{command}`", ""]
+    if len(rows) < total:
+        lines += [f"**{total - len(rows)} of {total} rows are not there yet.**", ""]
+    if rows:
+        steps = sorted({row.steps for row in rows})
+        tokens = sorted({row.tokens for row in rows})
+        span = " to ".join(dict.fromkeys(f"{x:,}" for x in (steps[0], steps[-1])))
+        read = " to ".join(dict.fromkeys(f"{x / 1e6:,.2f}" for x in (tokens[0], tokens[-1])))
+        entropy = " to ".join(
+            dict.fromkeys(
+                f"{x:.3f}" for x in (f(r.unigram_entropy for r in rows) for f in (min, max))
+            )
+        )
+        lines += [
+            f"{span} steps, {read} million tokens (padding included). Held-out figures: mean ± "
+            f"sample standard deviation over seeds. Unigram entropy {entropy} nats; losses are in "
+            "nats too.",
+            "",
+        ]
+        lines.append(f"| {' | '.join(heads)} |")
+        lines.append("|" + "---|" * len(heads))
+        for row in rows:
+            cells = [str(row.overrides.get(f, "")) for f in fields]
+            cells += [f"{row.parameters:,}", *(cell(row, c) for c in columns), str(row.seeds)]
+            cells += [str(row.published.get(c, "")) for c in theirs]
+            lines.append(f"| {' | '.join(cells)} |")
+    if sweep.note:
+        lines += ["", sweep.note]
+    path = folder / "table.md"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with open(folder / "table.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        spreads = [f"{c}, standard deviation" for c in columns]
+        writer.writerow(
+            [*fields, _PARAMETERS, "steps", "tokens", "seeds", *columns, *spreads]
+            + [f"paper: {c}" for c in theirs]
+        )
+        for row in rows:
+            writer.writerow(
+                [
+                    *(row.overrides.get(f, "") for f in fields),
+                    row.parameters,
+                    row.steps,
+                    row.tokens,
+                    row.seeds,
+                    *(row.mean.get(c, "") for c in columns),
+                    *(row.spread.get(c, "") for c in columns),
+                    *(row.published.get(c, "") for c in theirs),
+                ]
+            )
+    return path
+
+
+def write_hyperparameters(sweep: Sweep, runs: list[Run]) -> None:
+    """TensorBoard's page of hyper-parameters: a line for each finished run."""
+    for run in runs:
+        folder = run.workdir / "hparams"
+        if not is_finished(run) or folder.is_dir():
+            continue
+        varied = {name: _plain(value) for name, value in {**run.row, "seed": run.seed}.items()}
+        figures = {f"final/{k}": v for k, v in _figures(sweep, run).items() if math.isfinite(v)}
+        with SummaryWriter(str(folder)) as board:
+            board.add_hparams(varied, figures, name=".", global_step=run.config.train.num_steps)
+
+
+def _plain(value: object) -> object:
+    return value if isinstance(value, (bool, int, float, str)) else str(value)
