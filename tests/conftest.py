@@ -12,7 +12,7 @@ os.environ["XLA_FLAGS"] = (
 )
 
 # Many tests build the same step, some of them in processes of their own: compile it once.
-if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit the folder of their parent
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers inherit the folder of their parent
     _cache = tempfile.TemporaryDirectory(prefix="albert-test-cache-")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
