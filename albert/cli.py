@@ -58,14 +58,27 @@ def config_name(holder_name: str = "config") -> str:
     return "-".join([name, *argument.split(",")]) if argument else name
 
 
-def run(main: Callable[..., int | None], argument: str = "") -> None:
+def define_distributed():
+    """The flag --distributed."""
+    return flags.DEFINE_bool(
+        "distributed",
+        "JAX_COORDINATOR_ADDRESS" in os.environ,
+        "Run as one of several processes. Cloud TPUs and Slurm need nothing else; elsewhere set "
+        "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, which also turns this on.",
+    )
+
+
+def run(main: Callable[..., int | None], argument: str = "", doc: str | None = None) -> None:
     """Runs a program: 0 when done, 2 and a sentence when what it was given is wrong, 75 when it was
     asked to stop and can go on.
 
     Args:
       main: its return value, if any, is the exit code.
       argument: what it is called with, such as "WORKDIR"; by default with nothing.
+      doc: what --help says first; by default the docstring of the script that was started.
     """
+    if doc:
+        sys.modules["__main__"].__doc__ = doc
     app.run(lambda argv: _main(main, argv, argument), flags_parser=_parse_flags)
 
 

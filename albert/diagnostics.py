@@ -16,17 +16,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from albert.checkpoints.store import Checkpoints
-from albert.data.loader import heldout_batch
-from albert.data.pretraining.examples import Examples
+from albert.data.loader import Rows, heldout_batch
 from albert.interop import formats
 from albert.interop.reshare import reshare
 from albert.interop.weights import Weights
-from albert.models.encoder import Albert
+from albert.runtime.fields import ConfigError
 from albert.runtime.paths import replace_text
-from albert.tasks.losses import pretraining_loss
-from albert.train.evaluate import chosen_steps, held_out
+from albert.tasks.pretraining import Pretraining, apply_model
+from albert.train.config import Config
+from albert.train.evaluate import Options, chosen_steps, open_run
 from albert.train.log_files import write_scalars
-from albert.train.step import apply_model
 
 _ROWS = 256  # enough for means over tokens; the gradient of all held-out rows takes long
 # Per layer, in the order of the plot and the table.
@@ -54,12 +53,20 @@ def diagnose_run(workdir: Path, step: str, text: str | None, rows: int | None) -
     """
     with contextlib.closing(Checkpoints(workdir / "checkpoints")) as checkpoints:
         steps = chosen_steps(checkpoints, step)
-        config, examples = held_out(workdir, checkpoints.info(steps[-1]), text)
+        options = Options(text=text)
+        config, task = open_run(workdir, checkpoints.info(steps[-1]), options)
+    if not isinstance(task, Pretraining):
+        raise ConfigError(
+            [f"{workdir} is a run of the task {config.task}; --layers is of pretraining"]
+        )
+    examples = task.evaluations[0].rows
     count = min(rows or _ROWS, examples.rows_per_epoch)
     for number in steps:
         print(f"Looking at the layers at step {number}, over {count} rows.", flush=True)
         weights = formats.read(workdir / "checkpoints" / str(number))
-        found = layer_figures(weights, examples, count, min(count, config.train.eval_batch_size))
+        found = layer_figures(
+            weights, config, examples, count, min(count, config.train.eval_batch_size)
+        )
         path = workdir / f"layers_{number}.json"
         plot(path.with_suffix(".png"), f"{workdir.name}, step {number}", found)
         scalars = {
@@ -74,11 +81,14 @@ def diagnose_run(workdir: Path, step: str, text: str | None, rows: int | None) -
         print(f"Written to {path} and {path.with_suffix('.png')}\n", flush=True)
 
 
-def layer_figures(weights: Weights, examples: Examples, rows: int, batch_size: int) -> dict:
+def layer_figures(
+    weights: Weights, config: Config, examples: Rows, rows: int, batch_size: int
+) -> dict:
     """Figures of every layer over the first held-out rows, dropout off.
 
     Args:
       weights: the model, with both heads.
+      config: of its run.
       examples: the held-out rows.
       rows: how many of them.
       batch_size: rows computed at once.
@@ -94,38 +104,35 @@ def layer_figures(weights: Weights, examples: Examples, rows: int, batch_size: i
     plain = dataclasses.replace(weights.config, sharing="none", per_layer_norm=False, lora_rank=0)
     plain = dataclasses.replace(plain, dtype="float32", param_dtype="float32", remat="full")
     written_out = reshare(weights, plain)
-    model = Albert(plain)
+    task = Pretraining(dataclasses.replace(config, model=plain))
     params = jax.tree.map(jnp.asarray, written_out.tree)
     batches = [
         heldout_batch(examples, batch_size, range(batch_size), index, rows)
         for index in range(-(-rows // batch_size))
     ]
-    mlm_weight = float(sum(batch["mlm_weights"].sum() for batch in batches))
-    sop_weight = float(sum((batch["sop_labels"] >= 0).sum() for batch in batches))
+    denominators = jax.tree.map(lambda *x: sum(x), *map(task.denominators, batches))
 
     @jax.jit
     def sums(params, batch):
-        output, sown = apply_model(
-            model, params, batch, output_hidden_states=True, mutable=["intermediates"]
+        output = apply_model(
+            task.model, params, batch, output_hidden_states=True, output_attention_entropy=True
         )
         real = batch["attention_mask"].astype(jnp.float32)
+        assert output.hidden_states is not None
         before, after = output.hidden_states[:-1], output.hidden_states[1:]
         norms = jnp.linalg.norm(before, axis=-1) * jnp.linalg.norm(after, axis=-1)
         cosine = (before * after).sum(-1) / norms
-        entropy = sown["intermediates"]["encoder"]["step"]["attention_entropy"][0]
         return {
             "l2": (jnp.linalg.norm(after - before, axis=-1) * real).sum((1, 2)),
             "cosine": (cosine * real).sum((1, 2)),
-            "entropy_of_heads": jnp.einsum("NBAL,BL->NA", entropy, real),
+            "entropy_of_heads": jnp.einsum("NBAL,BL->NA", output.attention_entropy, real),
             "tokens": real.sum(),
         }
 
     @jax.jit
     def gradient(params, batch):
         def loss(params):
-            return pretraining_loss(
-                apply_model(model, params, batch), batch, mlm_weight, sop_weight
-            )[0]
+            return task.loss(task.sums(params, batch, None), denominators)
 
         return jax.grad(loss)(params)["encoder"]["layers"]
 

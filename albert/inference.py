@@ -91,14 +91,14 @@ class Pretrained:
         @jax.jit
         def forward(params, input_ids, attention_mask, token_type_ids):
             output = self._apply(params, input_ids, attention_mask, token_type_ids)
-            lost: set[str] = set()
-            if "pooler" in self.missing:
-                lost |= {"pooled_output", "sop_logits"}
-            if "sop_head" in self.missing:
-                lost.add("sop_logits")
-            if "mlm_head" in self.missing:
-                lost.add("mlm_logits")
-            return output.replace(**dict.fromkeys(lost))  # type: ignore[attr-defined]
+            logits = {
+                name: value
+                for name, value in output.logits.items()
+                if f"{name}_head" not in self.missing
+                and (name != "sop" or "pooler" not in self.missing)
+            }
+            pooled = None if "pooler" in self.missing else output.pooled_output
+            return output.replace(logits=logits, pooled_output=pooled)  # type: ignore[attr-defined]
 
         return forward
 
@@ -117,6 +117,7 @@ class Pretrained:
             if pooling == "pooled":
                 assert output.pooled_output is not None
                 return output.pooled_output.astype(jnp.float32)
+            assert output.last_hidden_state is not None
             hidden = output.last_hidden_state.astype(jnp.float32)
             if pooling == "cls":
                 return hidden[:, 0]

@@ -7,6 +7,7 @@ def get_config(arg: str = "") -> ConfigDict:
     """ALBERT-base as released (v2), without a corpus. `arg`: see `apply_argument`."""
     config = ConfigDict()
     config.seed = 0  # of parameters, dropout, chunks and masks
+    config.task = "pretraining"  # what is learned; the section data is of the task
     # Where to start from: anything that albert.load takes (docs/fidelity.md). Empty: from scratch.
     config.init_from = ""
     config.init_optimizer = False  # also take its moments and step, to continue that run
@@ -35,6 +36,7 @@ def get_config(arg: str = "") -> ConfigDict:
     model.type_vocab_size = 2
     model.initializer_range = 0.02
     model.map_equal_embeddings = False  # E -> H even where E = H; only Hugging Face does that
+    model.attention = "xla"  # the kernel: albert/models/attention
     model.dtype = "bfloat16"  # of activations; float32 is faster on CPU
     model.param_dtype = "float32"
     model.remat = "none"  # none, dots (keep products) or full: less memory, more operations

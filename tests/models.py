@@ -6,6 +6,7 @@ import numpy as np
 
 from albert.interop.weights import Weights, parameter_shapes
 from albert.models.config import AlbertConfig
+from albert.train.optimizers import OptimizerConfig
 
 TINY = AlbertConfig(
     vocab_size=50,
@@ -28,7 +29,30 @@ TINY = AlbertConfig(
     dtype="float32",
     param_dtype="float32",
     remat="none",
+    attention="xla",
 )
+
+LAMB = OptimizerConfig(
+    name="lamb",
+    learning_rate=0.1,
+    warmup_steps=2,
+    b1=0.9,
+    b2=0.999,
+    eps=1e-6,
+    weight_decay=0.01,
+    clip_norm=0.0,
+)
+
+
+def random_rows(rows=3, length=10, vocab=50, seed=0):
+    rng = np.random.default_rng(seed)
+    mask = np.ones((rows, length), np.int32)
+    mask[0, length // 2 :] = 0
+    return (
+        rng.integers(0, vocab, (rows, length)).astype(np.int32),
+        mask,
+        rng.integers(0, 2, (rows, length)).astype(np.int32),
+    )
 
 
 def random_weights(seed=0, lacking=(), moments=False, **changes) -> Weights:

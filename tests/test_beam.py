@@ -10,8 +10,8 @@ from albert.data.corpus.writer import differences
 from albert.data.sources import text_files
 from albert.data.sources.base import SourceError
 from albert.data.sources.parse import parse_source
-from conftest import write_text
 from rows import read_corpus
+from texts import write_text
 
 pytestmark = pytest.mark.beam
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import pytest
 
 from albert.models.encoder import Albert, abstract_params
+from albert.runtime.fields import ConfigError
+from albert.tasks.pretraining import Pretraining
 from albert.train import config as config_module
 from albert.train.config import (
     Config,
-    ConfigError,
     check,
     check_devices,
     from_json,
@@ -24,6 +24,7 @@ from albert.train.cost import describe
 from albert.train.optimizers import make_optimizer
 from albert.train.step import make_train_step, new_state
 from configs import default
+from steps import abstract_batch
 
 CONFIGS = sorted(p.stem for p in (Path(__file__).parent.parent / "configs").glob("*.py"))
 CONFIGS = [name for name in CONFIGS if name not in ("default", "__init__")]
@@ -35,23 +36,11 @@ def load(name, arg=""):
 
 
 def trace_step(config: Config):
-    model = Albert(config.model)
+    task = Pretraining(config)
     optimizer, schedule = make_optimizer(config.optimizer, config.train.num_steps)
-    state = nn.meta.unbox(jax.eval_shape(lambda: new_state(model, optimizer, config.seed)))
-    rows = config.train.batch_size
-    tokens = jax.ShapeDtypeStruct((rows, config.data.seq_length), jnp.int32)
-    targets = jax.ShapeDtypeStruct((rows, config.data.max_predictions), jnp.int32)
-    batch = {
-        "input_ids": tokens,
-        "token_type_ids": tokens,
-        "attention_mask": tokens,
-        "mlm_positions": targets,
-        "mlm_labels": targets,
-        "mlm_weights": jax.ShapeDtypeStruct(targets.shape, jnp.float32),
-        "sop_labels": jax.ShapeDtypeStruct((rows,), jnp.int32),
-    }
-    step = make_train_step(model, optimizer, schedule, config.train.accumulation, config.seed)
-    return jax.eval_shape(step, state, batch)
+    state = nn.meta.unbox(jax.eval_shape(lambda: new_state(task.init, optimizer, config.seed)))
+    step = make_train_step(task, optimizer, schedule, config.train.accumulation, config.seed)
+    return jax.eval_shape(step, state, abstract_batch(config))
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -26,8 +26,8 @@ from albert.data.sources.base import SourceError, read_documents
 from albert.data.sources.parse import parse_source
 from albert.data.sources.text_files import TextSource
 from albert.data.vocabulary import prepare_vocabulary
-from conftest import VOCABULARY, write_text
 from rows import read_corpus, read_sentences
+from texts import VOCABULARY, write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -2,21 +2,22 @@ import dataclasses
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import pytest
 
 from albert.models.encoder import Albert, init_params
+from albert.tasks.pretraining import Pretraining
 from albert.train.config import check
 from albert.train.cost import activation_bytes, describe, parameters_by_part, state_bytes
 from albert.train.optimizers import make_optimizer
 from albert.train.step import make_train_step, new_state
+from steps import abstract_batch
 
 
 def test_parts_add_up_to_what_is_made(tiny):
     config = check(tiny)
     params = nn.meta.unbox(init_params(Albert(config.model), jax.random.key(0)))
     made = sum(leaf.size for leaf in jax.tree.leaves(params))
-    parts = parameters_by_part(config.model)
+    parts = parameters_by_part(Albert(config.model))
     assert sum(parts.values()) == made == describe(config)["parameters"]
     v, e, h, i = 96, 16, 32, 64
     assert parts["embeddings"] == (v + 64 + 2 + 2) * e
@@ -48,21 +49,10 @@ def test_activation_estimate_is_within_a_factor_of_two(tiny, remat, dropout):
     config = dataclasses.replace(
         config, model=dataclasses.replace(config.model, vocab_size=2000)
     )  # the vocabulary of the fixture is too small to see the logits
-    model = Albert(config.model)
+    task = Pretraining(config)
     optimizer, schedule = make_optimizer(config.optimizer, 10)
-    state = nn.meta.unbox(jax.eval_shape(lambda: new_state(model, optimizer, 0)))
-    rows = config.train.batch_size
-    tokens = jax.ShapeDtypeStruct((rows, 128), jnp.int32)
-    targets = jax.ShapeDtypeStruct((rows, 20), jnp.int32)
-    batch = {
-        "input_ids": tokens,
-        "token_type_ids": tokens,
-        "attention_mask": tokens,
-        "mlm_positions": targets,
-        "mlm_labels": targets,
-        "mlm_weights": jax.ShapeDtypeStruct((rows, 20), jnp.float32),
-        "sop_labels": jax.ShapeDtypeStruct((rows,), jnp.int32),
-    }
-    step = jax.jit(make_train_step(model, optimizer, schedule, 1, 0), donate_argnums=0)
+    state = nn.meta.unbox(jax.eval_shape(lambda: new_state(task.init, optimizer, 0)))
+    batch = abstract_batch(config)
+    step = jax.jit(make_train_step(task, optimizer, schedule, 1, 0), donate_argnums=0)
     compiled = step.lower(state, batch).compile().memory_analysis().temp_size_in_bytes
     assert 0.5 < activation_bytes(config) / compiled < 2

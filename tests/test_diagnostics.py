@@ -17,10 +17,8 @@ from albert.data.loader import heldout_batch
 from albert.diagnostics import FIGURES, layer_figures
 from albert.inference import Pretrained
 from albert.interop import formats
-from albert.models.encoder import Albert
-from albert.tasks.losses import pretraining_loss
-from albert.train.evaluate import held_out
-from albert.train.step import apply_model
+from albert.train.evaluate import Options, open_run
+from steps import loss_and_metrics, pretraining_of
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = 12
@@ -30,11 +28,12 @@ ROWS = 12
 def seen(run):
     """Weights and rows of the finished run, and what is said of its layers."""
     with contextlib.closing(Checkpoints(run / "checkpoints")) as checkpoints:
-        _, examples = held_out(run, checkpoints.info(8), None)
+        config, task = open_run(run, checkpoints.info(8), Options())
+    examples = task.evaluations[0].rows
     weights = formats.read(run)
     batch = heldout_batch(examples, ROWS, range(ROWS), 0, ROWS)
     # Two batches, the second half filling.
-    return weights, batch, layer_figures(weights, examples, ROWS, 8)
+    return weights, batch, layer_figures(weights, config, examples, ROWS, 8)
 
 
 def test_distances_and_entropies_by_numpy(seen):
@@ -67,11 +66,10 @@ def test_distances_and_entropies_by_numpy(seen):
 
 def test_the_layers_gradients_add_up_to_that_of_the_shared_weights(seen):
     weights, batch, found = seen
-    model = Albert(Pretrained(weights).config)
+    task = pretraining_of(Pretrained(weights).config)
 
     def loss(params):
-        count = batch["mlm_weights"].sum(), (batch["sop_labels"] >= 0).sum().astype(float)
-        return pretraining_loss(apply_model(model, params, batch), batch, *count)[0]
+        return loss_and_metrics(task, params, batch)[0]
 
     params = jax.tree.map(jnp.asarray, weights.tree)
     shared = jax.tree.leaves(jax.grad(loss)(params)["encoder"]["layers"])

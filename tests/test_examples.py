@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from albert.data.pretraining.examples import Examples, mixture, show_row, truncate
 from albert.data.pretraining.plan import CorpusPlan, plan_chunks
 from albert.data.tokenizer import CLS, MASK, SEP, Tokenizer
-from conftest import write_text
 from rows import OPTIONS, make_examples, read_corpus, released_chunks, restored, run_lengths
+from texts import write_text
 
 
 def released_truncate(a, b, limit, rng):

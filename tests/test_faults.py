@@ -27,8 +27,8 @@ from albert.train import loop
 from albert.train.config import check
 from albert.train.log import RunLog
 from albert.train.loop import train
-from conftest import write_text
 from runs import assert_bit_equal, final_params, records
+from texts import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 

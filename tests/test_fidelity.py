@@ -1,7 +1,6 @@
 """Equality with numbers printed by the released TensorFlow 1.15 program (float32, CPU)."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +11,9 @@ from flax.traverse_util import flatten_dict
 
 import original
 from albert.models.encoder import Albert
-from albert.tasks.losses import masked_lm_terms, pretraining_loss
+from albert.tasks.pretraining import apply_model, masked_lm_terms
 from albert.train.optimizers import OptimizerConfig, make_optimizer
+from steps import pretraining_of
 
 
 def load_batch(arrays):
@@ -40,18 +40,10 @@ def model_and_params(run):
 
 
 def loss_of(model, params, batch, **kwargs):
-    output = model.apply(
-        {"params": params},
-        batch["input_ids"],
-        batch["attention_mask"],
-        batch["token_type_ids"],
-        batch["mlm_positions"],
-        **kwargs,
-    )
-    loss, metrics = pretraining_loss(
-        output, batch, batch["mlm_weights"].sum(), np.float32(len(batch["sop_labels"]))
-    )
-    return loss, (output, metrics)
+    task = pretraining_of(model.config)
+    sums, denominators = task.sums(params, batch, None), task.denominators(batch)
+    output = apply_model(model, params, batch, **kwargs)
+    return task.loss(sums, denominators), (output, task.metrics(sums, denominators))
 
 
 def test_forward(run, model_and_params):
@@ -63,8 +55,8 @@ def test_forward(run, model_and_params):
         output.mlm_logits, batch["mlm_labels"], np.ones_like(batch["mlm_weights"])
     )
     word = params["embeddings"]["word_embeddings"][batch["input_ids"]]
-    embedded = model.bind({"params": params}).embeddings(
-        batch["input_ids"], batch["token_type_ids"], None, True
+    embedded = model.bind({"params": params}).trunk.embeddings(
+        batch["input_ids"], batch["token_type_ids"]
     )
     pairs = {
         "word_embedding_output": word,
@@ -140,8 +132,7 @@ def released_training(run, model):
         facts["num_train_steps"],
     )
 
-    # Optimised as for users, which other programs of the tests are not: the bound is for that.
-    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": "3"})
+    @jax.jit
     def step(params, opt_state):
         loss, grads = jax.value_and_grad(lambda p: loss_of(model, p, batch)[0])(params)
         norm = sparse_gradient_norm(model, params, batch, grads)

@@ -13,11 +13,11 @@ from albert.interop import formats
 from albert.runtime import RunError
 from albert.runtime.fields import ConfigError
 from albert.train.config import check
-from albert.train.evaluate import evaluate_model, evaluate_run
+from albert.train.evaluate import Options, evaluate_model, evaluate_run
 from albert.train.loop import train
-from conftest import write_text
 from models import random_weights
 from runs import assert_bit_equal, final_params, records
+from texts import write_text
 
 
 def evaluations(workdir):
@@ -131,7 +131,7 @@ def test_moments_that_are_not_there(run, tiny, tmp_path):
         with pytest.raises(RunError, match=r"holds a model and not a run.*--config\.init_from="):
             train(check(tiny), tmp_path / folder)
         with pytest.raises(CheckpointError, match="evaluate it with --model="):
-            evaluate_run(tmp_path / folder, "latest", None, None, 1)
+            evaluate_run(tmp_path / folder, "latest", Options(examples=1))
     tiny.init_from = str(run)
     with pytest.raises(ConfigError, match=r"has made 8 steps already; raise train\.num_steps"):
         train(check(tiny), tmp_path / "run")
@@ -150,13 +150,13 @@ def test_moments_that_are_not_there(run, tiny, tmp_path):
 
 def test_any_model_evaluates_as_its_run_does(run, tiny, tmp_path, capsys):
     text = write_text(tmp_path / "other.txt", 40, seed=9)
-    evaluate_run(run, "latest", str(text), None, 2)
+    evaluate_run(run, "latest", Options(text=str(text), examples=2))
     expected = capsys.readouterr().out
     formats.write(formats.read(run), tmp_path / "hf", "huggingface")
     # Its own vocabulary and sizes count, not the config's.
     tiny.data.tokenizer = ""
     tiny.model.vocab_size = 1000
-    evaluate_model(tmp_path / "hf", check(tiny), str(text), None, 2)
+    evaluate_model(tmp_path / "hf", check(tiny), Options(text=str(text), examples=2))
     printed = capsys.readouterr().out
     figures = [line for line in expected.splitlines() if line.startswith("  ")]
     assert len(figures) > 10
@@ -167,14 +167,14 @@ def test_a_model_without_heads_is_not_given_figures(run, tiny, tmp_path, text, c
     weights = formats.read(run)
     weights.params = {k: v for k, v in weights.params.items() if not k.startswith("sop_head")}
     formats.write(weights, tmp_path / "a", "albert")
-    evaluate_model(tmp_path / "a", check(tiny), str(text), 40, 0)
+    evaluate_model(tmp_path / "a", check(tiny), Options(text=str(text), rows=40, examples=0))
     printed = capsys.readouterr().out
     assert "MLM loss" in printed
     assert "SOP" not in printed
     weights.params = {k: v for k, v in weights.params.items() if not k.startswith("mlm_head")}
     formats.write(weights, tmp_path / "b", "albert")
-    with pytest.raises(CheckpointError, match="has no MLM head"):
-        evaluate_model(tmp_path / "b", check(tiny), str(text), 40, 0)
+    with pytest.raises(ConfigError, match="has no MLM head"):
+        evaluate_model(tmp_path / "b", check(tiny), Options(text=str(text), rows=40, examples=0))
 
 
 def test_what_an_evaluation_lacks_is_told_at_once(run, tiny, tmp_path):
@@ -185,7 +185,7 @@ def test_what_an_evaluation_lacks_is_told_at_once(run, tiny, tmp_path):
     tiny.data.seq_length = 128
     tiny.model.max_position_embeddings = 128
     with pytest.raises(ConfigError) as caught:
-        evaluate_model(tmp_path / "m", check(tiny), None, None, 2)
+        evaluate_model(tmp_path / "m", check(tiny), Options())
     text = str(caught.value)
     assert "no vocabulary beside" in text
     assert "no text to evaluate on; name it with --text" in text

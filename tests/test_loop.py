@@ -19,11 +19,11 @@ from albert.runtime import RunError
 from albert.runtime.fields import ConfigError
 from albert.train import loop
 from albert.train.config import check
-from albert.train.evaluate import evaluate_run
+from albert.train.evaluate import Options, evaluate_run
 from albert.train.log import RunLog
 from albert.train.loop import train
-from conftest import write_text
 from runs import assert_bit_equal, final_params, records
+from texts import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -169,7 +169,7 @@ def test_harmless_changes_are_told(run, tiny, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "optimizer.learning_rate: 0.00176 -> 0.001" in printed
     assert "train.log_every: 2 -> 5" in printed
-    assert "Going on from the checkpoint of step 8" in printed
+    assert "Resuming from the checkpoint of step 8" in printed
 
 
 def test_other_held_out_text_is_told(tiny, tmp_path, capsys):
@@ -197,7 +197,7 @@ def test_an_empty_or_damaged_checkpoint_is_told(run, tiny, tmp_path):
     with pytest.raises(
         CheckpointError, match=r"checkpoints/8 is not sound: params/_METADATA has 1,000 bytes"
     ):
-        evaluate_run(tmp_path / "run", "8", None, None, 0)
+        evaluate_run(tmp_path / "run", "8", Options(examples=0))
 
 
 def test_too_little_text_is_told(tiny, tmp_path):
@@ -290,14 +290,14 @@ def test_saving_by_time(tiny, tmp_path):
 
 
 def test_evaluation_of_a_run(run, capsys):
-    evaluate_run(run, "all", None, 30, 2)
+    evaluate_run(run, "all", Options(rows=30, examples=2))
     printed = capsys.readouterr().out
     assert "step 4" in printed
     assert "step 8" in printed
     report = json.loads((run / "eval_4.json").read_text())
     assert report["sop_targets"] == 30
     # The same rows and parameters as at the end of training give the same figures.
-    evaluate_run(run, "latest", None, None, 0)
+    evaluate_run(run, "latest", Options(examples=0))
     ours = json.loads((run / "eval_8.json").read_text())
     theirs = records(run, "valid")[-1]
     np.testing.assert_allclose(ours["mlm_loss"], theirs["mlm_loss"], rtol=1e-5)
@@ -305,16 +305,16 @@ def test_evaluation_of_a_run(run, capsys):
 
 def test_evaluation_on_other_text(run, tmp_path):
     other = write_text(tmp_path / "other.txt", 40, seed=3)
-    evaluate_run(run, "8", str(other), None, 1)
+    evaluate_run(run, "8", Options(text=str(other), examples=1))
     name = next(p for p in run.glob("eval_8_*.json"))
     assert json.loads(name.read_text())["mlm_targets"] > 0
 
 
 def test_missing_checkpoints_are_told(run, tmp_path):
     with pytest.raises(CheckpointError, match="no checkpoint of step 5; it has 4, 8"):
-        evaluate_run(run, "5", None, None, 0)
+        evaluate_run(run, "5", Options(examples=0))
     with pytest.raises(CheckpointError, match="no such folder"):
-        evaluate_run(tmp_path, "latest", None, None, 0)
+        evaluate_run(tmp_path, "latest", Options(examples=0))
 
 
 def test_the_command_line_tells_mistakes_and_leaves_with_2(tmp_path):

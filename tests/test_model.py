@@ -8,29 +8,20 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
+from albert.models import layers
 from albert.models.config import REMAT_POLICIES, AlbertConfig
+from albert.models.cost import parameters_by_part
 from albert.models.encoder import Albert, abstract_params, init_params
-from albert.train.cost import parameters_by_part
+from albert.models.layers import dropout, row_keys
 from albert.train.sharding import LOGICAL_AXES
 from configs import base, large, xlarge, xxlarge
-from models import TINY
+from models import TINY, random_rows
 
 
 def make(**changes):
     config = dataclasses.replace(TINY, **changes)
     model = Albert(config)
     return model, nn.meta.unbox(init_params(model, jax.random.key(0)))
-
-
-def random_rows(rows=3, length=10, vocab=50, seed=0):
-    rng = np.random.default_rng(seed)
-    mask = np.ones((rows, length), np.int32)
-    mask[0, length // 2 :] = 0
-    return (
-        rng.integers(0, vocab, (rows, length)).astype(np.int32),
-        mask,
-        rng.integers(0, 2, (rows, length)).astype(np.int32),
-    )
 
 
 @pytest.mark.parametrize(
@@ -43,7 +34,7 @@ def random_rows(rows=3, length=10, vocab=50, seed=0):
     ],
 )
 def test_parameter_counts_of_the_released_sizes(config, backbone, total):
-    parts = parameters_by_part(AlbertConfig(**config.get_config().model))
+    parts = parameters_by_part(Albert(AlbertConfig(**config.get_config().model)))
     assert sum(parts.values()) == total
     assert total - parts["mlm_head"] - parts["sop_head"] == backbone
 
@@ -99,8 +90,7 @@ def test_remat_changes_no_gradient(remat):
                 ids,
                 mask,
                 types,
-                deterministic=False,
-                rngs={"dropout": jax.random.key(1)},
+                dropout_keys=row_keys(jax.random.key(1), len(ids)),
             )
             return jnp.sum(output.mlm_logits**2)
 
@@ -116,36 +106,39 @@ class OnlyDropout(nn.Module):
     """A layer that adds its dropped-out ones to x: the masks can be read off the hidden states."""
 
     config: AlbertConfig
-    deterministic: bool
 
     @nn.compact
-    def __call__(self, x, bias):
-        dropout = nn.Dropout(self.config.hidden_dropout_prob, deterministic=self.deterministic)
-        return x + dropout(jnp.ones_like(x))
+    def __call__(self, x, visible, keys=None, entropy_bias=None):
+        return x + dropout(jnp.ones_like(x), self.config.hidden_dropout_prob, keys, 0), None
 
 
 @pytest.mark.parametrize("sharing", ["all", "none", "groups:2"])
-def test_every_depth_draws_its_own_dropout(monkeypatch, sharing):
+def test_every_depth_and_row_draws_its_own_dropout(monkeypatch, sharing):
     model, params = make(num_hidden_layers=4, sharing=sharing, hidden_dropout_prob=0.3)
-    monkeypatch.setattr("albert.models.encoder.Layer", OnlyDropout)
-    monkeypatch.setattr(
-        "albert.models.encoder.init_layers", lambda key, config: params["encoder"]["layers"]
-    )
+    monkeypatch.setattr(layers, "Layer", OnlyDropout)
+    monkeypatch.setattr(layers, "init_layers", lambda key, config: params["encoder"]["layers"])
     ids, mask, types = random_rows()
-    output = model.apply(
-        {"params": params},
-        ids,
-        mask,
-        types,
-        deterministic=False,
-        output_hidden_states=True,
-        rngs={"dropout": jax.random.key(0)},
-    )
-    masks = np.diff(np.asarray(output.hidden_states), axis=0) > 0.5
+
+    def masks_of(keys):
+        output = model.apply(
+            {"params": params},
+            ids[: len(keys)],
+            mask[: len(keys)],
+            types[: len(keys)],
+            dropout_keys=keys,
+            output_hidden_states=True,
+        )
+        return np.diff(np.asarray(output.hidden_states), axis=0) > 0.5
+
+    keys = row_keys(jax.random.key(0), len(ids))
+    masks = masks_of(keys)
     assert np.all(np.abs(1 - masks.mean((1, 2, 3)) - 0.3) < 0.1)
-    for i in range(4):
+    drawn = [*masks[:, 0], *masks[:, 1], *masks[:, 2]]
+    for i in range(len(drawn)):
         for j in range(i):
-            assert 0.2 < np.mean(masks[i] != masks[j]) < 0.6  # 0.42 where they are independent
+            assert 0.2 < np.mean(drawn[i] != drawn[j]) < 0.65  # 0.42 where they are independent
+    # A row's masks are its own, whatever rows it is computed with.
+    np.testing.assert_array_equal(masks_of(keys[:2]), masks[:, :2])
 
 
 def test_padding_changes_nothing_and_a_row_of_padding_is_finite():
@@ -167,7 +160,9 @@ def test_gathered_positions_equal_all_positions():
     ids, mask, types = random_rows()
     positions = np.array([[1, 4], [0, 9], [3, 3]], np.int32)
     everywhere = model.apply({"params": params}, ids, mask, types).mlm_logits
-    gathered = model.apply({"params": params}, ids, mask, types, positions).mlm_logits
+    gathered = model.apply(
+        {"params": params}, ids, mask, types, head_inputs={"mlm": {"positions": positions}}
+    ).mlm_logits
     expected = np.take_along_axis(np.asarray(everywhere), positions[:, :, None], axis=1)
     np.testing.assert_allclose(gathered, expected, atol=1e-6)
 

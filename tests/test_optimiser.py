@@ -8,19 +8,9 @@ import pytest
 
 from albert.models.encoder import Albert
 from albert.train.cost import abstract_params
-from albert.train.optimizers import OptimizerConfig, decayed, linear_schedule, make_optimizer
-from test_model import TINY
-
-LAMB = OptimizerConfig(
-    name="lamb",
-    learning_rate=0.1,
-    warmup_steps=2,
-    b1=0.9,
-    b2=0.999,
-    eps=1e-6,
-    weight_decay=0.01,
-    clip_norm=0.0,
-)
+from albert.train.optimizers import decayed, linear_schedule, make_optimizer
+from models import LAMB, TINY
+from reference import reference_lamb
 
 
 def test_schedule_is_the_released_one():
@@ -40,18 +30,6 @@ def test_decay_and_ratio_leave_layer_norms_and_biases_alone():
     assert all("layer_norm" in path or "bias" in path for path in excluded)
     assert len(excluded) == sum("layer_norm" in p or "bias" in p for p in paths)
     assert any("word_embeddings" in path and value for path, value in paths.items())
-
-
-def reference_lamb(p, grads, rate, *, plain):
-    """The released update in float64, one tensor, one step after the other."""
-    m = v = np.zeros_like(p)
-    for k, g in enumerate(grads, 1):
-        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
-        u = m / (np.sqrt(v) + 1e-6) + (0 if plain else 0.01 * p)
-        norms = np.linalg.norm(p), np.linalg.norm(u)
-        ratio = 1.0 if plain or 0 in norms else norms[0] / norms[1]
-        p = p - rate(k) * ratio * u
-    return p
 
 
 def test_lamb_equals_a_float64_reference():

@@ -12,15 +12,14 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from albert.interop.weights import unstacked
 from albert.models.config import AlbertConfig
+from albert.models.cost import parameters_by_part
 from albert.models.encoder import Albert, Layer, abstract_params, init_params
 from albert.models.sharing import tables
-from albert.train.cost import parameters_by_part
 from albert.train.optimizers import _ELEMENTWISE, linear_schedule, make_optimizer, tensor_by_tensor
 from configs import base
-from models import TINY
-from test_model import random_rows
-from test_optimiser import LAMB, reference_lamb
-from test_sharding import configured, losses
+from models import LAMB, TINY, random_rows
+from reference import reference_lamb
+from steps import configured, losses
 
 STRATEGIES = (
     "all",
@@ -151,7 +150,7 @@ FORMULA = {
 def test_the_papers_tables_3_and_4(size, sharing):
     values = base.get_config().model
     values.sharing, values.embedding_size = sharing, size
-    parts = parameters_by_part(AlbertConfig(**values))
+    parts = parameters_by_part(Albert(AlbertConfig(**values)))
     backbone = sum(parts.values()) - parts["mlm_head"] - parts["sop_head"]
     if (size, sharing) in FORMULA:
         assert round(backbone / 1e6, 1) == FORMULA[size, sharing]

@@ -18,8 +18,7 @@ from albert.runtime.fields import ConfigError
 from albert.train.config import check
 from albert.train.init_from import describe_start, read_start
 from albert.train.loop import train
-from models import assert_same, random_weights
-from test_model import random_rows
+from models import assert_same, random_rows, random_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 PLAIN = {"per_layer_norm": False, "lora_rank": 0}

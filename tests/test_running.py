@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from albert.models.encoder import Albert
 from albert.runtime import lock as lock_module
 from albert.runtime.digests import text_digest
 from albert.runtime.lock import NAME, WorkdirLock, WorkdirTaken
@@ -22,8 +21,8 @@ from albert.runtime.watchdog import Watchdog
 from albert.train.log_files import MetricWriter
 from albert.train.optimizers import make_optimizer
 from albert.train.step import make_train_step, new_state
-from test_optimiser import LAMB
-from test_train_step import PLAIN, random_batch
+from models import LAMB
+from steps import PLAIN, pretraining_of, random_batch
 
 EVERY = 0.2  # seconds between renewals, in tests
 
@@ -215,9 +214,9 @@ def test_the_watchdog_waits_longer_for_what_always_takes_long(capfd):
 
 def test_a_spike_is_skipped_with_optimiser_and_mean_untouched():
     optimizer, schedule = make_optimizer(dataclasses.replace(LAMB, learning_rate=1e-3), 200)
-    model = Albert(PLAIN)
-    step = jax.jit(make_train_step(model, optimizer, schedule, 1, 0, spike_factor=3.0))
-    state = jax.tree.map(lambda x: x, new_state(model, optimizer, 0))
+    task = pretraining_of(PLAIN)
+    step = jax.jit(make_train_step(task, optimizer, schedule, 1, 0, spike_factor=3.0))
+    state = jax.tree.map(lambda x: x, new_state(task.init, optimizer, 0))
     state = jax.tree.map(jnp.asarray, jax.jit(lambda: _unboxed(state))())
     norms = []
     for number in range(55):
@@ -241,7 +240,7 @@ def test_a_spike_is_skipped_with_optimiser_and_mean_untouched():
     # In the first steps nothing is one, and without a factor nothing ever is.
     early = small.replace(step=jnp.int32(10))
     assert int(step(early, random_batch(seed=99))[0].bad_steps) == 0
-    never = jax.jit(make_train_step(model, optimizer, schedule, 1, 0))
+    never = jax.jit(make_train_step(task, optimizer, schedule, 1, 0))
     assert int(never(small, random_batch(seed=99))[0].bad_steps) == 0
 
 
@@ -257,7 +256,7 @@ def _unboxed(tree):
 def test_figures_that_cannot_be_written_are_told_once(tmp_path):
     (tmp_path / "tensorboard").write_text("a file where the folder should be")
     told = []
-    writer = MetricWriter(tmp_path, 0, False, told.append)
+    writer = MetricWriter(tmp_path, 0, (), told.append)
     writer.write(1, "train", {"loss": 1.0})
     writer.write(2, "train", {"loss": 2.0})
     writer.close()
@@ -267,7 +266,7 @@ def test_figures_that_cannot_be_written_are_told_once(tmp_path):
     (tmp_path / "tensorboard").unlink()
     (tmp_path / "metrics.jsonl").unlink()
     (tmp_path / "metrics.jsonl").mkdir()
-    writer = MetricWriter(tmp_path, 0, False, told.append)
+    writer = MetricWriter(tmp_path, 0, (), told.append)
     writer.write(1, "train", {"loss": 1.0})
     writer.close()
     assert len(told) == 2
@@ -281,7 +280,7 @@ def test_what_comes_again_is_dropped_and_what_is_damaged(tmp_path, evaluated):
     lines = [{"step": step, "group": group} for step in (1, 2, 3) for group in ("train", "valid")]
     damaged = [b"\xff\xfe", b"[1]", b'{"step": "x"}', b'{"group": "train"}', b'{"step": 1, "gro']
     path.write_bytes(b"\n".join([*(json.dumps(x).encode() for x in lines), *damaged]))
-    MetricWriter(tmp_path, 2, evaluated, pytest.fail).close()
+    MetricWriter(tmp_path, 2, ["valid"] if evaluated else [], pytest.fail).close()
     kept = [json.loads(line) for line in path.read_text().splitlines()]
     assert kept == lines[:3] + ([lines[3]] if evaluated else [])
 
@@ -290,5 +289,5 @@ def test_event_files_of_the_same_second_are_two(tmp_path, monkeypatch):
     """As when a run is started again at once, or the clock goes backwards."""
     monkeypatch.setattr(time, "time", lambda: 1_700_000_000.0)
     for _ in range(2):
-        MetricWriter(tmp_path, 0, False, pytest.fail).close()
+        MetricWriter(tmp_path, 0, (), pytest.fail).close()
     assert len(list((tmp_path / "tensorboard").iterdir())) == 2

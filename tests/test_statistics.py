@@ -27,8 +27,8 @@ from albert.data.pretraining.statistics import (
 )
 from albert.data.tokenizer import SPECIAL, UNK
 from albert.train.config import check
-from conftest import write_text
 from rows import OPTIONS, make_examples, read_corpus
+from texts import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 

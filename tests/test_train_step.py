@@ -1,47 +1,21 @@
 import dataclasses
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from albert.data.tokenizer import CLS, MASK, SEP
-from albert.models.encoder import Albert
-from albert.train.evaluate import figures, filled_masks
+from albert.tasks.pretraining import (
+    apply_model,
+    evaluation_sums,
+    figures,
+    filled_masks,
+    span_lengths,
+)
 from albert.train.optimizers import make_optimizer
-from albert.train.step import make_eval_step, make_train_step, new_state, span_lengths
-from test_model import TINY
-from test_optimiser import LAMB
-
-PLAIN = dataclasses.replace(TINY, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-
-
-def random_batch(rows=8, length=12, predictions=4, vocab=50, seed=0):
-    rng = np.random.default_rng(seed)
-    counts = rng.integers(1, predictions + 1, rows)
-    positions = np.zeros((rows, predictions), np.int32)
-    for row, count in enumerate(counts):
-        positions[row, :count] = np.sort(rng.choice(np.arange(1, length), count, replace=False))
-    ids = rng.integers(5, vocab, (rows, length)).astype(np.int32)
-    weights = (np.arange(predictions) < counts[:, None]).astype(np.float32)
-    labels = np.take_along_axis(ids, positions, 1) * weights.astype(np.int32)
-    return {
-        "input_ids": ids,
-        "token_type_ids": rng.integers(0, 2, (rows, length)).astype(np.int32),
-        "attention_mask": np.ones((rows, length), np.int32),
-        "mlm_positions": positions,
-        "mlm_labels": labels,
-        "mlm_weights": weights,
-        "sop_labels": rng.integers(0, 2, rows).astype(np.int32),
-    }
-
-
-def make(config=PLAIN, accumulation=1, **changes):
-    optimizer, schedule = make_optimizer(dataclasses.replace(LAMB, **changes), 100)
-    model = Albert(config)
-    state = nn.meta.unbox(new_state(model, optimizer, 0))
-    return state, jax.jit(make_train_step(model, optimizer, schedule, accumulation, 0))
+from models import LAMB, TINY
+from steps import PLAIN, make, pretraining_of, random_batch
 
 
 @pytest.mark.parametrize("parts", [2, 4, 8])
@@ -113,7 +87,8 @@ def test_span_lengths_by_brute_force():
 
 
 def test_eval_figures_by_brute_force():
-    model = Albert(PLAIN)
+    task = pretraining_of(PLAIN)
+    model = task.model
     state, _ = make()
     batch = random_batch(rows=6, seed=4)
     shown = batch["input_ids"].copy()
@@ -131,7 +106,8 @@ def test_eval_figures_by_brute_force():
                 hidden[row, k] = "unchanged" if kind == "random" and label == 5 else kind
     batch["input_ids"] = shown
     batch["sop_labels"][5] = -1
-    sums = jax.jit(make_eval_step(model))(state.params, batch)
+    evaluate = jax.jit(lambda params, rows: evaluation_sums(apply_model(model, params, rows), rows))
+    sums = evaluate(state.params, batch)
     result = figures({name: np.asarray(value, np.float64) for name, value in sums.items()})
 
     output = model.apply(
@@ -139,7 +115,7 @@ def test_eval_figures_by_brute_force():
         shown,
         batch["attention_mask"],
         batch["token_type_ids"],
-        batch["mlm_positions"],
+        head_inputs={"mlm": {"positions": batch["mlm_positions"]}},
     )
     nll = -np.asarray(jax.nn.log_softmax(output.mlm_logits))
     losses = {key: nll[key[0], key[1], batch["mlm_labels"][key]] for key in hidden}

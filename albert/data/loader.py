@@ -7,17 +7,31 @@ import dataclasses
 import os
 import signal
 from collections.abc import Sequence
+from typing import Protocol
 
 import grain
+import numpy as np
 
-from albert.data.pretraining.examples import Batch, Examples
+Batch = dict[str, np.ndarray]
+
+
+class Rows(Protocol):
+    """Rows, each a pure function of (data, seed, row number). Picklable, without jax."""
+
+    @property
+    def rows_per_epoch(self) -> int: ...
+
+    def batch(self, rows: Sequence[int]) -> Batch:
+        """The rows with these numbers, one behind the other; a negative one is padding that counts
+        in no figure."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
 class BatchSource:
     """The batches of a run, indexed by step: `source[step]` needs nothing that came before."""
 
-    examples: Examples
+    examples: Rows
     batch_size: int  # of the whole batch, over all processes
     rows: tuple[int, ...]  # which rows of every batch this process makes, in order
     num_steps: int
@@ -56,7 +70,7 @@ def _leave_ctrl_c_to_the_parent(number: int, count: int) -> None:
 
 
 def heldout_batch(
-    examples: Examples, batch_size: int, rows: Sequence[int], index: int, num_rows: int
+    examples: Rows, batch_size: int, rows: Sequence[int], index: int, num_rows: int
 ) -> Batch:
     """Batch `index` of the first `num_rows` rows; rows past the end are padding without labels."""
     numbers = [index * batch_size + row for row in rows]

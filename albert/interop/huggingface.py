@@ -22,7 +22,7 @@ from albert.interop.weights import (
     take,
 )
 from albert.models.config import AlbertConfig
-from albert.models.encoder import LAYER_NORM_EPSILON
+from albert.models.layers import LAYER_NORM_EPSILON
 
 # hidden_act there -> here: their "gelu" is the exact one. The first is what a file means that
 # says nothing, and for each value the first key is what is written.

@@ -223,6 +223,7 @@ def released_config(config: AlbertConfig) -> dict:
         "map_equal_embeddings",
         "dtype",
         "param_dtype",
+        "attention",
         "remat",
     )
     values = {name: value for name, value in vars(config).items() if name not in ours}

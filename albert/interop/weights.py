@@ -294,6 +294,7 @@ def read_config(path: Path, activations: Mapping[str, str]) -> AlbertConfig:
         dtype="float32",
         param_dtype="float32",
         remat="none",
+        attention="xla",
     )
     if problems := config.problems():
         raise CheckpointError(f"{path}: {'; '.join(problems)}.")

@@ -23,6 +23,9 @@ from albert.runtime.paths import resolved
 
 CHECKPOINTS, VOCABULARY = "checkpoints", "tokenizer.model"
 
+# Fields of a model that came after the first version, and what it did.
+_ADDED = {"attention": "xla"}
+
 
 def is_workdir(path: Path) -> bool:
     """Whether `path` is a run's folder or one checkpoint in it."""
@@ -32,7 +35,7 @@ def is_workdir(path: Path) -> bool:
 
 def is_run(info: dict) -> bool:
     """Whether a checkpoint's description is that of a run, and not of a model alone."""
-    return "data" in info
+    return "train" in info["config"]
 
 
 def _is_checkpoint(path: Path) -> bool:
@@ -65,7 +68,7 @@ def _read(
     where = checkpoints.folder / str(step)
     info = checkpoints.info(step)
     try:
-        config = model_from_json(info["config"]["model"])
+        config = model_from_json(_ADDED | info["config"]["model"])
         text = info["config"]["data"]
         flags = bool(text["lower_case"]), bool(text["strip_accents"])
     except (ConfigError, KeyError, TypeError) as error:

@@ -1,6 +1,6 @@
 """Sizes and numerics of a model, and what each of them may be.
 
-The letters are those of `albert/models/encoder.py`: E embedding size, H hidden size, N layers.
+The letters are those of `albert/models/layers.py`: E embedding size, H hidden size, N layers.
 """
 
 import dataclasses
@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from albert.models import sharing as parameter_sharing
+from albert.models.attention import KERNELS
 from albert.runtime.fields import ConfigError, build
 
 ACTIVATIONS = {
@@ -47,6 +48,7 @@ class AlbertConfig:
     type_vocab_size: int
     initializer_range: float
     map_equal_embeddings: bool  # E -> H even where E = H, as Hugging Face has it
+    attention: str  # a key of albert.models.attention.KERNELS
     dtype: str  # of activations and products; LayerNorm, softmax and losses are always float32
     param_dtype: str  # of parameters, their gradients and the optimiser's moments
     remat: str  # a key of REMAT_POLICIES
@@ -75,6 +77,7 @@ class AlbertConfig:
             "dtype": DTYPES,
             "param_dtype": DTYPES,
             "remat": REMAT_POLICIES,
+            "attention": KERNELS,
         }
         for name, legal in choices.items():
             if getattr(self, name) not in legal:

@@ -21,7 +21,13 @@ class ConfigError(ValueError):
         )
 
 
-def build(cls, values: Mapping, prefix: str, problems: list[str]):
+def build(
+    cls,
+    values: Mapping,
+    prefix: str,
+    problems: list[str],
+    kinds: Mapping[str, typing.Any] | None = None,
+):
     """An instance of a dataclass whose fields are plain values, tuples or dataclasses.
 
     Args:
@@ -29,11 +35,12 @@ def build(cls, values: Mapping, prefix: str, problems: list[str]):
       values: field -> value.
       prefix: stands in front of field names in messages, such as "model.".
       problems: gets a sentence for everything that is wrong.
+      kinds: types of fields, rather than those of the dataclass.
 
     Returns:
       The instance, or None when something was wrong.
     """
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls) | dict(kinds or {})
     before = len(problems)
     problems += [unknown(prefix + name, name, hints) for name in values if name not in hints]
     built = {}

@@ -1,0 +1,40 @@
+"""Tasks by name: what `config.task` chooses from."""
+
+import importlib
+
+from albert.tasks.base import Task
+
+# name -> the module and the class in it, imported when it is asked for.
+TASKS: dict[str, str | type[Task]] = {
+    "pretraining": "albert.tasks.pretraining:Pretraining",
+}
+_REQUIRED = (
+    "Section",
+    "make_model",
+    "flops_per_row",
+    "tokens_per_row",
+    "prepare",
+    "to_evaluate",
+    "denominators",
+    "sums",
+    "loss",
+)
+
+
+def find_task(name: str) -> type[Task]:
+    """The class of a task; raises ValueError for a name that is not in `TASKS`, and TypeError for
+    a task without a required part."""
+    if name not in TASKS:
+        raise ValueError(f"task is {name!r}; it must be one of {', '.join(TASKS)}")
+    task = TASKS[name]
+    if isinstance(task, str):
+        module, _, attribute = task.partition(":")
+        task = getattr(importlib.import_module(module), attribute)
+    missing = [
+        part
+        for part in _REQUIRED
+        if not hasattr(task, part) or getattr(getattr(task, part), "__isabstractmethod__", False)
+    ]
+    if missing:
+        raise TypeError(f"the task {name!r} has no {', '.join(missing)}; see albert/tasks/base.py")
+    return task

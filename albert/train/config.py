@@ -8,14 +8,20 @@ import ast
 import dataclasses
 import typing
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-from albert.data.pretraining.prepare import MAX_SEED, DataConfig, open_tokenizer
-from albert.data.tokenizer import VocabularyError
+import jax
+
+from albert import __version__
+from albert.checkpoints.store import CheckpointError
+from albert.data.pretraining.prepare import MAX_SEED
 from albert.interop.reshare import INIT_METHODS
+from albert.models.attention import attention_problems
 from albert.models.config import AlbertConfig
 from albert.models.sharing import uneven_groups
 from albert.runtime.fields import ConfigError, build, matches, unknown, wrong_type
-from albert.runtime.paths import place
+from albert.tasks import TASKS, find_task
 from albert.train.optimizers import OptimizerConfig
 from albert.train.sharding import MESH_AXES, ShardingConfig, partition_problems
 
@@ -75,11 +81,12 @@ class TrainConfig:
 @dataclasses.dataclass(frozen=True)
 class Config:
     seed: int
+    task: str  # what is learned: a key of `albert.tasks.TASKS`
     init_from: str  # a model to start from: anything that albert.load takes; empty: from scratch
     init_optimizer: bool  # go on with its optimiser's moments and its step
     init_method: str  # how layers that share are made of those that did not: INIT_METHODS
     model: AlbertConfig
-    data: DataConfig
+    data: Any  # the `Section` of the task
     optimizer: OptimizerConfig
     train: TrainConfig
     sharding: ShardingConfig
@@ -88,22 +95,27 @@ class Config:
 def check(values: Mapping, needs_text: bool = True) -> Config:
     """The typed config of a ConfigDict or dict; raises ConfigError with all that is wrong.
 
-    What never reads text (`needs_text` False) needs no sources either.
+    What never reads data (`needs_text` False) needs none to be named either.
     """
     problems: list[str] = []
-    config = build(Config, values, "", problems)
+    task = None
+    if "task" not in values:
+        problems.append("task is missing; see configs/default.py for what it says")
+    else:
+        try:
+            task = find_task(values["task"])
+        except (ValueError, TypeError) as error:
+            problems.append(str(error))
+    if task is None:
+        raise ConfigError(problems)
+    config = build(Config, values, "", problems, {"data": task.Section})
     if config is None:
         raise ConfigError(problems)
     for section in ("model", "data", "optimizer", "train", "sharding"):
         problems += [f"{section}.{text}" for text in getattr(config, section).problems()]
-    if needs_text:
-        problems += [f"data.{text}" for text in config.data.text_problems()]
-        path = place(config.data.tokenizer)
-        if config.data.tokenizer and path.is_file():
-            try:
-                open_tokenizer(path, config.data, config.model.vocab_size)
-            except VocabularyError as error:
-                problems.append(f"data.tokenizer: {error}")
+    if not problems:
+        problems += task.problems(config, needs_text)
+        problems += _attention_problems(config, None)
     if config.init_optimizer and not config.init_from:
         problems.append("init_optimizer is True and init_from is empty: there is nothing to take")
     if config.init_method not in INIT_METHODS:
@@ -120,11 +132,6 @@ def check(values: Mapping, needs_text: bool = True) -> Config:
         problems += [f"model.{text}" for text in uneven_groups(sharing, steps)]
     if not 0 <= config.seed < MAX_SEED:
         problems.append(f"seed is {config.seed}; it must be in [0, {MAX_SEED})")
-    if config.data.seq_length > config.model.max_position_embeddings:
-        problems.append(
-            f"data.seq_length {config.data.seq_length} is longer than the position table, "
-            f"model.max_position_embeddings {config.model.max_position_embeddings}"
-        )
     if config.optimizer.warmup_steps > config.train.num_steps:
         problems.append(
             f"optimizer.warmup_steps {config.optimizer.warmup_steps} is more than "
@@ -133,6 +140,13 @@ def check(values: Mapping, needs_text: bool = True) -> Config:
     if problems:
         raise ConfigError(problems)
     return config
+
+
+def _attention_problems(config: Config, backend: str | None) -> list[str]:
+    use = find_task(config.task).attention_use(config, backend)
+    if use is None:
+        return []
+    return [f"model.{text}" for text in attention_problems(config.model.attention, use)]
 
 
 def from_json(values: dict) -> Config:
@@ -146,6 +160,31 @@ def from_json(values: dict) -> Config:
     return check(tuples(values), needs_text=False)
 
 
+def config_of_run(info: dict, workdir: Path) -> Config:
+    """The config of a run, from a checkpoint's description.
+
+    Raises:
+      CheckpointError: another version of this package made it, which had other fields.
+      ConfigError: it is not a config.
+    """
+    try:
+        return from_json(info["config"])
+    except ConfigError as error:
+        version = version_of(info)
+        if version == __version__:
+            raise
+        raise CheckpointError(
+            f"{workdir} was made by albert {version}, and this is {__version__}, which has other "
+            f"fields: {error.problems[0]}. Use that version to resume or evaluate it, or start "
+            f"from its weights in another --workdir with --config.init_from={workdir}."
+        ) from error
+
+
+def version_of(info: dict) -> str:
+    """The version of this package that wrote a checkpoint's description."""
+    return info.get("version", "0.1.0")  # the last version that did not say
+
+
 def check_devices(config: Config, boxed_params, num_devices: int) -> None:
     """Raises ConfigError when the devices cannot share the batch or the parameters equally."""
     try:
@@ -153,6 +192,7 @@ def check_devices(config: Config, boxed_params, num_devices: int) -> None:
     except ValueError as error:
         raise ConfigError([str(error)]) from error
     problems = partition_problems(boxed_params, shape, config.sharding)
+    problems += _attention_problems(config, jax.default_backend())
     axes = config.sharding.spec("batch")[0] or ()
     shards = 1
     for axis in (axes,) if isinstance(axes, str) else axes:
@@ -185,11 +225,11 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
             continue
         spelling = [argument]
         path = name.removeprefix("no").removeprefix("config.")
-        kind = field_type(path)
+        kinds = field_types(path)
         if not equals:
             # --config.FIELD VALUE, or a switch: --config.FIELD and --noconfig.FIELD.
             value = "true"
-            if not off and kind is not bool:
+            if not off and bool not in kinds:
                 value = next(rest, "")
                 spelling.append(value)
         problem = _override_problem(path, value)
@@ -200,31 +240,44 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return kept, problems
 
 
-def field_type(path: str):
-    """The type of a field given as SECTION.FIELD; None when there is none."""
-    kind: typing.Any = Config
-    for name in path.split("."):
-        kind = typing.get_type_hints(kind).get(name) if dataclasses.is_dataclass(kind) else None
-    return kind
+def field_types(path: str) -> list[Any]:
+    """The types of a field given as SECTION.FIELD; empty when there is none. A field of `data` may
+    have several, one for each task."""
+    kinds: list[Any] = [Config]
+    for depth, name in enumerate(path.split(".")):
+        if depth == 0 and name == "data":
+            kinds = list(dict.fromkeys(find_task(task).Section for task in TASKS))
+            continue
+        kinds = [
+            typing.get_type_hints(kind)[name]
+            for kind in kinds
+            if dataclasses.is_dataclass(kind) and name in typing.get_type_hints(kind)
+        ]
+    return list(dict.fromkeys(kinds))
 
 
 def _override_problem(path: str, value: str) -> str | None:
-    kind: typing.Any = Config
-    walked = ""
+    walked: list[str] = []
     for name in path.split("."):
-        hints = typing.get_type_hints(kind) if dataclasses.is_dataclass(kind) else {}
-        if name not in hints:
-            return unknown(f"{walked}{name}", name, hints)
-        kind = hints[name]
-        walked += f"{name}."
-    if dataclasses.is_dataclass(kind):
+        kinds = field_types(".".join([*walked, name]))
+        if not kinds:
+            sections = field_types(".".join(walked)) if walked else [Config]
+            hints = [
+                hint
+                for kind in sections
+                if dataclasses.is_dataclass(kind)
+                for hint in typing.get_type_hints(kind)
+            ]
+            return unknown(".".join([*walked, name]), name, list(dict.fromkeys(hints)))
+        walked.append(name)
+    if dataclasses.is_dataclass(kinds[0]):
         return f"{path} is a section; set one of its fields, such as {path}." + next(
-            iter(typing.get_type_hints(kind))
+            iter(typing.get_type_hints(kinds[0]))
         )
-    if kind is str or typing.get_origin(kind) is tuple:
+    if any(kind is str or typing.get_origin(kind) is tuple for kind in kinds):
         return None
     try:
-        parsed = ast.literal_eval(value.capitalize() if kind is bool else value)
+        parsed = ast.literal_eval(value.capitalize() if bool in kinds else value)
     except (ValueError, SyntaxError):
         parsed = value
-    return None if matches(parsed, kind) else wrong_type(path, parsed, kind)
+    return None if any(matches(parsed, k) for k in kinds) else wrong_type(path, parsed, kinds[0])

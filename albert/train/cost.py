@@ -7,57 +7,17 @@ import math
 import flax.linen as nn
 import jax
 
-from albert.models.config import DTYPES, AlbertConfig
-from albert.models.encoder import Albert, abstract_params
+from albert.models.cost import encoder_activation_bytes, parameters_by_part, without_heads
+from albert.models.encoder import abstract_params
+from albert.tasks import find_task
 from albert.train.config import Config
 from albert.train.optimizers import make_optimizer
 
 
-def parameters_by_part(config: AlbertConfig) -> dict[str, int]:
-    """Number of parameters of each part of the model."""
-    params = nn.meta.unbox(abstract_params(Albert(config)))
-
-    def count(tree):
-        return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
-
-    encoder = params["encoder"]
-    parts = {"embeddings": count(params["embeddings"])}
-    if "embedding_hidden_mapping_in" in encoder:
-        parts["embedding_hidden_mapping_in"] = count(encoder["embedding_hidden_mapping_in"])
-    parts["layers"] = count(encoder["layers"])
-    parts["pooler"] = count(params["pooler"])
-    parts["mlm_head"] = count(params["mlm_head"])
-    parts["sop_head"] = count(params["sop_head"])
-    return parts
-
-
-def without_heads(parts: dict[str, int]) -> int:
-    """Parameters of the encoder, its embeddings and the pooler, which is what papers count."""
-    return sum(n for part, n in parts.items() if part not in ("mlm_head", "sop_head"))
-
-
-def flops_per_token(config: AlbertConfig, seq_length: int, max_predictions: int) -> float:
-    """Model FLOPs of one training step for each of the B * L positions.
-
-    6 * (parameters used per token, every pass through a layer counted, the head only at masked
-    positions) + 12 * N * L * H for the attention products: the forward pass and twice as much
-    for the backward pass. Nothing is added for what remat computes again.
-    """
-    h, e, i = config.hidden_size, config.embedding_size, config.intermediate_size
-    layers = config.depth
-    used: float = layers * (4 * h * h + 2 * h * i)
-    # A difference of rank r to a kernel [n, m] takes r * (n + m) more.
-    used += layers * config.low_rank(attention=True) * 4 * 2 * h
-    used += layers * config.low_rank(attention=False) * 2 * (h + i)
-    used += e * h if config.maps_embeddings else 0
-    used += (h * e + e * config.vocab_size) * max_predictions / seq_length
-    used += (h * h + 2 * h) / seq_length
-    return 6 * used + 12 * layers * seq_length * h
-
-
 def state_bytes(config: Config) -> dict[str, int]:
     """Bytes of parameters, their gradients and the optimiser's slots, over all devices."""
-    params = nn.meta.unbox(abstract_params(Albert(config.model)))
+    model = find_task(config.task).make_model(config)
+    params = nn.meta.unbox(abstract_params(model))
     optimizer, _ = make_optimizer(config.optimizer, config.train.num_steps)
     slots = jax.eval_shape(optimizer.init, params)
 
@@ -68,42 +28,20 @@ def state_bytes(config: Config) -> dict[str, int]:
 
 
 def activation_bytes(config: Config) -> int:
-    """Estimate of what one part of one batch needs for the backward pass, at its peak.
-
-    Counts what each layer keeps. In the compute dtype: q, k, v, context and both outputs (6 H)
-    and the feed-forward input with the steps of its activation (4 I); in float32: three arrays
-    for each LayerNorm, and scores and softmax, which is cast as well; dropout masks of a byte.
-    With a remat policy all layers keep less and one is computed again. To that come three
-    float32 arrays of MLM logits. Compilers fuse more or less: take it within a factor of two.
-    """
-    model = config.model
+    """Estimate of what one part of one batch needs for the backward pass, at its peak; see
+    `encoder_activation_bytes`."""
+    task = find_task(config.task)
     rows = config.train.batch_size // config.train.accumulation
-    tokens, length = rows * config.data.seq_length, config.data.seq_length
-    h, i, heads = model.hidden_size, model.intermediate_size, model.num_attention_heads
-    item = DTYPES[model.dtype](0).dtype.itemsize
-    dense = item * (6 * h + 4 * i)
-    scores = heads * length * (4 + 4 + item)
-    layer = tokens * (dense + scores + 4 * 2 * 3 * h)
-    if model.hidden_dropout_prob:
-        layer += tokens * 2 * h
-    if model.attention_probs_dropout_prob:
-        layer += tokens * heads * length
-    kept = {
-        "none": layer,
-        "dots": item * tokens * (7 * h + i),  # the layer's input and its dense products
-        "full": item * tokens * h,
-    }[model.remat]
-    depth = model.depth
-    again = 0 if model.remat == "none" else layer
-    logits = 3 * 4 * rows * config.data.max_predictions * model.vocab_size
-    return depth * kept + again + logits
+    heads = rows * task.head_bytes_per_row(config)
+    return encoder_activation_bytes(config.model, rows, task.tokens_per_row(config)) + heads
 
 
 def describe(config: Config) -> dict:
     """Every figure that `--describe` prints, JSON-serialisable."""
-    parts = parameters_by_part(config.model)
-    tokens = config.train.batch_size * config.data.seq_length
-    per_token = flops_per_token(config.model, config.data.seq_length, config.data.max_predictions)
+    task = find_task(config.task)
+    parts = parameters_by_part(task.make_model(config))
+    tokens = config.train.batch_size * task.tokens_per_row(config)
+    per_token = task.flops_per_row(config) / task.tokens_per_row(config)
     return {
         "parameters": sum(parts.values()),
         "parameters_by_part": parts,

@@ -1,39 +1,31 @@
-"""Held-out figures: losses and accuracies, by span and by what was shown, and filled-in masks."""
+"""Evaluating: a task's evaluations over whatever devices there are, in a run and afterwards."""
 
 import contextlib
 import dataclasses
 import json
 import math
-import re
 from collections.abc import Iterator
-from functools import cached_property, reduce
+from functools import cached_property
 from pathlib import Path
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from albert.checkpoints.store import CheckpointError, Checkpoints
-from albert.data.loader import Batch, heldout_batch
-from albert.data.pretraining.examples import Examples
-from albert.data.pretraining.prepare import (
-    found_corpora,
-    open_tokenizer,
-    prepare_valid,
-    warn_of_overlap,
-)
+from albert.data.loader import heldout_batch
 from albert.data.tokenizer import Tokenizer
 from albert.interop import formats
 from albert.interop.weights import stacked
-from albert.interop.workdir import is_run
-from albert.models.config import AlbertConfig
-from albert.models.encoder import Albert, abstract_params
+from albert.interop.workdir import VOCABULARY, is_run
+from albert.models.encoder import abstract_params
 from albert.runtime.fields import ConfigError
-from albert.runtime.paths import place, replace_text
-from albert.train.config import Config, from_json
+from albert.runtime.paths import file_name_part, place, replace_text
+from albert.tasks import find_task
+from albert.tasks.base import Evaluation, Samples, Task
+from albert.train.config import Config, config_of_run
 from albert.train.log_files import write_scalars
 from albert.train.sharding import (
     ShardingConfig,
@@ -44,103 +36,141 @@ from albert.train.sharding import (
     put_batch,
     replicated,
 )
-from albert.train.step import MAX_SPAN, SHOWN, make_eval_step, make_guess_step
+
+
+class _OverRows:
+    """A step over the same rows every time, a batch after the other."""
+
+    def __init__(self, of: Evaluation | Samples, mesh: Mesh, sharding: ShardingConfig, size: int):
+        self._of, self._size = of, size
+        self._sharding = batch_sharding(mesh, sharding)
+        self._step = jax.jit(of.step, out_shardings=replicated(mesh))
+
+    def batch(self, index: int, whole: bool = False) -> dict[str, np.ndarray]:
+        """This process's rows of a batch, or all of them."""
+        rows = range(self._size) if whole else local_rows(self._sharding, self._size)
+        return heldout_batch(self._of.rows, self._size, rows, index, self._of.num_rows)
+
+    @cached_property
+    def batches(self) -> list[dict[str, np.ndarray]]:
+        return [self.batch(index) for index in range(math.ceil(self._of.num_rows / self._size))]
+
+    def run(self, params, batch):
+        return self._step(params, put_batch(batch, self._sharding))
 
 
 class Evaluator:
-    """Evaluates parameters on the same held-out rows every time."""
+    """One of a task's evaluations over a mesh. Of several processes call it on all."""
 
     def __init__(
-        self,
-        model: Albert,
-        mesh: Mesh,
-        sharding: ShardingConfig,
-        examples: Examples,
-        max_rows: int,
-        batch_size: int,
+        self, evaluation: Evaluation, mesh: Mesh, sharding: ShardingConfig, batch_size: int
     ):
-        self._examples = examples
-        self._rows = min(max_rows, examples.rows_per_epoch)
-        self._batch_size = batch_size
-        self._sharding = batch_sharding(mesh, sharding)
-        self._eval_step = jax.jit(make_eval_step(model), out_shardings=replicated(mesh))
-        self._guess_step = jax.jit(make_guess_step(model), out_shardings=replicated(mesh))
-
-    @cached_property
-    def _batches(self) -> list[Batch]:
-        rows = local_rows(self._sharding, self._batch_size)
-        count = math.ceil(self._rows / self._batch_size)
-        return [
-            heldout_batch(self._examples, self._batch_size, rows, index, self._rows)
-            for index in range(count)
-        ]
+        self.evaluation = evaluation
+        self._rows = _OverRows(evaluation, mesh, sharding, batch_size)
 
     def figures(self, params) -> dict[str, float]:
-        """Figures over all held-out rows; see `figures`."""
-        sums = [self._eval_step(params, put_batch(b, self._sharding)) for b in self._batches]
-        total = reduce(lambda a, b: jax.tree.map(jnp.add, a, b), sums)
-        return figures({name: np.asarray(value, np.float64) for name, value in total.items()})
-
-    def filled_masks(self, params, count: int) -> list[str]:
-        """Masked places of the first rows in words; see `filled_masks`."""
-        whole = heldout_batch(
-            self._examples, self._batch_size, range(self._batch_size), 0, self._rows
-        )
-        first = put_batch(self._batches[0], self._sharding)
-        guesses = np.asarray(self._guess_step(params, first))
-        return filled_masks(self._examples.tokenizer, whole, guesses, count)
+        """The evaluation's figures of these parameters, the same on every process."""
+        found = [self._rows.run(params, batch) for batch in self._rows.batches]
+        found = jax.device_get(found)
+        if self.evaluation.gathers:
+            count = self.evaluation.num_rows
+            total = jax.tree.map(lambda *x: np.concatenate(x)[:count], *found)
+        else:
+            # In float64: sums of millions of terms outgrow the digits of float32.
+            total = jax.tree.map(lambda *x: np.sum(np.asarray(x, np.float64), axis=0), *found)
+        return self.evaluation.figures(total)
 
 
-def evaluate_run(
-    workdir: Path,
-    step: str,
-    text: str | None,
-    rows: int | None,
-    num_examples: int,
-    objective: str | None = None,
-) -> None:
+def sample_lines(
+    samples: Samples | None, params, mesh: Mesh, sharding: ShardingConfig, size: int, most: int
+) -> list[str]:
+    """What the model makes of the first held-out rows; empty for a task without samples."""
+    if samples is None or not most:
+        return []
+    rows = _OverRows(samples, mesh, sharding, size)
+    outcome = np.asarray(rows.run(params, rows.batch(0)))
+    return samples.lines(rows.batch(0, whole=True), outcome, most)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What a user may ask of an evaluation.
+
+    Attributes:
+      text: a source to evaluate on instead of the run's own held-out text.
+      rows: at most so many rows instead of the config's `train.eval_rows`.
+      examples: lines of what the model makes of held-out rows.
+      data: fields of the config's section `data` to replace, such as {"sentence_objective": "nsp"}.
+    """
+
+    text: str | None = None
+    rows: int | None = None
+    examples: int = 5
+    data: dict = dataclasses.field(default_factory=dict)
+
+    def applied(self, config: Config) -> Config:
+        """The config with what these options say."""
+        changes = dict(self.data)
+        if self.text is not None:
+            changes["valid_sources"] = (self.text,)
+        if lacking := [name for name in changes if not hasattr(config.data, name)]:
+            raise ConfigError(
+                [
+                    f"the task {config.task} has no field data.{name} to evaluate otherwise by"
+                    for name in lacking
+                ]
+            )
+        data = dataclasses.replace(config.data, **changes)
+        train = dataclasses.replace(config.train, eval_rows=self.rows or config.train.eval_rows)
+        return dataclasses.replace(config, data=data, train=train)
+
+    @property
+    def suffix(self) -> str:
+        """What tells the files of such an evaluation from those of another."""
+        parts = [str(value) for value in (self.text, *self.data.values()) if value is not None]
+        return "".join(f"_{file_name_part(part)}" for part in parts)
+
+
+def evaluate_run(workdir: Path, step: str, options: Options, other: Config | None = None) -> None:
     """Evaluates checkpoints of a run, prints the figures and writes them into its workdir.
 
     Args:
       workdir: folder of the run.
       step: a number, "latest" or "all".
-      text: a source to evaluate on instead of the run's own held-out text.
-      rows: at most so many held-out rows instead of the run's own number.
-      num_examples: filled-in masks to show.
-      objective: make rows for this `data.sentence_objective` rather than the run's own.
+      options: see `Options`.
+      other: a config whose sections `data` and `train` say how to evaluate; None: the run's own.
 
     Raises:
       CheckpointError: there is no such run or checkpoint.
-      ConfigError, SourceError, VocabularyError: its text or vocabulary cannot be used any more.
+      ConfigError, SourceError, VocabularyError: its text or vocabulary cannot be used.
     """
-    checkpoints = Checkpoints(workdir / "checkpoints")
-    steps = chosen_steps(checkpoints, step)
-    config, examples = held_out(workdir, checkpoints.info(steps[-1]), text, objective)
-    suffix = "_" + re.sub("[^0-9A-Za-z]+", "-", text).strip("-") if text else ""
-    suffix += f"_{objective}" if objective else ""
-    with _on_these_devices(config, config.model, examples, rows) as (evaluator, like):
-        for number in steps:
-            params = checkpoints.restore_params(number, like)
-            result = evaluator.figures(params)
-            lines = evaluator.filled_masks(params, num_examples)
-            name = f"eval_{number}{suffix}"
-            write_report(workdir / f"{name}.json", number, result, lines)
-            write_scalars(workdir / "tensorboard" / f"eval{suffix}", number, "eval", result)
-            _print(f"at step {number}", result, lines)
-            print(f"Written to {workdir / name}.json\n", flush=True)
-    checkpoints.close()
+    with contextlib.closing(Checkpoints(workdir / "checkpoints")) as checkpoints:
+        steps = chosen_steps(checkpoints, step)
+        config, task = open_run(workdir, checkpoints.info(steps[-1]), options, other)
+        with on_these_devices(config, task) as (evaluators, like, mesh, sharding, size):
+            for number in steps:
+                if number not in checkpoints.steps():
+                    print(f"Step {number} has been removed by its run since: left out.")
+                    continue
+                params = checkpoints.restore_params(number, like)
+                figures = {e.evaluation.name: e.figures(params) for e in evaluators}
+                lines = sample_lines(task.samples, params, mesh, sharding, size, options.examples)
+                if jax.process_index():
+                    continue
+                path = workdir / f"eval_{number}{options.suffix}.json"
+                write_report(path, number, figures, lines)
+                for evaluator in evaluators:
+                    name = evaluator.evaluation.name
+                    folder = workdir / "tensorboard" / f"eval{options.suffix}"
+                    write_scalars(folder, number, name.replace("valid", "eval"), figures[name])
+                print_figures(f"at step {number}", task, figures, lines)
+                print(f"Written to {path}\n", flush=True)
 
 
-def held_out(
-    workdir: Path, info: dict, text: str | None, objective: str | None = None
-) -> tuple[Config, Examples]:
-    """The config of a run, from a checkpoint's description, and the rows to evaluate it on.
-
-    Args:
-      workdir: folder of the run.
-      info: what `Checkpoints.info` says.
-      text: a source to evaluate on instead of the run's own held-out text.
-      objective: the `data.sentence_objective` of the rows instead of the run's own.
+def open_run(
+    workdir: Path, info: dict, options: Options, other: Config | None = None
+) -> tuple[Config, Task]:
+    """The config of a run, from a checkpoint's description, and its task to evaluate it by.
 
     Raises:
       CheckpointError: it is a model and not a run.
@@ -150,98 +180,107 @@ def held_out(
         raise CheckpointError(
             f"{workdir} holds a model and not a run; evaluate it with --model={workdir} --text=..."
         )
-    config = from_json(info["config"])
-    # The run's own copy of its vocabulary, wherever the original has gone.
-    data = dataclasses.replace(config.data, tokenizer=str(workdir / "tokenizer.model"))
-    if text is not None:
-        data = dataclasses.replace(data, valid_sources=(text,))
-    if objective is not None:
-        data = dataclasses.replace(data, sentence_objective=objective)
-    tokenizer = open_tokenizer(place(data.tokenizer), data, config.model.vocab_size)
-    examples = prepare_valid(data, tokenizer)
-    warn_of_overlap(
-        found_corpora(data, info["data"]["train"]) if data.valid_sources else [],
-        [plan.corpus for plan in examples.plans],
-    )
-    return config, examples
+    config = config_of_run(info, workdir)
+    if other is not None:
+        config = _evaluated_by(other, config, workdir)
+    config = options.applied(config)
+    path = workdir / VOCABULARY  # its own copy, wherever the original has gone
+    tokenizer = None
+    if path.is_file():
+        config = dataclasses.replace(
+            config, data=dataclasses.replace(config.data, tokenizer=str(path))
+        )
+        tokenizer = Tokenizer(path, config.data.lower_case, config.data.strip_accents)
+    return config, find_task(config.task).to_evaluate(config, tokenizer, info)
 
 
-def evaluate_model(
-    path: Path, config: Config, text: str | None, rows: int | None, num_examples: int
-) -> None:
+def _evaluated_by(other: Config, own: Config, workdir: Path) -> Config:
+    """A run's config with the sections `data` and `train` of another one of the same model."""
+    problems = [
+        f"model.{field.name} is {getattr(other.model, field.name)!r} in --config and "
+        f"{getattr(own.model, field.name)!r} in the run {workdir}"
+        for field in dataclasses.fields(own.model)
+        if getattr(other.model, field.name) != getattr(own.model, field.name)
+    ]
+    if other.task != own.task:
+        problems.append(f"task is {other.task!r} in --config and {own.task!r} in the run {workdir}")
+    if problems:
+        raise ConfigError([*problems, "leave --config out to evaluate the run by its own config"])
+    return dataclasses.replace(own, data=other.data, train=other.train)
+
+
+def evaluate_model(path: Path, config: Config, options: Options) -> None:
     """Evaluates any model that `albert.load` takes and prints the figures; writes nothing.
 
     Args:
       path: the model.
-      config: says how text becomes rows, and how many at once; its model section is not used.
-      text: the source to evaluate on; None takes the config's held-out text.
-      rows: at most so many rows instead of the config's `train.eval_rows`.
-      num_examples: filled-in masks to show.
+      config: says how data becomes rows, and how many at once; its model section is not used.
+      options: see `Options`.
 
     Raises:
-      CheckpointError: there is no such model, or it has no MLM head.
+      CheckpointError: there is no such model.
       ConfigError, SourceError, VocabularyError: there is no vocabulary or text, or it does not fit.
     """
     named = place(config.data.tokenizer) if config.data.tokenizer else None
     weights = formats.read(path.expanduser(), vocabulary=named)
-    if "mlm_head" in weights.missing:
-        raise CheckpointError(f"{path} has no MLM head, so it predicts nothing to be evaluated.")
-    data = dataclasses.replace(config.data, valid_sources=(text,) if text else ())
-    problems = []
-    if weights.tokenizer is None:
-        problems.append(
-            f"there is no vocabulary beside {path}; name it with --config.data.tokenizer"
-        )
-    if not text and not config.data.valid_sources:
-        problems.append("there is no text to evaluate on; name it with --text")
-    if data.seq_length > weights.config.max_position_embeddings:
-        problems.append(
-            f"data.seq_length is {data.seq_length} and {path} has "
-            f"{weights.config.max_position_embeddings} positions; set "
-            f"--config.data.seq_length={weights.config.max_position_embeddings}"
-        )
-    if problems or weights.tokenizer is None:
-        raise ConfigError(problems)
-    data = data if text else config.data
-    examples = prepare_valid(data, weights.tokenizer)
-    with _on_these_devices(config, weights.config, examples, rows) as (evaluator, like):
+    kind = find_task(config.task)
+    config = dataclasses.replace(options.applied(config), model=weights.config)
+    problems = kind.problems(config, needs_text=False) + kind.evaluation_problems(config, weights)
+    if problems:
+        raise ConfigError([f"{text} ({path})" for text in problems])
+    task = kind.to_evaluate(config, weights.tokenizer, None, weights.missing)
+    with on_these_devices(config, task) as (evaluators, like, mesh, sharding, size):
         params = stacked(weights.config, weights.params)
         flat = {
             name: jax.device_put(params.get(name, np.zeros(leaf.shape)), leaf.sharding)
             for name, leaf in flatten_dict(like, sep="/").items()
         }
-        params = unflatten_dict(flat, sep="/")
-        result = evaluator.figures(params)
-        lines = evaluator.filled_masks(params, num_examples)
-    if {"sop_head", "pooler"} & set(weights.missing):
-        # Figures of a head that is not there would be made up.
-        result = {k: v for k, v in result.items() if not k.startswith("sop_") and k != "loss"}
-    _print(f"by {path}", result, lines)
+        tree = unflatten_dict(flat, sep="/")
+        figures = {e.evaluation.name: e.figures(tree) for e in evaluators}
+        lines = sample_lines(task.samples, tree, mesh, sharding, size, options.examples)
+    if jax.process_index() == 0:
+        print_figures(f"by {path}", task, figures, lines)
 
 
 @contextlib.contextmanager
-def _on_these_devices(
-    config: Config, model_config: AlbertConfig, examples: Examples, rows: int | None
-) -> Iterator[tuple[Evaluator, dict]]:
-    """Yields an evaluator over the devices that are here, whatever trained the model, and its
-    parameters as abstract arrays."""
-    model = Albert(model_config)
-    sharding = dataclasses.replace(config.sharding, data=-1, fsdp=1, tensor=1)
+def on_these_devices(config: Config, task: Task) -> Iterator[tuple]:
+    """Yields (evaluators, abstract parameters, mesh, sharding, rows at once) over the devices that
+    are here: the run's own mesh where they can form it, else all of them along "data"."""
+    sharding = config.sharding
+    try:
+        sharding.mesh_shape(jax.device_count())
+    except ValueError:
+        sharding = dataclasses.replace(sharding, data=-1, fsdp=1, tensor=1)
     mesh = make_mesh(sharding)
-    batch_size = -(-config.train.eval_batch_size // jax.device_count()) * jax.device_count()
-    like = placed(abstract_params(model), mesh, sharding)
+    size = -(-config.train.eval_batch_size // jax.device_count()) * jax.device_count()
+    like = placed(abstract_params(task.model), mesh, sharding)
     with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.rules):
-        yield (
-            Evaluator(model, mesh, sharding, examples, rows or config.train.eval_rows, batch_size),
-            like,
-        )
+        evaluators = [Evaluator(e, mesh, sharding, size) for e in task.evaluations]
+        yield evaluators, like, mesh, sharding, size
 
 
-def _print(of: str, result: dict[str, float], lines: list[str]) -> None:
-    print(format_table(of, result))
-    if lines:
-        print("Masks filled in, [right] or [guess, was: truth]:")
-        print("\n".join(f"  {line}" for line in lines), flush=True)
+def print_figures(of: str, task: Task, figures: dict[str, dict], lines: list[str]) -> None:
+    """The tables of the evaluations, and what the model makes of held-out rows."""
+    print(report_text(of, task, figures, lines), flush=True)
+
+
+def report_text(of: str, task: Task, figures: dict[str, dict], lines: list[str]) -> str:
+    tables = [e.table(of, figures[e.name]) for e in task.evaluations if e.name in figures]
+    if lines and task.samples:
+        tables += [task.samples.heading, *(f"  {line}" for line in lines)]
+    return "\n".join(tables)
+
+
+def write_report(path: Path, step: int, figures: dict[str, dict], examples: list[str]) -> None:
+    """The figures and examples of one evaluation as a JSON file: those of the first evaluation by
+    name, those of others behind its name and a slash."""
+    first, *others = figures
+    flat = dict(figures[first])
+    for name in others:
+        flat |= {f"{name}/{figure}": value for figure, value in figures[name].items()}
+    found = {"step": step, **flat, "examples": examples}
+    # In one go: its being there says that a run is finished.
+    replace_text(path, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
 
 
 def chosen_steps(checkpoints: Checkpoints, step: str) -> list[int]:
@@ -259,128 +298,3 @@ def chosen_steps(checkpoints: Checkpoints, step: str) -> list[int]:
             f"{', '.join(map(str, found))}. Give one of them, latest or all."
         )
     return [int(step)]
-
-
-def figures(sums: dict[str, np.ndarray]) -> dict[str, float]:
-    """Means from the sums of `make_eval_step`; a group without a target is left out.
-
-    `unigram_entropy`, in nats, is that of the held-out text's own pieces: the lowest MLM loss
-    that is possible without looking at the context. All pieces are counted, not just the masked
-    ones, since the entropy of few samples comes out too low.
-    """
-    result = {}
-    for task in ("mlm", "sop"):
-        nll, hit, count = sums[task]
-        if task == "sop" and not count:
-            continue  # data.sentence_objective is "none"
-        result[f"{task}_loss"] = nll / max(count, 1)
-        result[f"{task}_accuracy"] = hit / max(count, 1)
-        result[f"{task}_targets"] = count
-    result["loss"] = result["mlm_loss"] + result.get("sop_loss", 0.0)
-    result["mlm_perplexity"] = math.exp(min(result["mlm_loss"], 700.0))
-    share = sums["words"][sums["words"] > 0] / max(sums["words"].sum(), 1)
-    result["unigram_entropy"] = -(share * np.log(share)).sum()
-    groups = [f"span_{n}" for n in range(1, MAX_SPAN + 1)] + [f"shown_{name}" for name in SHOWN]
-    for group in groups:
-        nll, hit, count = sums[f"mlm_{group}"]
-        if count:
-            result[f"mlm_loss_{group}"] = nll / count
-            result[f"mlm_accuracy_{group}"] = hit / count
-    return {name: float(value) for name, value in result.items()}
-
-
-def format_table(of: str, result: dict[str, float]) -> str:
-    """The figures as a table that also says what chance would give; `of`: at which step."""
-    sop_rows = []
-    if "sop_loss" in result:
-        noise = 0.5 / math.sqrt(max(result["sop_targets"], 1))
-        sop_rows = [
-            ("SOP loss (nats)", f"{result['sop_loss']:.3f}", f"chance {math.log(2):.3f}"),
-            (
-                "SOP accuracy",
-                f"{100 * result['sop_accuracy']:.1f} %",
-                f"chance 50.0 +- {100 * noise:.1f} over {result['sop_targets']:.0f} examples",
-            ),
-        ]
-    gap = result["unigram_entropy"] - result["mlm_loss"]
-    rows = [
-        (
-            "MLM loss (nats)",
-            f"{result['mlm_loss']:.3f}",
-            f"unigram entropy {result['unigram_entropy']:.3f}: "
-            + (f"{gap:.3f} below it" if gap > 0 else "not below it yet"),
-        ),
-        ("MLM perplexity", f"{result['mlm_perplexity']:.1f}", ""),
-        (
-            "MLM accuracy",
-            f"{100 * result['mlm_accuracy']:.1f} %",
-            f"{result['mlm_targets']:.0f} masked tokens",
-        ),
-        *sop_rows,
-    ]
-    names = {f"span_{n}": f"runs of {n} masked pieces" for n in range(1, MAX_SPAN)}
-    names[f"span_{MAX_SPAN}"] = f"runs of {MAX_SPAN} or more"
-    names |= {
-        "shown_mask": "shown [MASK]",
-        "shown_unchanged": "shown unchanged",
-        "shown_random": "shown another piece",
-    }
-    rows += [
-        (
-            f"  {text}",
-            f"{result[f'mlm_loss_{key}']:.3f}",
-            f"accuracy {100 * result[f'mlm_accuracy_{key}']:.1f} %",
-        )
-        for key, text in names.items()
-        if f"mlm_loss_{key}" in result
-    ]
-    lines = [f"Held-out text {of}"]
-    lines += [f"  {name:<26} {value:>9}   {note}".rstrip() for name, value, note in rows]
-    return "\n".join(lines)
-
-
-def filled_masks(
-    tokenizer: Tokenizer, batch: dict[str, np.ndarray], guesses: np.ndarray, count: int
-) -> list[str]:
-    """A masked place of each of the first rows in words, with what the model puts there.
-
-    [word] is a right guess, [guess, was: word] a wrong one. guesses: int [B, P].
-    """
-    lines: list[str] = []
-    for row in range(len(guesses)):
-        if len(lines) == count:
-            break
-        at = {
-            int(position): (int(guess), int(label))
-            for position, guess, label, weight in zip(
-                batch["mlm_positions"][row],
-                guesses[row],
-                batch["mlm_labels"][row],
-                batch["mlm_weights"][row],
-                strict=True,
-            )
-            if weight
-        }
-        if not at:
-            continue  # a row whose every word is longer than its budget, or padding
-        middle = sorted(at)[len(at) // 2]
-        # Its own example only: the tokens of the others in a packed row mean nothing to it.
-        numbers = batch.get("segment_ids", batch["attention_mask"])[row]
-        own = np.flatnonzero(numbers == numbers[middle])
-        words = []
-        for position in range(max(own[0] + 1, middle - 14), min(own[-1], middle + 15)):
-            if position not in at:
-                words.append(tokenizer.pieces([batch["input_ids"][row][position]])[0])
-                continue
-            guess, label = (tokenizer.decode([i]) or "_" for i in at[position])
-            right = at[position][0] == at[position][1]
-            words.append(f"\u2581[{guess}]" if right else f"\u2581[{guess}, was: {label}]")
-        lines.append("... " + "".join(words).replace("\u2581", " ").strip() + " ...")
-    return lines
-
-
-def write_report(path: Path, step: int, result: dict[str, float], examples: list[str]) -> None:
-    """The figures and examples of one evaluation as a JSON file."""
-    found = {"step": step, **result, "examples": examples}
-    # In one go: its being there says that a run is finished.
-    replace_text(path, json.dumps(found, indent=1, ensure_ascii=False) + "\n")

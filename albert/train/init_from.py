@@ -6,14 +6,13 @@ import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from albert.checkpoints.store import CheckpointError
-from albert.data.pretraining.prepare import open_tokenizer
-from albert.data.tokenizer import Tokenizer
 from albert.interop import formats
 from albert.interop.reshare import STRUCTURE, reshare, same_tensors
 from albert.interop.weights import Weights, stacked
 from albert.models.config import AlbertConfig
 from albert.runtime.fields import ConfigError
 from albert.runtime.paths import place
+from albert.tasks import find_task
 from albert.train.config import Config
 from albert.train.step import TrainState
 
@@ -50,25 +49,7 @@ def read_start(config: Config) -> Weights:
                 f"model.{field} is {ours} and that of init_from, {path}, {theirs}; "
                 f"set --config.model.{field}={theirs}"
             )
-    if config.data.tokenizer:
-        named = open_tokenizer(place(config.data.tokenizer), config.data, config.model.vocab_size)
-        if weights.tokenizer and _pieces(named) != _pieces(weights.tokenizer):
-            problems.append(
-                f"data.tokenizer {named.path} is another vocabulary than that of init_from, "
-                f"{weights.tokenizer.path}: the word embeddings would be those of other pieces"
-            )
-    elif weights.tokenizer is None:
-        problems.append(
-            f"there is no vocabulary beside init_from, {path}; name it with --config.data.tokenizer"
-        )
-    else:
-        for field in ("lower_case", "strip_accents"):
-            theirs = getattr(weights.tokenizer, field)
-            if getattr(config.data, field) != theirs:
-                problems.append(
-                    f"data.{field} is {not theirs} and that of init_from, {path}, {theirs}; set "
-                    f"--config.data.{field}={theirs}, or name data.tokenizer to have it your way"
-                )
+    problems += find_task(config.task).start_problems(config, weights)
     same = not problems and same_tensors(weights.config, config.model)
     if config.init_optimizer and not problems and not same:
         problems.append(
@@ -99,10 +80,6 @@ def read_start(config: Config) -> Weights:
 
 def _structure(model: AlbertConfig) -> str:
     return ", ".join(f"{name} {getattr(model, name)}" for name in STRUCTURE)
-
-
-def _pieces(tokenizer: Tokenizer) -> list[str]:
-    return tokenizer.pieces(range(tokenizer.vocab_size))
 
 
 def describe_start(config: Config, weights: Weights) -> str:

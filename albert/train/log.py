@@ -1,4 +1,4 @@
-"""The figures of every step: collected without making the device wait, logged, and judged."""
+"""The metrics of every step: collected without making the device wait, logged, and judged."""
 
 import dataclasses
 import math
@@ -11,8 +11,8 @@ import jax
 import numpy as np
 
 from albert.models.config import DTYPES
+from albert.tasks.base import Evaluation, Task
 from albert.train.config import Config
-from albert.train.cost import flops_per_token
 from albert.train.log_files import (
     MetricWriter,
     format_count,
@@ -20,8 +20,11 @@ from albert.train.log_files import (
     peak_flops,
     peak_memory_bytes,
 )
+from albert.train.progress import Progress
 
-# Steps whose figures may still be on the device: the host runs ahead by so many, not more.
+# Metrics that say where the run is; the others are averaged over the steps of a line.
+_STATES = ("learning_rate", "param_norm", "bad_steps", "bad_steps_in_row")
+# Steps whose metrics may still be on the device: the host runs ahead by so many, not more.
 STEPS_AHEAD = 2
 
 
@@ -34,24 +37,23 @@ class Divergence:
 
 
 class RunLog:
-    """Collects the figures of every step without making the device wait for the host."""
+    """Collects the metrics of every step without making the device wait for the host."""
 
     def __init__(
         self,
         config: Config,
+        task: Task,
         workdir: Path,
         first_step: int,
-        evaluated: bool,
-        figures: list[dict[str, float]],
-        rows_per_epoch: int,
+        progress: Progress,
         say: Callable[[str], None],
     ):
-        """`evaluated`: whether the state of `first_step` was, and its log kept."""
-        self._config = config
-        self._say = say
-        self._rows_per_epoch = rows_per_epoch
+        """Goes on with the logs of a run at `first_step`."""
+        self._config, self._task, self._progress, self._say = config, task, progress, say
         self._writer = (
-            MetricWriter(workdir, first_step, evaluated, say) if jax.process_index() == 0 else None
+            MetricWriter(workdir, first_step, progress.evaluated, say)
+            if jax.process_index() == 0
+            else None
         )
         self.divergence: Divergence | None = None  # for the loop to act upon
         peak, origin = peak_flops(DTYPES[config.model.dtype])
@@ -59,20 +61,16 @@ class RunLog:
             f"{jax.device_count()} x {jax.devices()[0].device_kind}; MFU counts against "
             f"{format_count(peak)}FLOP/s each ({origin})."
         )
-        tokens = config.train.batch_size * config.data.seq_length
-        self._flops_per_step = tokens * flops_per_token(
-            config.model, config.data.seq_length, config.data.max_predictions
-        )
+        self._flops_per_step = config.train.batch_size * task.flops_per_row(config)
         self._peak = peak * jax.device_count()
         self._pending: deque = deque()
-        self.figures = figures  # of the steps since the last line
         # When the last step was finished; None before the first and after a pause, so that
         # compiling, evaluating and saving count for no step.
         self._since: float | None = None
         self._elapsed, self._timed_steps, self._waited = 0.0, 0, 0.0
 
     def step(self, step: int, metrics, waited: float) -> None:
-        """Takes the figures of a step that was just started."""
+        """Takes the metrics of a step that was started, and the seconds waited for its data."""
         self._pending.append((step, metrics))
         self._waited += waited if self._since is not None else 0.0
         while len(self._pending) > STEPS_AHEAD:
@@ -90,7 +88,7 @@ class RunLog:
         now = time.monotonic()
         if values["bad_steps_in_row"] >= self._config.train.max_bad_steps:
             self.divergence = Divergence(step, int(values["bad_steps_in_row"]))
-        self.figures.append(values)
+        self._progress.unlogged.append(values)
         if self._since is not None:
             self._elapsed += now - self._since
             self._timed_steps += 1
@@ -99,42 +97,36 @@ class RunLog:
             self._write(step)
 
     def _write(self, step: int) -> None:
-        config = self._config
-        last = self.figures[-1]
-        means = ["loss", "mlm_loss", "mlm_accuracy", "grad_norm", "update_norm"]
-        if config.data.sentence_objective != "none":
-            means += ["sop_loss", "sop_accuracy"]
-        # Steps that were skipped have no figures worth a mean; bad_steps tells of them.
-        finite = [v for v in self.figures if math.isfinite(v["loss"] + v["grad_norm"])]
+        config, task, steps = self._config, self._task, self._progress.unlogged
+        last = steps[-1]
+        # Steps that were skipped have no metrics worth a mean; bad_steps tells of them.
+        finite = [v for v in steps if math.isfinite(v["loss"] + v["grad_norm"])]
+        means = [name for name in last if name not in (*_STATES, *task.amounts)]
         values = {n: float(np.mean([v[n] for v in finite])) for n in means} if finite else {}
         values |= {n: last[n] for n in ("learning_rate", "param_norm", "bad_steps")}
-        values["epoch"] = step * config.train.batch_size / self._rows_per_epoch
+        assert task.rows is not None
+        values["epoch"] = step * config.train.batch_size / task.rows.rows_per_epoch
         line = f"step {step}/{config.train.num_steps}  "
-        line += (
-            f"loss {values['loss']:.3f}  "
-            f"mlm {values['mlm_loss']:.3f} ({100 * values['mlm_accuracy']:.1f} %)"
-            if finite
-            else "loss not finite"
-        )
-        if finite and "sop_loss" in values:
-            line += f"  sop {values['sop_loss']:.3f} ({100 * values['sop_accuracy']:.1f} %)"
+        line += f"loss {values['loss']:.3f}  {task.line(values)}" if finite else "loss not finite"
         if self._timed_steps:
             seconds = self._elapsed / self._timed_steps
-            real = float(np.mean([v["real_tokens"] for v in self.figures]))
+            per_second = {
+                f"{name}_per_second": float(np.mean([v[name] for v in steps])) / seconds
+                for name in task.amounts
+            }
             values |= {
                 "step_seconds": seconds,
                 "rows_per_second": config.train.batch_size / seconds,
-                "real_tokens_per_second": real / seconds,
-                "padded_tokens_per_second": config.train.batch_size
-                * config.data.seq_length
-                / seconds,
+                **per_second,
                 "mfu": self._flops_per_step / seconds / self._peak,
                 "data_wait_share": min(self._waited / self._elapsed, 1.0),
                 "peak_memory_bytes": peak_memory_bytes(),
             }
+            name = task.amounts[0] if task.amounts else "rows"
+            speed = format_count(values[f"{name}_per_second"])
             left = seconds * (config.train.num_steps - step)
             line += (
-                f"  {format_count(values['real_tokens_per_second'])} tokens/s  "
+                f"  {speed} {name.split('_')[-1]}/s  "
                 f"waiting for data {100 * values['data_wait_share']:.0f} %  "
                 f"ETA {format_seconds(left)}"
             )
@@ -143,24 +135,19 @@ class RunLog:
         if self._writer:
             self._writer.write(step, "train", values)
         self._say(line)
-        self.figures, self._elapsed, self._timed_steps, self._waited = [], 0.0, 0, 0.0
+        steps.clear()
+        self._elapsed, self._timed_steps, self._waited = 0.0, 0, 0.0
 
-    def evaluated(self, step: int, result: dict[str, float]) -> None:
+    def evaluated(self, step: int, evaluation: Evaluation, figures: dict[str, float]) -> None:
+        """Logs an evaluation."""
         if self._writer:
-            self._writer.write(step, "valid", result)
-        line = (
-            f"step {step}  held-out: mlm {result['mlm_loss']:.3f} "
-            f"({100 * result['mlm_accuracy']:.1f} %), unigram entropy "
-            f"{result['unigram_entropy']:.3f}"
-        )
-        if "sop_loss" in result:
-            line += f"; sop {result['sop_loss']:.3f} ({100 * result['sop_accuracy']:.1f} %)"
-        self._say(line)
+            self._writer.write(step, evaluation.name, figures)
+        self._say(f"step {step}  {evaluation.line(figures)}")
 
     def rolled_back(self) -> None:
-        """Forgets the steps that were undone; their figures stay in the log."""
+        """Forgets the steps that were undone; their metrics stay in the log."""
         self._pending.clear()
-        self.figures = []
+        self._progress.unlogged.clear()
         self.divergence = None
 
     def close(self) -> None:

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import jax
@@ -119,10 +119,14 @@ class MetricWriter:
     """
 
     def __init__(
-        self, workdir: Path, first_step: int, evaluated: bool, tell: Callable[[str], None]
+        self,
+        workdir: Path,
+        first_step: int,
+        evaluated: Collection[str],
+        tell: Callable[[str], None],
     ):
-        """Continues the logs of a run that goes on from `first_step`: later entries are dropped,
-        and the evaluation at that step too unless it was saved as `evaluated`: it comes again."""
+        """Continues the logs of a run resumed at `first_step`: later entries are dropped, and
+        evaluations at that step too, but for those named in `evaluated`: the others come again."""
         self._path, self._board_path = workdir / "metrics.jsonl", workdir / "tensorboard"
         self._tell = tell
         self._told: set[Path] = set()
@@ -184,17 +188,17 @@ def _records(path: Path) -> list[tuple[str, dict]]:
     for line in text.splitlines():
         with contextlib.suppress(ValueError, TypeError, KeyError):
             record = json.loads(line)
-            found.append((line, record | {"step": int(record["step"])}))
+            found.append((line, record | {"step": int(record["step"]), "group": record["group"]}))
     return found
 
 
-def _drop_after(path: Path, last_step: int, evaluated: bool) -> None:
+def _drop_after(path: Path, last_step: int, evaluated: Collection[str]) -> None:
     """Keeps the records up to a step; what a killed run wrote after it will come again."""
     if path.exists():
         kept = [
             line + "\n"
             for line, record in _records(path)
-            if record["step"] < last_step + (record.get("group") != "valid" or evaluated)
+            if record["step"] < last_step + (record["group"] in ("train", *evaluated))
         ]
         replace_text(path, "".join(kept))
 

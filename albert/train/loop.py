@@ -1,54 +1,90 @@
-"""The pretraining loop."""
+"""Training, whatever the task: from a config to a finished run."""
 
 import contextlib
+import dataclasses
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import flax.linen as nn
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
 from albert.checkpoints.store import Checkpoints
 from albert.data.loader import BatchSource, iterate
-from albert.data.pretraining.prepare import PreparedData, open_tokenizer, prepare
-from albert.data.sources.base import SourceError
 from albert.interop.weights import Weights
-from albert.interop.workdir import is_run
-from albert.models.encoder import Albert, abstract_params
+from albert.interop.workdir import VOCABULARY, is_run
+from albert.models.encoder import abstract_params, init_params
 from albert.runtime import RunError
 from albert.runtime.console import tell
 from albert.runtime.lock import WorkdirLock
-from albert.runtime.paths import is_remote
 from albert.runtime.signals import Preempted, StopNow, StopSignals
 from albert.runtime.watchdog import Watchdog
+from albert.tasks import find_task
+from albert.tasks.base import Batch, Task
 from albert.train.config import Config, check_devices
 from albert.train.divergence import Rollbacks, report
-from albert.train.evaluate import Evaluator, format_table, write_report
+from albert.train.evaluate import Evaluator, report_text, sample_lines, write_report
 from albert.train.init_from import describe_start, read_start, start_state
 from albert.train.log import RunLog
 from albert.train.log_files import last_logged_step
 from albert.train.optimizers import make_optimizer
+from albert.train.progress import Progress
 from albert.train.resume_check import check_same_run, describe_run
-from albert.train.saving import FIGURES, Saver, restore
+from albert.train.saving import Saver, restore
 from albert.train.sharding import batch_sharding, local_rows, make_mesh, put_batch
-from albert.train.step import on_mesh
+from albert.train.step import TrainState, abstract_state, shard_training
 from albert.train.stopping import StopQuestion
+from albert.train.workdir import NoLock, claim, lock
 
 _EXAMPLES_SHOWN = 5
+_ADVICE = (
+    "Lower optimizer.learning_rate, or lengthen optimizer.warmup_steps, and start again in another "
+    "--workdir; or go on behind these rows with --config.train.on_divergence=rollback."
+)
 
 
-def train(config: Config, workdir: Path, stop: StopSignals | None = None) -> None:
-    """Trains until `num_steps`, going on from the newest sound checkpoint in `workdir` if there is
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What `train` came to.
+
+    Attributes:
+      workdir: with checkpoints, logs and vocabulary.
+      step: steps taken.
+      state: after the last step, on the devices.
+      figures: evaluation -> figures of that state.
+    """
+
+    workdir: Path
+    step: int
+    state: TrainState
+    figures: dict[str, dict[str, float]]
+
+
+# Called in front of a phase of the loop: (phase, steps taken so far). The phases of a step are
+# "stop", "evaluate", "save", "batch", "step" and "log", in this order; in front of the first comes
+# "prepare", behind the last "report".
+Watch = Callable[[str, int], None]
+
+
+def train(
+    config: Config,
+    workdir: Path,
+    stop: StopSignals | None = None,
+    *,
+    on_evaluation: Callable[[int, str, dict[str, float]], None] | None = None,
+    watch: Watch | None = None,
+) -> Outcome:
+    """Trains until `num_steps`, resuming from the newest sound checkpoint in `workdir` if there is
     one.
 
     Args:
-      config: checked.
+      config: checked, as `albert.config` gives it.
       workdir: folder of checkpoints and logs; made if it is not there.
       stop: signals that were taken already. By default they are taken here, for as long as it runs.
+      on_evaluation: called with (step, evaluation, figures) after each one.
+      watch: called in front of every phase; see `Watch`.
 
     Raises:
       ConfigError: the devices cannot share the batch or the parameters.
@@ -57,32 +93,30 @@ def train(config: Config, workdir: Path, stop: StopSignals | None = None) -> Non
       RunError: the workdir belongs to other data or another job, or training diverged.
       Preempted: by SIGTERM or SIGINT, with everything saved.
     """
+    workdir = Path(workdir) if isinstance(workdir, str) else workdir
+    watch = watch or (lambda phase, step: None)
     say = tell if jax.process_index() == 0 else lambda text: None
+    kind = find_task(config.task)
     with contextlib.ExitStack() as stack:
         if stop is None:
             stop = stack.enter_context(StopSignals())
         try:
             with stop.immediately():
-                _claim(workdir)
-                check_devices(config, abstract_params(Albert(config.model)), jax.device_count())
-                lock = stack.enter_context(contextlib.closing(_lock(workdir, say)))
+                claim(workdir)
+                model = kind.make_model(config)
+                check_devices(config, abstract_params(model), jax.device_count())
+                held = stack.enter_context(contextlib.closing(lock(workdir, say)))
                 # Closing waits for what is being saved, however the run ends.
+                keep = config.train.keep_last, config.train.keep_best
                 checkpoints = stack.enter_context(
-                    contextlib.closing(
-                        Checkpoints(
-                            workdir / "checkpoints",
-                            config.train.keep_last,
-                            config.train.keep_best,
-                            create=True,
-                        )
-                    )
+                    contextlib.closing(Checkpoints(workdir / "checkpoints", *keep, create=True))
                 )
                 saved = checkpoints.newest_sound(say)
                 if saved is not None and not is_run(checkpoints.info(saved)):
                     raise RunError(
                         f"{workdir} holds a model and not a run. Start from it in another "
                         f"--workdir with --config.init_from={workdir}, and "
-                        "--config.init_optimizer to go on with its optimiser and step."
+                        "--config.init_optimizer to go on with its optimizer and step."
                     )
                 if saved is not None and _is_finished(config, workdir, saved):
                     say(
@@ -90,11 +124,12 @@ def train(config: Config, workdir: Path, stop: StopSignals | None = None) -> Non
                         f"{config.train.num_steps}. Raise train.num_steps or choose another "
                         "--workdir."
                     )
-                    return
+                    return _finished(config, kind, workdir, checkpoints, saved)
                 start = read_start(config) if config.init_from and saved is None else None
-                data = _prepare(config, workdir, saved, start)
+                watch("prepare", 0)
+                task = kind.prepare(config, workdir, saved is not None, start)
                 if saved is not None:
-                    check_same_run(checkpoints.info(saved), config, data, workdir, say)
+                    check_same_run(checkpoints.info(saved), config, task, workdir, say)
                 elif (logged := last_logged_step(workdir)) > 0:
                     say(
                         f"Warning: the logs in {workdir} go to step {logged}, and there is no "
@@ -106,7 +141,255 @@ def train(config: Config, workdir: Path, stop: StopSignals | None = None) -> Non
                 "same command goes on.",
                 alone=True,
             ) from None
-        _run(config, workdir, data, checkpoints, saved, start, lock, stop, say)
+        run = Run(config, task, workdir, checkpoints, held, stop, say, on_evaluation, watch)
+        with run.set_up(saved, start):
+            while True:
+                # The order is fixed. What is saved has been evaluated, and a batch is drawn only
+                # when its step will be taken.
+                run.stop_if_asked()
+                run.evaluate()
+                run.save()
+                if run.is_over:
+                    break
+                batch = run.next_batch()
+                run.take_step(batch)
+            run.report()
+        return Outcome(workdir, run.step, run.state, run.progress.evaluated)
+
+
+class Run:
+    """A run between two steps: `step` of them are taken, `state` is what came of them, and
+    `progress` what is evaluated and logged of it."""
+
+    state: TrainState
+    step: int
+
+    def __init__(
+        self,
+        config: Config,
+        task: Task,
+        workdir: Path,
+        checkpoints: Checkpoints,
+        held: WorkdirLock | NoLock,
+        stop: StopSignals,
+        say: Callable[[str], None],
+        on_evaluation: Callable[[int, str, dict[str, float]], None] | None,
+        watch: Watch,
+    ):
+        self.config, self.task, self.workdir = config, task, workdir
+        self._checkpoints, self._lock, self._stop = checkpoints, held, stop
+        self._say, self._on_evaluation, self._watch = say, on_evaluation, watch
+        self.progress = Progress()
+        self._description = describe_run(config, task)
+
+    @property
+    def is_over(self) -> bool:
+        return self.step >= self.config.train.num_steps
+
+    @contextlib.contextmanager
+    def set_up(self, saved: int | None, start: Weights | None) -> Iterator[None]:
+        """Makes or restores the state, and opens everything that the steps need.
+
+        Args:
+          saved: the checkpoint to resume from; None: there is none.
+          start: the model of `config.init_from`, in a run's first start.
+        """
+        config, task, say = self.config, self.task, self._say
+        optimizer, schedule = make_optimizer(config.optimizer, config.train.num_steps)
+        self._mesh = mesh = make_mesh(config.sharding)
+        self._rows_sharding = batch_sharding(mesh, config.sharding)
+        self._abstract, create, self._train_step = shard_training(
+            task,
+            optimizer,
+            schedule,
+            config.train.accumulation,
+            config.seed,
+            mesh,
+            config.sharding,
+            config.train.spike_factor,
+        )
+        if saved is not None:
+            say(f"Resuming from the checkpoint of step {saved} in {self.workdir}.")
+            self.state = restore(self._checkpoints, saved, self._abstract)
+            self.progress = Progress.from_json(self._checkpoints.info(saved))
+        else:
+            self.state = create()
+            if start:
+                say(describe_start(config, start))
+                self.state = start_state(config, start, self.state)
+                start.params, start.mu, start.nu = {}, None, None  # they are on the devices now
+        self.step = self._first_step = int(self.state.step)
+        self._resumed = saved is not None
+        if jax.process_index() == 0:
+            # Only now, so that a run that cannot be resumed changes nothing.
+            if task.tokenizer:
+                task.tokenizer.save(self.workdir / VOCABULARY)
+            (self.workdir / "config.json").write_text(json.dumps(self._description, indent=1))
+        with (
+            jax.set_mesh(mesh),
+            nn.logical_axis_rules(config.sharding.rules),
+            contextlib.closing(Watchdog(config.train.stall_seconds)) as self._watchdog,
+        ):
+            size = config.train.eval_batch_size
+            self._evaluators = [Evaluator(e, mesh, config.sharding, size) for e in task.evaluations]
+            rows = local_rows(self._rows_sharding, config.train.batch_size)
+            assert task.rows is not None
+            self._source = BatchSource(
+                task.rows, config.train.batch_size, rows, config.train.num_steps
+            )
+            for line in task.opening:
+                say(line)
+            say(f"Compiling; then steps {self.step + 1} to {config.train.num_steps}.")
+            self._saver = Saver(self._checkpoints, self._description, config.train, say)
+            self._saver.step = self.step
+            self._rollbacks = Rollbacks(self._checkpoints, say)
+            self._question = StopQuestion(self._stop, mesh)
+            with (
+                contextlib.closing(
+                    RunLog(config, task, self.workdir, self.step, self.progress, say)
+                ) as self._log,
+                contextlib.closing(iterate(self._source, self.step, task.workers)) as self._batches,
+            ):
+                yield
+
+    # The phases of a step, in their order.
+
+    def stop_if_asked(self) -> None:
+        """Ends the run where that was asked for, or where it cannot go on; everything is saved."""
+        self._watch("stop", self.step)
+        if self._due():
+            self._log.flush()
+        self._saver.look()
+        if self._log.divergence:
+            self._saver.finish()
+            steps = self._checkpoints.steps()
+            told = report(self.workdir, self._source, self._log.divergence, steps)
+            if self.config.train.on_divergence != "rollback":
+                raise RunError(f"{told}\n{_ADVICE}")
+            self.state = self._rollbacks.roll_back(self.step, self._abstract, told)
+            self._log.rolled_back()
+            self._saver.save(self.step, self.state, self.progress)
+        if self._lock.lost:
+            raise RunError(f"Another job has taken {self.workdir} over: this one ends.")
+        if self._question.any() and not self.is_over:
+            self._save_and_raise(self._preempted())
+
+    def evaluate(self) -> None:
+        """Makes the evaluations that are due and not made yet, and logs them."""
+        for evaluator in self._due():
+            name = evaluator.evaluation.name
+            if name in self.progress.evaluated:
+                continue  # when this state was saved
+            self._watch("evaluate", self.step)
+            self._watchdog.now("evaluation", f"the evaluation {name} at step {self.step}")
+            try:
+                with self._interruptible():
+                    figures = evaluator.figures(self.state.params)
+            except StopNow:
+                self._save_and_raise(self._preempted())
+            self._log.evaluated(self.step, evaluator.evaluation, figures)
+            self.progress.evaluated[name] = figures
+            if self._on_evaluation:
+                self._on_evaluation(self.step, name, figures)
+
+    def save(self) -> None:
+        """Saves the state where that is due; the last one is on disk when this returns."""
+        loss = self.task.best.loss(self.progress.evaluated)
+        if self._saver.is_due(self.step, loss):
+            self._watch("save", self.step)
+            self._watchdog.now("saving", f"saving step {self.step}")
+            self._log.flush()
+            self._saver.save(self.step, self.state, self.progress, loss)
+        if self.is_over:
+            self._saver.save_now(self.step, self.state, self.progress, loss)
+            self._watchdog.rest()
+
+    def next_batch(self) -> Batch:
+        """This step's rows, on the devices; ends the run where they cannot be made."""
+        self._watch("batch", self.step)
+        self._watchdog.now("data", f"making the batch of step {self.step + 1}")
+        begin = time.monotonic()
+        try:
+            with self._interruptible():
+                rows = next(self._batches)
+        except StopNow:
+            self._save_and_raise(self._preempted())
+        except Exception as error:  # whatever a source, a worker or Grain raises
+            self._save_and_raise(
+                RunError(f"The batch of step {self.step + 1} could not be made: {error}")
+            )
+        batch = put_batch(rows, self._rows_sharding)
+        self._waited = time.monotonic() - begin
+        return batch
+
+    def take_step(self, batch: Batch) -> None:
+        """One update, and its metrics to the log, which does not wait for them."""
+        self._watch("step", self.step)
+        kind = "compiling" if self.step == self._first_step else "step"
+        self._watchdog.now(kind, f"step {self.step + 1}")
+        self.state, metrics = self._train_step(self.state, batch)
+        self.step += 1
+        self.progress.evaluated = {}
+        self._watch("log", self.step)
+        self._log.step(self.step, metrics, self._waited)
+
+    def report(self) -> None:
+        """Prints and writes what the run came to."""
+        self._watch("report", self.step)
+        size = self.config.train.eval_batch_size
+        lines = sample_lines(
+            self.task.samples,
+            self.state.params,
+            self._mesh,
+            self.config.sharding,
+            size,
+            _EXAMPLES_SHOWN,
+        )
+        figures = self.progress.evaluated
+        if jax.process_index() == 0:
+            write_report(self.workdir / f"eval_{self.step}.json", self.step, figures, lines)
+        self._say(report_text(f"at step {self.step}", self.task, figures, lines))
+        self._say(
+            f"Checkpoints, logs and vocabulary are in {self.workdir}. Look at the curves with:\n"
+            f"  {Path(sys.executable).parent / 'tensorboard'} --logdir {self.workdir}"
+        )
+
+    # What the phases need.
+
+    def _due(self) -> list[Evaluator]:
+        return [
+            evaluator
+            for evaluator in self._evaluators
+            if self.is_over
+            or (
+                self.step > 0
+                and self.step % (evaluator.evaluation.every or self.config.train.eval_every) == 0
+            )
+        ]
+
+    def _interruptible(self) -> contextlib.AbstractContextManager:
+        """Where waiting may end at once by a signal; of several processes none may end alone."""
+        return self._stop.immediately() if jax.process_count() == 1 else contextlib.nullcontext()
+
+    def _preempted(self) -> Preempted:
+        by = self._stop.asked or "a signal to another process"
+        if self.step == self._first_step and not self._resumed:
+            return Preempted(
+                f"Stopped by {by} before the first step. The same command begins again."
+            )
+        return Preempted(
+            f"Stopped by {by} at step {self.step}, which is saved. The same command goes on."
+        )
+
+    def _save_and_raise(self, error: Exception) -> None:
+        """Ends the run with the state of this step on disk."""
+        alone = jax.process_count() > 1 and not isinstance(error, Preempted)
+        if self.step > self._first_step and not alone:  # saving takes all processes
+            self._log.flush()
+            self._saver.finish()
+            loss = self.task.best.loss(self.progress.evaluated)
+            self._saver.save_now(self.step, self.state, self.progress, loss)
+        raise error
 
 
 def _is_finished(config: Config, workdir: Path, saved: int) -> bool:
@@ -114,250 +397,16 @@ def _is_finished(config: Config, workdir: Path, saved: int) -> bool:
     return saved > config.train.num_steps or (saved == config.train.num_steps and done.is_file())
 
 
-def _prepare(
-    config: Config, workdir: Path, saved: int | None, start: Weights | None
-) -> PreparedData:
-    tokenizer = start.tokenizer if start else None
-    if config.data.tokenizer:
-        tokenizer = None
-    elif config.init_from and saved is not None:
-        tokenizer = open_tokenizer(
-            workdir / "tokenizer.model", config.data, config.model.vocab_size
-        )
-    data = prepare(config.data, config.model.vocab_size, config.seed, tokenizer)
-    if data.train.rows_per_epoch < config.train.batch_size:
-        raise SourceError(
-            f"The training text is too small: it gives {data.train.rows_per_epoch} rows of up "
-            f"to {config.data.seq_length} tokens, fewer than one batch of "
-            f"{config.train.batch_size}. Add text or lower train.batch_size."
-        )
-    return data
-
-
-def _run(
-    config: Config,
-    workdir: Path,
-    data: PreparedData,
-    checkpoints: Checkpoints,
-    saved: int | None,
-    start: Weights | None,
-    lock: "WorkdirLock | _NoLock",
-    stop: StopSignals,
-    say: Callable[[str], None],
-) -> None:
-    """Sets up the devices, takes every step that is left, and reports."""
-    description = describe_run(config, data)
-    model = Albert(config.model)
-    optimizer, schedule = make_optimizer(config.optimizer, config.train.num_steps)
-    mesh = make_mesh(config.sharding)
-    rows_sharding = batch_sharding(mesh, config.sharding)
-    abstract, create, train_step = on_mesh(
-        model,
+def _finished(
+    config: Config, kind: type[Task], workdir: Path, checkpoints: Checkpoints, saved: int
+) -> Outcome:
+    """What a run came to that was finished before."""
+    optimizer, _ = make_optimizer(config.optimizer, config.train.num_steps)
+    abstract = abstract_state(
+        lambda key: init_params(kind.make_model(config), key),
         optimizer,
-        schedule,
-        config.train.accumulation,
-        config.seed,
-        mesh,
+        make_mesh(config.sharding),
         config.sharding,
-        config.train.spike_factor,
     )
-    evaluated = False  # whether what is there now was, when it was saved
-    figures: list[dict] = []  # of steps that were not logged when it was saved
-    if saved is not None:
-        say(f"Going on from the checkpoint of step {saved} in {workdir}.")
-        state = restore(checkpoints, saved, abstract)
-        info = checkpoints.info(saved)
-        evaluated, figures = "loss" in info, info[FIGURES]
-    else:
-        state = create()
-        if start:
-            say(describe_start(config, start))
-            state = start_state(config, start, state)
-            start.params, start.mu, start.nu = {}, None, None  # they are on the devices now
-    first_step = int(state.step)
-    if jax.process_index() == 0:
-        # Only now, so that a run that cannot go on changes nothing.
-        data.tokenizer.save(workdir / "tokenizer.model")
-        (workdir / "config.json").write_text(json.dumps(description, indent=1))
-    with jax.set_mesh(mesh), nn.logical_axis_rules(config.sharding.rules):
-        evaluator = Evaluator(
-            model,
-            mesh,
-            config.sharding,
-            data.valid,
-            config.train.eval_rows,
-            config.train.eval_batch_size,
-        )
-        source = BatchSource(
-            data.train,
-            config.train.batch_size,
-            local_rows(rows_sharding, config.train.batch_size),
-            config.train.num_steps,
-        )
-        say(
-            f"{data.train.rows_per_epoch:,} rows an epoch, "
-            f"{100 * data.train.padding():.1f} % of their positions padding."
-        )
-        say(f"Compiling; then steps {first_step + 1} to {config.train.num_steps}.")
-        saver = Saver(checkpoints, description, config.train, say)
-        saver.step = first_step
-        rolls_back = config.train.on_divergence == "rollback"
-        rollbacks = Rollbacks(checkpoints, say)
-        question = StopQuestion(stop, mesh)
-        with (
-            contextlib.closing(Watchdog(config.train.stall_seconds)) as watchdog,
-            contextlib.closing(
-                RunLog(
-                    config, workdir, first_step, evaluated, figures, data.train.rows_per_epoch, say
-                )
-            ) as log,
-            contextlib.closing(iterate(source, first_step, config.data.workers)) as batches,
-        ):
-
-            def preempted() -> Preempted:
-                by = stop.asked or "a signal to another process"
-                if step == first_step and saved is None:
-                    return Preempted(
-                        f"Stopped by {by} before the first step. The same command begins again."
-                    )
-                return Preempted(
-                    f"Stopped by {by} at step {step}, which is saved. The same command goes on."
-                )
-
-            def save_and_raise(error: Exception) -> None:
-                """Ends the run with the state of this step on disk."""
-                alone = jax.process_count() > 1 and not isinstance(error, Preempted)
-                if step > first_step and not alone:  # saving takes all processes
-                    log.flush()
-                    saver.finish()
-                    saver.save_now(step, state, log.figures, result.get("loss"))
-                raise error
-
-            for step in range(first_step, config.train.num_steps + 1):
-                # The order is fixed: stop, evaluate, save, next batch, step, log. What is saved has
-                # been evaluated, and a batch is drawn only when its step will be taken.
-                is_last = step == config.train.num_steps
-                due = (step > 0 and step % config.train.eval_every == 0) or is_last
-                result: dict[str, float] = {}
-                if due:
-                    log.flush()
-
-                # Stop.
-                saver.look()
-                if log.divergence:
-                    saver.finish()
-                    told = report(workdir, source, log.divergence, checkpoints.steps())
-                    if not rolls_back:
-                        raise RunError(f"{told}\n{_ADVICE}")
-                    state = rollbacks.roll_back(step, abstract, told)
-                    log.rolled_back()
-                    saver.save(step, state, log.figures)
-                if lock.lost:
-                    raise RunError(f"Another job has taken {workdir} over: this one ends.")
-                if question.any() and not is_last:
-                    save_and_raise(preempted())
-
-                # Evaluate.
-                if due and not (step == first_step and evaluated and not is_last):
-                    watchdog.now("evaluation", f"the evaluation at step {step}")
-                    try:
-                        with stop.immediately() if jax.process_count() == 1 else _nothing():
-                            result = evaluator.figures(state.params)
-                    except StopNow:
-                        save_and_raise(preempted())
-                    if not (step == first_step and evaluated):  # logged before it was saved
-                        log.evaluated(step, result)
-
-                # Save.
-                if saver.is_due(step, result.get("loss")):
-                    watchdog.now("saving", f"saving step {step}")
-                    log.flush()
-                    saver.save(step, state, log.figures, result.get("loss"))
-                if is_last:
-                    saver.save_now(step, state, log.figures, result.get("loss"))
-                    break
-
-                # Next batch.
-                watchdog.now("data", f"making the batch of step {step + 1}")
-                begin = time.monotonic()
-                try:
-                    with stop.immediately() if jax.process_count() == 1 else _nothing():
-                        rows = next(batches)
-                except StopNow:
-                    save_and_raise(preempted())
-                except Exception as error:  # whatever a source, a worker or Grain raises
-                    save_and_raise(
-                        RunError(f"The batch of step {step + 1} could not be made: {error}")
-                    )
-                batch = put_batch(rows, rows_sharding)
-                waited = time.monotonic() - begin
-
-                # Step.
-                first = step == first_step
-                watchdog.now("compiling" if first else "step", f"step {step + 1}")
-                state, metrics = train_step(state, batch)
-
-                # Log.
-                log.step(step + 1, metrics, waited)
-            watchdog.rest()
-
-        examples = evaluator.filled_masks(state.params, _EXAMPLES_SHOWN)
-    if jax.process_index() == 0:
-        write_report(workdir / f"eval_{step}.json", step, result, examples)
-    say(format_table(f"at step {step}", result))
-    say("Masks filled in, [right] or [guess, was: truth]:")
-    say("\n".join(f"  {line}" for line in examples))
-    say(
-        f"Checkpoints, logs and vocabulary are in {workdir}. Look at the curves with:\n"
-        f"  {Path(sys.executable).parent / 'tensorboard'} --logdir {workdir}"
-    )
-
-
-_ADVICE = (
-    "Lower optimizer.learning_rate, or lengthen optimizer.warmup_steps, and start again in another "
-    "--workdir; or go on behind these rows with --config.train.on_divergence=rollback."
-)
-
-
-_nothing = contextlib.nullcontext
-
-
-def _claim(workdir: Path) -> None:
-    """Finds out at once whether the workdir can be written."""
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        probe = workdir / f".write-test-{jax.process_index()}"
-        probe.write_text("")
-        probe.unlink()
-    except Exception as error:  # of the file system, or of whatever the library of a store raises
-        if not isinstance(error, OSError) and not is_remote(workdir):
-            raise
-        reason = getattr(error, "strerror", None) or error
-        raise RunError(
-            f"Cannot write to the workdir {workdir}: {reason}. Choose another --workdir."
-        ) from error
-
-
-class _NoLock:
-    """That of the processes that leave it to the first."""
-
-    lost = False
-
-    def close(self) -> None:
-        pass
-
-
-def _lock(workdir: Path, say: Callable[[str], None]) -> WorkdirLock | _NoLock:
-    """The first process takes the workdir for all; raises RunError on all when it cannot."""
-    lock: WorkdirLock | _NoLock = _NoLock()
-    error: RunError | None = None
-    if jax.process_index() == 0:
-        try:
-            lock = WorkdirLock(workdir, say)
-        except RunError as taken:
-            error = taken
-    if jax.process_count() > 1 and multihost_utils.broadcast_one_to_all(np.array(bool(error))):
-        raise error or RunError(f"Another job works in {workdir}; the first process tells which.")
-    if error:
-        raise error
-    return lock
+    progress = Progress.from_json(checkpoints.info(saved))
+    return Outcome(workdir, saved, restore(checkpoints, saved, abstract), progress.evaluated)

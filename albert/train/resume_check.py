@@ -1,58 +1,63 @@
-"""Whether a run that is to go on is the one that was saved."""
+"""Whether a run that is to be resumed is the one that was saved."""
 
 import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
 
-from albert.data.pretraining.prepare import PreparedData, changed_corpora
+from albert import __version__
 from albert.runtime import RunError
-from albert.train.config import Config
+from albert.tasks.base import Task
+from albert.train.config import Config, version_of
 
-# Told by the identity of the data, or past: where a run started.
+# Told by the task's own description, or past: where a run started.
 _NOT_COMPARED = ("seed", "init_from", "init_optimizer", "init_method")
 # Of the model and yet harmless: what is computed is the same up to rounding.
-_NUMERICS = ("model.dtype", "model.remat")
+_NUMERICS = ("model.dtype", "model.remat", "model.attention")
 # Harmless and yet not exact: what is learned differs from here on.
 _LEARNING = ("optimizer", "train.max_bad_steps", "train.spike_factor", "train.num_steps")
 
 
-def describe_run(config: Config, data: PreparedData) -> dict:
+def describe_run(config: Config, task: Task) -> dict:
     """What a checkpoint says of its run, as JSON."""
-    held_out = [plan.corpus.fingerprint for plan in data.valid.plans]
-    found = {"config": dataclasses.asdict(config), "data": data.identity, "held_out": held_out}
-    return json.loads(json.dumps(found))
+    described = {
+        "version": __version__,
+        "config": dataclasses.asdict(config),
+        **task.description(),
+    }
+    return json.loads(json.dumps(described))
 
 
 def check_same_run(
-    saved: dict, config: Config, data: PreparedData, workdir: Path, say: Callable[[str], None]
+    saved: dict, config: Config, task: Task, workdir: Path, say: Callable[[str], None]
 ) -> None:
-    """Refuses to go on with another model or other rows; tells of any other change.
+    """Refuses to resume with another model or other rows; tells of any other change.
 
-    Raises RunError with every value that may not change.
+    Args:
+      saved: a checkpoint's description.
+
+    Raises:
+      RunError: names every value that may not change, or the version that made the run.
     """
-    now = describe_run(config, data)
-
-    def changes(name: str, before: dict, after: dict) -> list[str]:
-        return [
-            f"  {name}.{field}: {before.get(field)} -> {after.get(field)}"
-            for field in sorted(before.keys() | after.keys())
-            if before.get(field) != after.get(field)
-        ]
-
-    refused = changes("data", saved["data"], now["data"])
-    refused += changed_corpora(config.data, saved["data"]["train"], data.train)
-    warned: list[str] = []
+    version = version_of(saved)
+    if version.split(".")[:2] != __version__.split(".")[:2]:
+        raise RunError(
+            f"{workdir} was made by albert {version}, and this is {__version__}, which keeps other "
+            "things in a checkpoint. Resume it with that version, or start from its weights in "
+            f"another --workdir with --config.init_from={workdir}."
+        )
+    now = describe_run(config, task)
+    refused, warned = task.changes(saved)
     told: list[str] = []
-    if saved["held_out"] != now["held_out"]:
-        warned.append("  held-out text: figures before and after do not compare")
-    for section, fields in now["config"].items():
+    for section, after in now["config"].items():
         if section in _NOT_COMPARED:
             continue
-        for line in changes(section, saved["config"].get(section, {}), fields):
+        for line in _changes(section, saved["config"].get(section), after):
             field = line.split(":")[0].strip()
             # A row's number is step * batch_size + its place in the batch.
-            if (section == "model" and field not in _NUMERICS) or field == "train.batch_size":
+            if field in ("task", "train.batch_size") or (
+                section == "model" and field not in _NUMERICS
+            ):
                 refused.append(line)
             elif field.startswith(_LEARNING) or section == "model":
                 warned.append(line)
@@ -71,3 +76,15 @@ def check_same_run(
         )
     if told:
         say("Changed since the checkpoint was written:\n" + "\n".join(told))
+
+
+def _changes(name: str, before, after) -> list[str]:
+    """A line for every field of a section, or for a field without a section, that differs."""
+    if not isinstance(after, dict):
+        return [f"  {name}: {before} -> {after}"] if before != after else []
+    before = before or {}
+    return [
+        f"  {name}.{field}: {before.get(field)} -> {after.get(field)}"
+        for field in sorted(before.keys() | after.keys())
+        if before.get(field) != after.get(field)
+    ]

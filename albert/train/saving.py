@@ -10,10 +10,8 @@ from jax.experimental import multihost_utils
 from albert.checkpoints.store import Checkpoints
 from albert.runtime import RunError
 from albert.train.config import TrainConfig
+from albert.train.progress import Progress
 from albert.train.step import TrainState
-
-# What a checkpoint's description calls the figures of steps that were not logged yet.
-FIGURES = "unlogged_figures"
 
 
 class Saver:
@@ -63,20 +61,20 @@ class Saver:
         return bool(due)
 
     def save(
-        self, step: int, state: TrainState, figures: list[dict], loss: float | None = None
+        self, step: int, state: TrainState, progress: Progress, loss: float | None = None
     ) -> None:
         """Starts to save; raises RunError after too many failures in a row.
 
         Args:
           step: of the loop.
           state: at that step.
-          figures: of the steps that are not logged yet, for the log to go on with.
+          progress: of the run at that step.
           loss: held out, if it was evaluated at this step.
         """
         self._time = time.monotonic()
         self.finish()
         self.step = step
-        description = self._description | {FIGURES: list(figures)}  # written in the background
+        description = self._description | progress.as_json()  # written in the background
         try:
             self._checkpoints.save(step, *split(state), description, loss)
         except Exception as error:
@@ -87,7 +85,7 @@ class Saver:
         self._judged(self._checkpoints.look)
 
     def save_now(
-        self, step: int, state: TrainState, figures: list[dict], loss: float | None = None
+        self, step: int, state: TrainState, progress: Progress, loss: float | None = None
     ) -> None:
         """As `save`, and returns when it is on disk, whoever began to save it; tries again when
         that fails.
@@ -96,7 +94,7 @@ class Saver:
         """
         self.finish()
         while self.step != step:
-            self.save(step, state, figures, loss)
+            self.save(step, state, progress, loss)
             self.finish()
 
     def finish(self) -> None:

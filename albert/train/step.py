@@ -1,4 +1,4 @@
-"""The training state, and the pure functions of one training and one evaluation step."""
+"""The training state, and the pure function of one training step, whatever the task."""
 
 from collections.abc import Callable
 
@@ -7,20 +7,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
-from albert.data.tokenizer import CLS, MASK, SEP
-from albert.models.encoder import Albert, init_params
-from albert.tasks.losses import masked_lm_terms, pretraining_loss, sentence_order_terms
+from albert.models.layers import row_keys
+from albert.tasks.base import Task
 from albert.train.sharding import ShardingConfig, batch_sharding, placed, replicated
 
 _SPIKES_AFTER = 50  # updates; the first gradients say little of the later ones
 _NORM_WEIGHT = 0.02  # of a new gradient norm in the running mean
-MAX_SPAN = 4  # masked runs of this length and longer are counted together
-# What the model was shown at a masked position.
-SHOWN = ("mask", "unchanged", "random")
-# What packed rows have besides, for the model.
-PACKED_FIELDS = ("segment_ids", "position_ids", "cls_positions")
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -34,75 +28,113 @@ class TrainState(flax.struct.PyTreeNode):
     grad_norm_mean: jax.Array  # float32: running mean of the gradient norms of the others
 
 
-def new_state(model: Albert, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
-    """A fresh state, its parameters and moments boxed with their logical axis names."""
-    params = init_params(model, jax.random.key(seed))
+def new_state(init: Callable, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
+    """A fresh state, its parameters and moments boxed with their logical axis names.
+
+    `init` draws parameters, boxed, from a random key.
+    """
+    params = init(jax.random.key(seed))
     zero = jnp.zeros([], jnp.int32)
     return TrainState(zero, params, optimizer.init(params), zero, zero, jnp.zeros([], jnp.float32))
 
 
-def apply_model(model: Albert, params, rows, **kwargs):
-    return model.apply(
-        {"params": params},
-        rows["input_ids"],
-        rows["attention_mask"],
-        rows["token_type_ids"],
-        rows["mlm_positions"],
-        **{name: rows[name] for name in PACKED_FIELDS if name in rows},
-        **kwargs,
-    )
+def abstract_state(
+    init: Callable,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    sharding: ShardingConfig,
+) -> TrainState:
+    """The state as abstract arrays that say where each lies."""
+    return placed(jax.eval_shape(lambda: new_state(init, optimizer, 0)), mesh, sharding)
+
+
+def make_gradient(task: Task, accumulation: int, mesh: Mesh | None = None) -> Callable:
+    """The function (params, batch, keys, denominators) -> ((loss, sums), gradient).
+
+    The gradient is that of the whole batch, in parts or not: every part is scaled by the batch's
+    own denominators. Of parts, the devices along the mesh axis "data" add up what is their own, and
+    it is summed over them once, behind the last part.
+    """
+
+    def objective(params, rows, keys, denominators):
+        sums = task.sums(params, rows, keys)
+        return task.loss(sums, denominators), sums
+
+    gradient = jax.value_and_grad(objective, has_aux=True)
+    if accumulation == 1:
+        return gradient
+    shards = mesh.shape["data"] if mesh is not None else 1
+
+    def local_rules() -> list:
+        """The rules inside of a shard, whose rows are all there is: none names the axis "data"."""
+        return [
+            (name, tuple(a for a in (axes if isinstance(axes, tuple) else (axes,)) if a != "data"))
+            for name, axes in nn.get_logical_axis_rules()
+        ]
+
+    def split(x):
+        """[B, ...] -> [parts, shards, rows, ...]; no row changes its device."""
+        x = jnp.moveaxis(x.reshape(shards, -1, accumulation, *x.shape[1:]), 2, 0)
+        if shards == 1:
+            return nn.with_logical_constraint(x, (None, None, "batch", *(None,) * (x.ndim - 3)))
+        rest = dict(local_rules()).get("batch")
+        return jax.lax.with_sharding_constraint(x, PartitionSpec(None, "data", rest or None))
+
+    def along_data(x):
+        """A shard's own gradient stays where it is."""
+        if shards == 1:
+            return x
+        free = [PartitionSpec.UNCONSTRAINED] * (x.ndim - 1)
+        return jax.lax.with_sharding_constraint(x, PartitionSpec("data", *free))
+
+    def of_part(params, rows, keys, denominators):
+        """What each shard contributes: the gradient, with an axis for the shards in front."""
+        over_shards = jax.vmap(
+            gradient, (None, 0, 0, None), spmd_axis_name="data" if shards > 1 else None
+        )
+        with nn.logical_axis_rules(local_rules() if shards > 1 else nn.get_logical_axis_rules()):
+            result = over_shards(params, rows, keys, denominators)
+        return jax.tree.map(along_data, result)
+
+    def accumulated(params, batch, keys, denominators):
+        parts = jax.tree.map(split, batch), split(keys)
+
+        def add(total, part):
+            rows, part_keys = part
+            more = of_part(params, rows, part_keys, denominators)
+            return jax.tree.map(jnp.add, total, more), None
+
+        rows, part_keys = jax.tree.map(lambda x: x[0], parts)
+        shapes = jax.eval_shape(of_part, params, rows, part_keys, denominators)
+        zeros = jax.tree.map(lambda s: along_data(jnp.zeros(s.shape, s.dtype)), shapes)
+        total = jax.lax.scan(add, zeros, parts)[0]
+        return jax.tree.map(lambda x: x.sum(0, dtype=x.dtype), total)
+
+    return accumulated
 
 
 def make_train_step(
-    model: Albert,
+    task: Task,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     accumulation: int,
     seed: int,
     spike_factor: float = 0.0,
+    mesh: Mesh | None = None,
 ) -> Callable:
     """The function (state, batch) -> (state, metrics).
 
-    An update whose loss or gradient is not finite is skipped: parameters and optimiser stay as they
+    An update whose loss or gradient is not finite is skipped: parameters and optimizer stay as they
     are. So is one whose gradient norm is over `spike_factor` times its running mean, unless that is
     0 or fewer than `_SPIKES_AFTER` updates were made.
-
-    With accumulation the gradient is that of the whole batch, not a mean of means: every part
-    is scaled by the batch's own denominators.
     """
-
-    def loss_fn(params, rows, key, mlm_weight, sop_weight):
-        output = apply_model(model, params, rows, deterministic=False, rngs={"dropout": key})
-        return pretraining_loss(output, rows, mlm_weight, sop_weight)
-
-    gradient = jax.value_and_grad(loss_fn, has_aux=True)
-
-    def accumulated_gradient(params, batch, key, *weights):
-        # Rows r with r % accumulation == k form part k, so no row changes its device.
-        def split(x):
-            parts = x.reshape(-1, accumulation, *x.shape[1:]).swapaxes(0, 1)
-            return nn.with_logical_constraint(parts, (None, "batch", *(None,) * (x.ndim - 1)))
-
-        parts = jax.tree.map(split, batch)
-
-        def add(total, part):
-            number, rows = part
-            result = gradient(params, rows, jax.random.fold_in(key, number), *weights)
-            return jax.tree.map(jnp.add, total, result), None
-
-        rows = jax.tree.map(lambda x: x[0], parts)
-        shapes = jax.eval_shape(gradient, params, rows, key, *weights)
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        return jax.lax.scan(add, zeros, (jnp.arange(accumulation), parts))[0]
+    gradient = make_gradient(task, accumulation, mesh)
 
     def train_step(state: TrainState, batch) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        weights = (
-            batch["mlm_weights"].sum(),
-            (batch["sop_labels"] >= 0).sum().astype(jnp.float32),
-        )
-        compute = gradient if accumulation == 1 else accumulated_gradient
-        (loss, metrics), grads = compute(state.params, batch, key, *weights)
+        keys = row_keys(key, len(jax.tree.leaves(batch)[0]))
+        denominators = task.denominators(batch)
+        (loss, sums), grads = gradient(state.params, batch, keys, denominators)
         grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         applied = state.step - state.bad_steps
@@ -127,13 +159,12 @@ def make_train_step(
             bad_steps_in_row=(state.bad_steps_in_row + bad) * bad,
             grad_norm_mean=keep_if_good(mean, usual),
         )
-        metrics |= {
+        metrics = task.metrics(sums, denominators) | {
             "loss": loss,
             "learning_rate": schedule(applied),
             "grad_norm": grad_norm,
             "param_norm": optax.tree.norm(state.params),
             "update_norm": jnp.where(good, optax.tree.norm(updates), 0.0),
-            "real_tokens": batch["attention_mask"].sum(),
             "bad_steps": state.bad_steps,
             "bad_steps_in_row": state.bad_steps_in_row,
         }
@@ -142,8 +173,8 @@ def make_train_step(
     return train_step
 
 
-def on_mesh(
-    model: Albert,
+def shard_training(
+    task: Task,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     accumulation: int,
@@ -162,78 +193,15 @@ def on_mesh(
       without arguments that makes it there, never whole on one device; and the compiled training
       step, which donates the state it is given.
     """
-
-    def boxed():
-        return new_state(model, optimizer, seed)
-
-    abstract = placed(jax.eval_shape(boxed), mesh, sharding)
+    abstract = abstract_state(task.init, optimizer, mesh, sharding)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    create = jax.jit(lambda: nn.meta.unbox(boxed()), out_shardings=shardings)
+    create = jax.jit(
+        lambda: nn.meta.unbox(new_state(task.init, optimizer, seed)), out_shardings=shardings
+    )
     step = jax.jit(
-        make_train_step(model, optimizer, schedule, accumulation, seed, spike_factor),
+        make_train_step(task, optimizer, schedule, accumulation, seed, spike_factor, mesh),
         in_shardings=(shardings, batch_sharding(mesh, sharding)),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
     )
     return abstract, create, step
-
-
-def span_lengths(positions: jax.Array, weights: jax.Array) -> jax.Array:
-    """Length of the run of adjacent masked positions that each one is part of.
-
-    int [B, P] sorted along P where the weight is 1, float32 [B, P] -> int [B, P]; 0 for filling.
-    """
-    real = weights > 0
-    begins = jnp.diff(positions, axis=1, prepend=-2) != 1
-    run = jnp.cumsum(begins, axis=1)
-    same = (run[:, :, None] == run[:, None, :]) & real[:, :, None] & real[:, None, :]
-    return same.sum(-1)
-
-
-def make_eval_step(model: Albert) -> Callable:
-    """The function (params, batch) -> sums over the batch, to be added up over batches."""
-
-    def eval_step(params, batch) -> dict[str, jax.Array]:
-        output = apply_model(model, params, batch)
-        labels, weights = batch["mlm_labels"], batch["mlm_weights"]
-        nll, hit = masked_lm_terms(output.mlm_logits, labels, weights)
-        sop_nll, sop_hit, sop_weights = sentence_order_terms(output.sop_logits, batch["sop_labels"])
-        # Every token of the text, masked or not, as a sample of what could be a target.
-        rows = jnp.arange(len(labels))[:, None]
-        masked = (
-            jnp.zeros_like(batch["input_ids"])
-            .at[rows, batch["mlm_positions"]]
-            .max(jnp.where(weights > 0, labels + 1, 0))
-        )
-        words = jnp.where(masked > 0, masked - 1, batch["input_ids"])
-        is_word = batch["attention_mask"] * ((masked > 0) | (words != CLS) & (words != SEP))
-        sums = {
-            "mlm": jnp.stack([nll.sum(), hit.sum(), weights.sum()]),
-            "sop": jnp.stack([sop_nll.sum(), sop_hit.sum(), sop_weights.sum()]),
-            "words": jnp.zeros(output.mlm_logits.shape[-1]).at[words].add(is_word),
-        }
-
-        def split(name, group):
-            chosen = weights * group
-            sums[name] = jnp.stack([(nll * group).sum(), (hit * group).sum(), chosen.sum()])
-
-        lengths = jnp.minimum(span_lengths(batch["mlm_positions"], weights), MAX_SPAN)
-        for length in range(1, MAX_SPAN + 1):
-            split(f"mlm_span_{length}", lengths == length)
-        shown = jnp.take_along_axis(batch["input_ids"], batch["mlm_positions"], axis=1)
-        is_mask, is_label = shown == MASK, shown == labels
-        groups = (is_mask, is_label & ~is_mask, ~is_mask & ~is_label)
-        for name, group in zip(SHOWN, groups, strict=True):
-            split(f"mlm_shown_{name}", group)
-        return sums
-
-    return eval_step
-
-
-def make_guess_step(model: Albert) -> Callable:
-    """The function (params, batch) -> int [B, P], the likeliest piece at every masked position."""
-
-    def guess_step(params, batch) -> jax.Array:
-        return jnp.argmax(apply_model(model, params, batch).mlm_logits, axis=-1)
-
-    return guess_step

@@ -1,0 +1,33 @@
+"""The plain path: written out, fused by XLA as it likes. The only one with attention dropout."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from albert.models.attention.base import Kernel
+
+
+def prepare(attention_mask, segment_ids):
+    """int [B, L], int [B, L] or None -> a bias, float32 [B, 1, 1 or L, L]."""
+    if segment_ids is None:
+        seen = attention_mask[:, None, None, :]
+    else:
+        seen = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
+    # Finite even for a row of padding only: its softmax is uniform, never 0/0.
+    return (1.0 - seen.astype(jnp.float32)) * -10000.0
+
+
+def probabilities(q, k, bias):
+    """[B, L, A, D] twice, a bias of `prepare` -> float32 [B, A, L, L]."""
+    scores = jnp.einsum("BLAD,BMAD->BALM", q, k, preferred_element_type=jnp.float32)
+    return jax.nn.softmax(scores / math.sqrt(q.shape[-1]) + bias)
+
+
+def attend(q, k, v, bias, dropout=None):
+    """softmax(q k^T / sqrt(D) + bias) v, scores and softmax in float32."""
+    p = probabilities(q, k, bias).astype(q.dtype)
+    return jnp.einsum("BALM,BMAD->BLAD", dropout(p) if dropout else p, v)
+
+
+KERNEL = Kernel(prepare, attend, problems=lambda use: [])

@@ -1,0 +1,73 @@
+"""What a model costs in closed form: parameters, operations, what a layer keeps."""
+
+import math
+
+import flax.linen as nn
+import jax
+
+from albert.models.config import DTYPES, AlbertConfig
+from albert.models.encoder import abstract_params
+
+
+def parameters_by_part(model: nn.Module) -> dict[str, int]:
+    """Number of parameters of each part of the model, the encoder's first."""
+    params = nn.meta.unbox(abstract_params(model))
+
+    def count(tree):
+        return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+    parts = {part: count(tree) for part, tree in params.items() if part != "encoder"}
+    encoder = {part: count(tree) for part, tree in params["encoder"].items()}
+    in_order = ("embeddings", "embedding_hidden_mapping_in", "layers", "pooler")
+    found = parts | encoder
+    return {part: found[part] for part in (*in_order, *parts) if part in found}
+
+
+def without_heads(parts: dict[str, int]) -> int:
+    """Parameters of the encoder, its embeddings and the pooler, which is what papers count."""
+    return sum(n for part, n in parts.items() if not part.endswith("_head"))
+
+
+def encoder_flops(config: AlbertConfig, length: int) -> float:
+    """Model FLOPs of the encoder in one training step, for each token of rows of this length.
+
+    6 * (parameters used per token, every pass through a layer counted) + 12 * N * L * H for the
+    attention products: the forward pass and twice as much for the backward pass. Nothing is added
+    for what remat computes again. The pooler is a head's matter: it sees one token of a row.
+    """
+    h, e, i = config.hidden_size, config.embedding_size, config.intermediate_size
+    layers = config.depth
+    used: float = layers * (4 * h * h + 2 * h * i)
+    # A difference of rank r to a kernel [n, m] takes r * (n + m) more.
+    used += layers * config.low_rank(attention=True) * 4 * 2 * h
+    used += layers * config.low_rank(attention=False) * 2 * (h + i)
+    used += e * h if config.maps_embeddings else 0
+    return 6 * used + 12 * layers * length * h
+
+
+def encoder_activation_bytes(config: AlbertConfig, rows: int, length: int) -> int:
+    """Estimate of what the encoder needs for the backward pass, at its peak.
+
+    Counts what each layer keeps. In the compute dtype: q, k, v, context and both outputs (6 H)
+    and the feed-forward input with the steps of its activation (4 I); in float32: three arrays
+    for each LayerNorm, and scores and softmax, which is cast as well; dropout masks of a byte.
+    With a remat policy all layers keep less and one is computed again. Compilers fuse more or
+    less: take it within a factor of two.
+    """
+    tokens = rows * length
+    h, i, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
+    item = DTYPES[config.dtype](0).dtype.itemsize
+    dense = item * (6 * h + 4 * i)
+    scores = heads * length * (4 + 4 + item)
+    layer = tokens * (dense + scores + 4 * 2 * 3 * h)
+    if config.hidden_dropout_prob:
+        layer += tokens * 2 * h
+    if config.attention_probs_dropout_prob:
+        layer += tokens * heads * length
+    kept = {
+        "none": layer,
+        "dots": item * tokens * (7 * h + i),  # the layer's input and its dense products
+        "full": item * tokens * h,
+    }[config.remat]
+    again = 0 if config.remat == "none" else layer
+    return config.depth * kept + again

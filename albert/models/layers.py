@@ -1,0 +1,289 @@
+"""What the encoder is made of: dense layers, LayerNorm, dropout, attention, and the one layer that
+is applied at every depth.
+
+Shapes, here and in every docstring of the package:
+    B batch    L sequence length    P masked positions per sequence    V vocabulary
+    E embedding size    H hidden size    A heads    D = H/A    I feed-forward width    N layers
+    K examples in a packed row    R rank of a low-rank difference
+
+Source of every formula: Lan et al. 2019 (arXiv 1909.11942) and the released program,
+google-research/albert. Where the two differ, the program decides.
+"""
+
+from collections.abc import Iterable
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from albert.models.attention import KERNELS, xla
+from albert.models.config import ACTIVATIONS, DTYPES, REMAT_POLICIES, AlbertConfig
+
+LAYER_NORM_EPSILON = 1e-12
+# Where a layer drops out; each place draws from a stream of its own.
+_OF_PROBABILITIES, _OF_ATTENTION, _OF_FEED_FORWARD = range(3)
+
+
+def initializer(config, *axes):
+    """Truncated normal cut at two sigma, carrying its logical axis names."""
+    init = nn.initializers.truncated_normal(config.initializer_range)
+    return nn.with_logical_partitioning(init, axes)
+
+
+def zeros(*axes):
+    return nn.with_logical_partitioning(nn.initializers.zeros_init(), axes)
+
+
+class Dense(nn.Module):
+    """x @ kernel + bias over the last axes of x, the parameters cast where they are used.
+
+    The cast happens inside the scanned layer, so the gradient of a shared kernel is summed over
+    depth in param_dtype, not in the compute dtype.
+    """
+
+    shape: tuple[int, ...]  # of the kernel: contracted axes of x, then the axes of the result
+    axes: tuple[str, ...]  # their logical names
+    config: AlbertConfig
+    contracted: int = 1
+    dtype: jnp.dtype | None = None  # None: the config's
+    rank: int = 0  # of a difference to the kernel, x @ a @ b; it begins as zero
+
+    @nn.compact
+    def __call__(self, x):
+        dtype = self.dtype or DTYPES[self.config.dtype]
+        param_dtype = DTYPES[self.config.param_dtype]
+        kernel = self.param("kernel", initializer(self.config, *self.axes), self.shape, param_dtype)
+        bias = self.param(
+            "bias",
+            zeros(*self.axes[self.contracted :]),
+            self.shape[self.contracted :],
+            param_dtype,
+        )
+        x = x.astype(dtype)
+
+        product = jnp.tensordot(x, kernel.astype(dtype), axes=self.contracted)
+        if self.rank:
+            ends = self.shape[: self.contracted], self.shape[self.contracted :]
+            names = self.axes[: self.contracted], self.axes[self.contracted :]
+            a = self.param(
+                "lora_a",
+                initializer(self.config, *names[0], "rank"),
+                (*ends[0], self.rank),
+                param_dtype,
+            )
+            b = self.param("lora_b", zeros("rank", *names[1]), (self.rank, *ends[1]), param_dtype)
+            narrow = jnp.tensordot(x, a.astype(dtype), axes=self.contracted)
+            product += jnp.tensordot(narrow, b.astype(dtype), axes=1)
+        return product + bias.astype(dtype)
+
+
+def layer_norm(config, axis, name):
+    return nn.LayerNorm(
+        epsilon=LAYER_NORM_EPSILON,
+        dtype=jnp.float32,
+        param_dtype=DTYPES[config.param_dtype],
+        use_fast_variance=False,  # E[x^2] - E[x]^2 loses digits the released program keeps
+        scale_init=nn.with_logical_partitioning(nn.initializers.ones_init(), (axis,)),
+        bias_init=zeros(axis),
+        name=name,
+    )
+
+
+def row_keys(key: jax.Array, rows: int) -> jax.Array:
+    """A random key for every row of a batch: what the rows drop out depends neither on the mesh nor
+    on the parts that the batch is computed in."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
+
+
+def dropout(x, rate: float, keys: jax.Array | None, place: int):
+    """Zeroes elements with probability `rate` and scales the others by 1 / (1 - rate).
+
+    Args:
+      x: [B, ...].
+      rate: in [0, 1).
+      keys: random keys [B], one for each row; None turns dropout off.
+      place: which of the streams of a key to draw from.
+    """
+    if keys is None or not rate:
+        return x
+
+    def kept(key):
+        return jax.random.bernoulli(jax.random.fold_in(key, place), 1 - rate, x.shape[1:])
+
+    return jnp.where(jax.vmap(kept)(keys), x / (1 - rate), 0).astype(x.dtype)
+
+
+class SelfAttention(nn.Module):
+    """softmax(q k^T / sqrt(D)) v by the kernel that the config names."""
+
+    config: AlbertConfig
+
+    @nn.compact
+    def __call__(self, x, visible, keys=None, entropy_bias=None):
+        """What the tokens take from those that they see.
+
+        Args:
+          x: [B, L, H].
+          visible: what the kernel's `prepare` gave.
+          keys: random keys [B] for dropout; None turns it off.
+          entropy_bias: of the plain path, to return the entropy of the attention as well.
+
+        Returns:
+          [B, L, H], and the entropy in nats, float32 [B, A, L], or None.
+        """
+        c = self.config
+        h, a, d = c.hidden_size, c.num_attention_heads, c.hidden_size // c.num_attention_heads
+        axes, rank = ("hidden", "heads", "head_dim"), c.low_rank(attention=True)
+        q, k, v = (
+            Dense((h, a, d), axes, c, rank=rank, name=n)(x) for n in ("query", "key", "value")
+        )
+        q, k, v = (
+            nn.with_logical_constraint(t, ("batch", "length", "heads", "head_dim"))
+            for t in (q, k, v)
+        )
+        rate = c.attention_probs_dropout_prob
+        drop = partial(dropout, rate=rate, keys=keys, place=_OF_PROBABILITIES)
+        drops = keys is not None and rate > 0
+        context = KERNELS[c.attention].attend(q, k, v, visible, drop if drops else None)
+        entropy = None
+        if entropy_bias is not None:
+            # Written out whatever the kernel: fused ones never have the probabilities.
+            entropy = jax.scipy.special.entr(xla.probabilities(q, k, entropy_bias)).sum(-1)
+        axes = ("heads", "head_dim", "hidden")
+        output = Dense((a, d, h), axes, c, contracted=2, rank=rank, name="output")
+        return output(context), entropy
+
+
+class Layer(nn.Module):
+    """Post-LayerNorm transformer layer: a = LN(x + drop(att(x))), y = LN(a + drop(ffn(a)))."""
+
+    config: AlbertConfig
+
+    @nn.compact
+    def __call__(self, x, visible, keys=None, entropy_bias=None):
+        """[B, L, H] -> [B, L, H], and the entropy of the attention; see `SelfAttention`."""
+        c = self.config
+        rate = c.hidden_dropout_prob
+        attended, entropy = SelfAttention(c, name="attention")(x, visible, keys, entropy_bias)
+        attended = dropout(attended, rate, keys, _OF_ATTENTION)
+        a = layer_norm(c, "hidden", "attention_layer_norm")(x + attended).astype(x.dtype)
+        sizes, rank = (c.hidden_size, c.intermediate_size), c.low_rank(attention=False)
+        h = Dense(sizes, ("hidden", "mlp"), c, rank=rank, name="intermediate")(a)
+        h = nn.with_logical_constraint(h, ("batch", "length", "mlp"))
+        h = ACTIVATIONS[c.hidden_act](h)
+        h = Dense(sizes[::-1], ("mlp", "hidden"), c, rank=rank, name="output")(h)
+        h = dropout(h, rate, keys, _OF_FEED_FORWARD)
+        y = layer_norm(c, "hidden", "output_layer_norm")(a + h).astype(x.dtype)
+        return nn.with_logical_constraint(y, ("batch", "length", "hidden")), entropy
+
+
+def init_layers(key: jax.Array, config: AlbertConfig):
+    """The parameters of one `Layer`, each with an axis in front: one entry for each set.
+
+    Leaves are boxed with their logical axis names, "layers" the first of them.
+    """
+    x = jnp.zeros((1, 1, config.hidden_size), DTYPES[config.dtype])
+    ones = jnp.ones((1, 1), jnp.int32)
+    visible = KERNELS[config.attention].prepare(ones, None)
+
+    def one(key):
+        return flatten_dict(Layer(config).init({"params": key}, x, visible)["params"], sep="/")
+
+    counts = {leaf: max(config.leaf_sets(leaf)) + 1 for leaf in jax.eval_shape(one, key)}
+    drawn = {n: jax.vmap(one)(jax.random.split(key, n)) for n in set(counts.values())}
+    return unflatten_dict(
+        {
+            leaf: drawn[n][leaf].add_axis(0, {nn.meta.PARTITION_NAME: "layers"})
+            for leaf, n in counts.items()
+        },
+        sep="/",
+    )
+
+
+def keep_all_but_weights(stacks: Iterable[jax.Array]):
+    """A remat policy: the backward pass picks and casts weights again, as cheap as reading them.
+
+    Otherwise the scan would keep what it picked, a copy of the weights for every depth. Nothing
+    else is computed again; an activation that happens to have the shape of a weight costs a little.
+    """
+    shapes = set()
+    for stack in stacks:
+        shapes |= {stack.shape, (1, *stack.shape[1:]), stack.shape[1:]}
+
+    def policy(primitive, *operands, **parameters):
+        return not (operands and operands[0].shape in shapes)
+
+    return policy
+
+
+class LayerStep(nn.Module):
+    """One depth of the encoder, as a body for `nn.scan`: picks its weights, applies the layer."""
+
+    config: AlbertConfig
+    keep_hidden: bool
+
+    @nn.compact
+    def __call__(self, x, depth, own, shared, visible, keys, entropy_bias):
+        """[B, L, H], int [], leaves of this depth, leaves [sets, ...], ... -> the next x."""
+
+        def pick(leaf, entries):
+            sets = self.config.leaf_sets(leaf)
+            entry = jnp.asarray(sets)[depth] if len(entries) > 1 else 0
+            # A slice, whose gradient is added to its own entry; that of indexing is as large as
+            # the whole stack, at every depth.
+            return jax.lax.dynamic_index_in_dim(entries, entry, keepdims=False)
+
+        weights = own | {leaf: pick(leaf, entries) for leaf, entries in shared.items()}
+        if keys is not None:
+            keys = jax.vmap(jax.random.fold_in, (0, None))(keys, depth)
+        x, entropy = Layer(self.config, parent=None).apply(
+            {"params": unflatten_dict(weights, sep="/")}, x, visible, keys, entropy_bias
+        )
+        return x, (x if self.keep_hidden else None, entropy)
+
+
+class LayerStack(nn.Module):
+    """The mapping E -> H, if any, then one layer scanned over the depth.
+
+    Parameters that every depth has for itself are scanned along; the others are the same arrays at
+    every depth, or entries of them, so that their gradient is summed in the scan and no copy of
+    them is ever made for each depth.
+    """
+
+    config: AlbertConfig
+
+    @nn.compact
+    def __call__(self, x, visible, keys, entropy_bias, keep_hidden):
+        """What every depth made of the embeddings.
+
+        Args:
+          x: [B, L, E].
+          visible: what the attention kernel's `prepare` gave.
+          keys: random keys [B] for dropout; None turns it off.
+          entropy_bias: of the plain attention path, to return entropies; else None.
+          keep_hidden: whether to return what every layer gave.
+
+        Returns:
+          [B, L, H]; every layer's input and output [N + 1, B, L, H], or None; the entropies of the
+          attention, float32 [N, B, A, L], or None.
+        """
+        c = self.config
+        if c.maps_embeddings:
+            sizes = c.embedding_size, c.hidden_size
+            x = Dense(sizes, ("embed", "hidden"), c, name="embedding_hidden_mapping_in")(x)
+        x = nn.with_logical_constraint(x, ("batch", "length", "hidden"))
+        layers = flatten_dict(self.param("layers", init_layers, c), sep="/")
+        own = {leaf: p for leaf, p in layers.items() if c.leaf_sets(leaf) == tuple(range(c.depth))}
+        shared = {leaf: p for leaf, p in layers.items() if leaf not in own}
+        policy = REMAT_POLICIES[c.remat] or keep_all_but_weights(layers.values())
+        step = nn.scan(
+            nn.remat(LayerStep, prevent_cse=False, policy=policy),
+            in_axes=(0, 0, *(nn.broadcast,) * 4),
+            length=c.depth,
+        )
+        last, (states, entropies) = step(c, keep_hidden, name="step")(
+            x, jnp.arange(c.depth), own, shared, visible, keys, entropy_bias
+        )
+        return last, (jnp.concatenate([x[None], states]) if keep_hidden else None), entropies

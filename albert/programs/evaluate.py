@@ -1,0 +1,85 @@
+"""Evaluates a run's checkpoints, or any other model, on held-out text.
+
+  python eval.py --workdir=runs/quickstart                    newest checkpoint, own held-out text
+  python eval.py --workdir=runs/quickstart --step=all         every checkpoint that was kept
+  python eval.py --workdir=runs/quickstart --layers           what each layer does, with a plot
+  python eval.py --workdir=runs/base --text=other_text.txt    other text; any source of a config
+  python eval.py --model=albert-base-v2 --text=other_text.txt --config.data.seq_length=128 \\
+      --config.train.eval_batch_size=16                       a Hugging Face folder, a TensorFlow
+                                                              checkpoint, or another run
+
+Prints MLM and SOP figures and a few filled-in masks; for a workdir it also writes eval_STEP.json
+and TensorBoard scalars there. A run is evaluated by its own config, or by the sections data and
+train of --config, whose model must be the run's. --model is evaluated by --config, which says how
+text becomes rows and how many are computed at once; its model section is not used.
+"""
+
+import sys
+
+from absl import flags
+
+from albert import cli
+
+# Asked before the flag is defined, which takes overrides that cannot be out of sys.argv.
+_HAS_CONFIG = any(a.lstrip("-").startswith(("config", "noconfig.")) for a in sys.argv[1:])
+_CONFIG = cli.define_config("configs/default.py")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run. Default: runs/quickstart.")
+_MODEL = flags.DEFINE_string("model", None, "Any model that albert.load takes, rather than a run.")
+_STEP = flags.DEFINE_string("step", "latest", "Step to evaluate: a number, latest, or all.")
+_TEXT = flags.DEFINE_string(
+    "text", None, "Text to evaluate on, as in data.valid_sources. Default: the run's held-out text."
+)
+_ROWS = flags.DEFINE_integer(
+    "rows", None, "Rows to evaluate on at most. Default: train.eval_rows.", lower_bound=1
+)
+_OBJECTIVE = flags.DEFINE_enum(
+    "sentence_objective",
+    None,
+    ["sop", "nsp"],
+    "Judge a run by rows for this objective. Default: the run's own.",
+)
+_LAYERS = flags.DEFINE_bool(
+    "layers",
+    False,
+    "Look into the layers of a run instead: how far each one moves its input, the entropy of "
+    "its attention, its share of the gradient. Writes layers_STEP.json and layers_STEP.png.",
+)
+_EXAMPLES = flags.DEFINE_integer("examples", 5, "Filled-in masks to show.", lower_bound=0)
+_DISTRIBUTED = cli.define_distributed()
+
+
+def main() -> None:
+    from albert.runtime.fields import ConfigError
+    from albert.runtime.paths import place
+    from albert.train.evaluate import Options, evaluate_model, evaluate_run
+
+    if _DISTRIBUTED.value:
+        from albert.train.sharding import join_processes
+
+        join_processes()
+    data = {"sentence_objective": _OBJECTIVE.value} if _OBJECTIVE.value else {}
+    options = Options(_TEXT.value, _ROWS.value, _EXAMPLES.value, data)
+    if _MODEL.value is not None:
+        if _WORKDIR.value is not None or _STEP.value != "latest" or _LAYERS.value:
+            raise ConfigError(
+                [
+                    "--model names what to evaluate; leave --workdir, --step and --layers out. One "
+                    "checkpoint of a run is --model=WORKDIR/checkpoints/STEP"
+                ]
+            )
+        config = cli.checked(_CONFIG, needs_text=False)
+        evaluate_model(place(_MODEL.value), config, options)
+        return
+    workdir = place(_WORKDIR.value or "runs/quickstart")
+    if _LAYERS.value:
+        from albert.diagnostics import diagnose_run
+
+        diagnose_run(workdir, _STEP.value, _TEXT.value, _ROWS.value)
+        return
+    other = cli.checked(_CONFIG, needs_text=False) if _HAS_CONFIG else None
+    evaluate_run(workdir, _STEP.value, options, other)
+
+
+def run() -> None:
+    """The program: `python eval.py`, or `albert-eval` where the package is installed."""
+    cli.run(main, doc=__doc__)

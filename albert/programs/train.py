@@ -1,0 +1,74 @@
+"""Pretrains ALBERT.
+
+  python train.py                                      quickstart: no data needed, 2 CPU cores
+  python train.py --config=configs/base.py:tiny        any config, shrunk to under a minute
+  python train.py --config=configs/base.py --describe  what a run costs, without running it
+  python train.py --config=configs/base.py --workdir=runs/base \\
+      --config.data.train_sources="('wiki/*.txt.gz', 'books/')" \\
+      --config.data.tokenizer=30k-clean.model
+
+A run that was stopped goes on from its newest checkpoint when the same command is given again.
+configs/default.py lists every field of a config with its meaning.
+"""
+
+import os
+import time
+import traceback
+
+from absl import flags
+
+from albert import cli
+from albert.runtime.signals import EXIT_CODE, Preempted, StopSignals
+
+_MARGIN = 10  # seconds from a missed heartbeat to what jax says of it
+_CONFIG = cli.define_config()
+_WORKDIR = flags.DEFINE_string(
+    "workdir",
+    None,
+    "Folder of checkpoints and logs, here or on gs://. Default: runs/ and the config's name.",
+)
+_DESCRIBE = flags.DEFINE_bool(
+    "describe", False, "Print the config, its parameters, FLOPs and memory, and stop."
+)
+_DISTRIBUTED = cli.define_distributed()
+_HEARTBEAT = flags.DEFINE_integer(
+    "heartbeat_seconds",
+    100,
+    "After so long without a sign of one process all others end.",
+    lower_bound=1,
+)
+
+
+def main() -> None:
+    with StopSignals() as stop:
+        with stop.immediately():
+            config = cli.checked(_CONFIG, needs_text=not _DESCRIBE.value)
+            if _DESCRIBE.value:
+                from albert.train.cost import print_description
+
+                print_description(config)
+                return
+            if _DISTRIBUTED.value:
+                from albert.train.sharding import join_processes
+
+                join_processes(_HEARTBEAT.value)
+            from albert.runtime.paths import place
+            from albert.train.loop import train
+        stop.install()  # jax takes SIGTERM when processes join
+        try:
+            train(config, place(_WORKDIR.value or f"runs/{cli.config_name()}"), stop)
+        except Exception as error:
+            if _DISTRIBUTED.value and (not isinstance(error, Preempted) or error.alone):
+                # Leaving as usual waits for the others, who may be waiting for this one.
+                traceback.print_exception(error, limit=-1)
+                if not isinstance(error, (Preempted, *cli.matters_of_use())):
+                    # Of jax, most likely, whose collectives break when another process is gone: it
+                    # soon ends this one as well, with an error that names the other.
+                    time.sleep(_HEARTBEAT.value + _MARGIN)
+                os._exit(EXIT_CODE if isinstance(error, Preempted) else 2)
+            raise
+
+
+def run() -> None:
+    """The program: `python train.py`, or `albert-train` where the package is installed."""
+    cli.run(main, doc=__doc__)

@@ -1,0 +1,273 @@
+"""What a task is: everything that training and evaluation must know of what is learned.
+
+The loop, the step and the run's machinery name no loss, metric, head or field of a batch: they ask
+the task. A task is one file here, one line in `albert.tasks.TASKS`, one section of the config
+(`config.data`) and one config.
+"""
+
+import abc
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from albert.data.loader import Rows
+from albert.data.tokenizer import Tokenizer
+from albert.interop.weights import Weights
+from albert.models.attention import Use
+from albert.models.config import AlbertConfig
+from albert.models.encoder import init_params
+
+Batch = dict[str, Any]  # arrays by field, each with the rows as its first axis
+
+
+class RunConfig(Protocol):
+    """What a task reads of a run's config (`albert.train.config.Config`)."""
+
+    @property
+    def seed(self) -> int: ...
+    @property
+    def init_from(self) -> str: ...
+    @property
+    def model(self) -> AlbertConfig: ...
+    @property
+    def data(self) -> Any: ...
+    @property
+    def train(self) -> Any: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Figures of parameters over rows that are the same every time.
+
+    Attributes:
+      name: of its group in the logs, such as "valid".
+      rows: what to evaluate on.
+      num_rows: so many of them, from the first.
+      step: (params, batch) -> a tree of arrays; a pure function, compiled once. Rows of padding
+        must count for nothing, or be left out by `figures`.
+      figures: that tree over all rows, as NumPy arrays -> figures by name.
+      line: figures -> what the console says of them during training.
+      table: (of what, such as "at step 80", figures) -> what programs print at the end.
+      gathers: False: `step` gives sums, which are added up over batches, in float64. True: it
+        gives arrays with the rows as their first axis, which are put one behind the other on every
+        process, without padding: for metrics that are no sums.
+      every: steps between evaluations; None: `train.eval_every`. The last step always is.
+    """
+
+    name: str
+    rows: Rows
+    num_rows: int
+    step: Callable[[Any, Batch], Any]
+    figures: Callable[[Any], dict[str, float]]
+    line: Callable[[dict[str, float]], str]
+    table: Callable[[str, dict[str, float]], str]
+    gathers: bool = False
+    every: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Samples:
+    """What the model makes of a few held-out rows, for people to read.
+
+    Attributes:
+      rows, num_rows: as in `Evaluation`.
+      step: (params, batch) -> an array with the rows as its first axis.
+      heading: a line above them.
+      lines: (batch, that array, most) -> at most so many lines.
+    """
+
+    rows: Rows
+    num_rows: int
+    step: Callable[[Any, Batch], Any]
+    heading: str
+    lines: Callable[[dict[str, np.ndarray], np.ndarray, int], list[str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Best:
+    """The figure by which the best checkpoints are kept."""
+
+    evaluation: str
+    figure: str
+    higher_is_better: bool = False
+
+    def loss(self, figures: dict[str, dict[str, float]]) -> float | None:
+        """The figure so that lower is better; None where it was not evaluated."""
+        value = figures.get(self.evaluation, {}).get(self.figure)
+        return None if value is None else -value if self.higher_is_better else value
+
+
+class Task(abc.ABC):
+    """What is learned, with its data.
+
+    An instance is made by `prepare` to train, or by `to_evaluate`. Its attributes:
+
+      model: a flax module; `init` draws its parameters.
+      rows: of training; None where it was made to evaluate.
+      evaluations: by which the model is judged.
+      samples: or None.
+      best: the figure that decides which checkpoints are kept.
+      tokenizer: whose copy lies in the workdir; None where there is none.
+      workers: processes that make batches; 0: a thread.
+      opening: lines that tell of the data when a run starts.
+    """
+
+    Section: ClassVar[type]  # of `config.data`: a frozen dataclass with `problems() -> list[str]`
+    # Metrics that are amounts, logged per second as well; the console shows the first.
+    amounts: ClassVar[tuple[str, ...]] = ()
+
+    model: nn.Module
+    rows: Rows | None
+    evaluations: Sequence[Evaluation]
+    samples: Samples | None = None
+    best: Best
+    tokenizer: Tokenizer | None = None
+    workers: int = 0
+    opening: Sequence[str] = ()
+
+    # Asked before there is any data or device.
+
+    @classmethod
+    def problems(cls, config: RunConfig, needs_text: bool) -> list[str]:
+        """What is wrong with the task's section beside the others, one sentence each, and with the
+        data that it names where they are needed. Looks for files and reads none."""
+        del config, needs_text
+        return []
+
+    @classmethod
+    def start_problems(cls, config: RunConfig, start: Weights) -> list[str]:
+        """Why the model that `config.init_from` names does not fit the task's data."""
+        del config, start
+        return []
+
+    @classmethod
+    def evaluation_problems(cls, config: RunConfig, model: Weights) -> list[str]:
+        """Why a model that is no run of this task cannot be evaluated by this config."""
+        del config, model
+        return []
+
+    @classmethod
+    def attention_use(cls, config: RunConfig, backend: str | None) -> Use | None:
+        """What the task asks of the attention kernel; None: nothing that could be refused."""
+        del config, backend
+        return None
+
+    @classmethod
+    @abc.abstractmethod
+    def make_model(cls, config: RunConfig) -> nn.Module:
+        """The model with the task's heads."""
+
+    @classmethod
+    @abc.abstractmethod
+    def flops_per_row(cls, config: RunConfig) -> float:
+        """Model FLOPs of one training step for each row."""
+
+    @classmethod
+    @abc.abstractmethod
+    def tokens_per_row(cls, config: RunConfig) -> int:
+        """Positions of a row, padding among them."""
+
+    @classmethod
+    def head_bytes_per_row(cls, config: RunConfig) -> int:
+        """Estimate of what the heads keep of a row for the backward pass."""
+        del config
+        return 0
+
+    # Makers.
+
+    @classmethod
+    @abc.abstractmethod
+    def prepare(
+        cls, config: RunConfig, workdir: Path, resumes: bool, start: Weights | None
+    ) -> "Task":
+        """Reads or makes the data of a run.
+
+        Args:
+          config: checked.
+          workdir: of the run.
+          resumes: whether it has a checkpoint to resume from.
+          start: the model of `config.init_from`, in a run's first start.
+
+        Raises:
+          SourceError, VocabularyError: the data cannot be used.
+        """
+
+    @classmethod
+    @abc.abstractmethod
+    def to_evaluate(
+        cls,
+        config: RunConfig,
+        tokenizer: Tokenizer | None,
+        saved: dict | None,
+        missing: Sequence[str] = (),
+    ) -> "Task":
+        """The evaluations alone, of a model that is there.
+
+        Args:
+          config: its `data` names what to evaluate on; its `model` is that model's.
+          tokenizer: the model's vocabulary.
+          saved: what `description` was for its run; None where it is not a run's.
+          missing: parts of the model that its checkpoint lacks, such as "sop_head": figures that
+            need them are left out.
+
+        Raises:
+          SourceError, VocabularyError: the data cannot be used.
+        """
+
+    # Pure functions of one step. The parts of a batch add up: `sums` are additive over rows, and
+    # `loss` is linear in them.
+
+    def init(self, key: jax.Array):
+        """New parameters, each leaf boxed with its logical axis names."""
+        return init_params(self.model, key)
+
+    @abc.abstractmethod
+    def denominators(self, batch: Batch) -> dict[str, jax.Array]:
+        """What sums over the whole batch are divided by: scalars."""
+
+    @abc.abstractmethod
+    def sums(self, params, rows: Batch, dropout_keys: jax.Array | None) -> dict[str, jax.Array]:
+        """Sums over rows: scalars.
+
+        Args:
+          params: unboxed.
+          rows: some rows of the batch.
+          dropout_keys: random keys, one for each row; None turns dropout off.
+        """
+
+    @abc.abstractmethod
+    def loss(self, sums, denominators) -> jax.Array:
+        """The loss, or the share of it that these sums contribute: linear in `sums`."""
+
+    def metrics(self, sums, denominators) -> dict[str, jax.Array]:
+        """What to log of a step beside its loss: means, and the names of `amounts`."""
+        del sums, denominators
+        return {}
+
+    def line(self, metrics: dict[str, float]) -> str:
+        """What the console says of logged metrics behind the loss."""
+        del metrics
+        return ""
+
+    # What a run is.
+
+    def description(self) -> dict:
+        """What decides its rows, as JSON: saved with every checkpoint."""
+        return {}
+
+    def changes(self, saved: dict) -> tuple[list[str], list[str]]:
+        """What sets this data apart from those of the run that was saved.
+
+        Args:
+          saved: the description there.
+
+        Returns:
+          Lines on what forbids to resume, and on what is only told.
+        """
+        del saved
+        return [], []

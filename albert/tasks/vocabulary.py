@@ -1,0 +1,36 @@
+"""What tasks on text ask of the vocabulary that a model brings with it."""
+
+from albert.data.pretraining.prepare import open_tokenizer
+from albert.data.tokenizer import Tokenizer
+from albert.interop.weights import Weights
+from albert.runtime.paths import place
+
+
+def vocabulary_problems(config, start: Weights) -> list[str]:
+    """Why the vocabulary of `config.init_from` does not fit the section `data`, a sentence each."""
+    path, data = config.init_from, config.data
+    if data.tokenizer:
+        named = open_tokenizer(place(data.tokenizer), data, config.model.vocab_size)
+        if start.tokenizer and _pieces(named) != _pieces(start.tokenizer):
+            return [
+                f"data.tokenizer {named.path} is another vocabulary than that of init_from, "
+                f"{start.tokenizer.path}: the word embeddings would be those of other pieces"
+            ]
+        return []
+    if start.tokenizer is None:
+        return [
+            f"there is no vocabulary beside init_from, {path}; name it with --config.data.tokenizer"
+        ]
+    problems = []
+    for field in ("lower_case", "strip_accents"):
+        theirs = getattr(start.tokenizer, field)
+        if getattr(data, field) != theirs:
+            problems.append(
+                f"data.{field} is {not theirs} and that of init_from, {path}, {theirs}; set "
+                f"--config.data.{field}={theirs}, or name data.tokenizer to have it your way"
+            )
+    return problems
+
+
+def _pieces(tokenizer: Tokenizer) -> list[str]:
+    return tokenizer.pieces(range(tokenizer.vocab_size))
