@@ -2,10 +2,16 @@
 
 import contextlib
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
+import pytest
 
 from albert.checkpoints.store import Checkpoints
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def final_params(workdir, step):
@@ -23,3 +29,44 @@ def assert_bit_equal(ours, theirs):
 def records(workdir, group="train"):
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return [line for line in lines if line["group"] == group]
+
+
+def command(tiny_config, workdir, *extra):
+    """The command line of the tiny config, for a process of its own."""
+    c = tiny_config
+    return [
+        sys.executable,
+        "train.py",
+        "--config=configs/base.py:v1,tiny",
+        f"--workdir={workdir}",
+        f"--config.data.train_sources={c.data.train_sources[0]}",
+        f"--config.data.tokenizer={c.data.tokenizer}",
+        f"--config.data.folder={c.data.folder}",
+        f"--config.model.vocab_size={c.model.vocab_size}",
+        "--config.data.seq_length=32",
+        "--config.data.max_predictions=6",
+        "--config.data.max_documents=0",
+        "--config.train.eval_rows=40",
+        "--config.train.num_steps=40",
+        "--config.train.checkpoint_every=5",
+        "--config.train.eval_every=15",
+        "--config.sharding.data=4",
+        "--config.sharding.tensor=2",
+        *extra,
+    ]
+
+
+def launch(arguments, **options):
+    return subprocess.Popen(
+        arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
+    )
+
+
+def wait_for(process, words):
+    """Reads what a process prints until it says this."""
+    printed = []
+    for line in process.stdout:
+        printed.append(line)
+        if words in line:
+            return
+    pytest.fail("".join(printed))

@@ -1,6 +1,7 @@
 """Training steps of tiny models on made-up rows."""
 
 import dataclasses
+from functools import partial
 from types import SimpleNamespace
 
 import flax.linen as nn
@@ -55,7 +56,7 @@ def make(config=PLAIN, accumulation=1, **changes):
     """A fresh state of a tiny model, and its compiled step."""
     optimizer, schedule = make_optimizer(dataclasses.replace(LAMB, **changes), 100)
     task = pretraining_of(config)
-    state = nn.meta.unbox(new_state(task.init, optimizer, 0))
+    state = nn.meta.unbox(new_state(partial(task.init, task.model), optimizer, 0))
     return state, jax.jit(make_train_step(task, optimizer, schedule, accumulation, 0))
 
 

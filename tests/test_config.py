@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import json
+from functools import partial
 from pathlib import Path
 
 import flax.linen as nn
@@ -38,7 +39,9 @@ def load(name, arg=""):
 def trace_step(config: Config):
     task = Pretraining(config)
     optimizer, schedule = make_optimizer(config.optimizer, config.train.num_steps)
-    state = nn.meta.unbox(jax.eval_shape(lambda: new_state(task.init, optimizer, config.seed)))
+    state = nn.meta.unbox(
+        jax.eval_shape(lambda: new_state(partial(task.init, task.model), optimizer, config.seed))
+    )
     step = make_train_step(task, optimizer, schedule, config.train.accumulation, config.seed)
     return jax.eval_shape(step, state, abstract_batch(config))
 

@@ -1,10 +1,11 @@
 import dataclasses
+from functools import partial
 
 import flax.linen as nn
 import jax
 import pytest
 
-from albert.models.encoder import Albert, init_params
+from albert.models.encoder import Albert, abstract_params, init_params
 from albert.tasks.pretraining import Pretraining
 from albert.train.config import check
 from albert.train.cost import activation_bytes, describe, parameters_by_part, state_bytes
@@ -17,7 +18,7 @@ def test_parts_add_up_to_what_is_made(tiny):
     config = check(tiny)
     params = nn.meta.unbox(init_params(Albert(config.model), jax.random.key(0)))
     made = sum(leaf.size for leaf in jax.tree.leaves(params))
-    parts = parameters_by_part(Albert(config.model))
+    parts = parameters_by_part(abstract_params(Albert(config.model)))
     assert sum(parts.values()) == made == describe(config)["parameters"]
     v, e, h, i = 96, 16, 32, 64
     assert parts["embeddings"] == (v + 64 + 2 + 2) * e
@@ -51,7 +52,9 @@ def test_activation_estimate_is_within_a_factor_of_two(tiny, remat, dropout):
     )  # the vocabulary of the fixture is too small to see the logits
     task = Pretraining(config)
     optimizer, schedule = make_optimizer(config.optimizer, 10)
-    state = nn.meta.unbox(jax.eval_shape(lambda: new_state(task.init, optimizer, 0)))
+    state = nn.meta.unbox(
+        jax.eval_shape(lambda: new_state(partial(task.init, task.model), optimizer, 0))
+    )
     batch = abstract_batch(config)
     step = jax.jit(make_train_step(task, optimizer, schedule, 1, 0), donate_argnums=0)
     compiled = step.lower(state, batch).compile().memory_analysis().temp_size_in_bytes

@@ -23,11 +23,10 @@ from albert.checkpoints.store import CheckpointError, Checkpoints
 from albert.data.sources.base import SourceError
 from albert.runtime import RunError
 from albert.runtime.signals import Preempted
-from albert.train import loop
 from albert.train.config import check
-from albert.train.log import RunLog
 from albert.train.loop import train
-from runs import assert_bit_equal, final_params, records
+from faults import killed_at, poisoned, signal_at
+from runs import assert_bit_equal, final_params, launch, records, wait_for
 from texts import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,71 +51,22 @@ def figures(workdir):
 # Signals, in this process: each of these would end a program that does not take them.
 
 
-def signalled(when, how=(signal.SIGTERM,)):
-    """A patch of something that the loop calls: sends signals at the `when`th call."""
-
-    def patched(original):
-        def call(*arguments, **more):
-            patched.calls += 1
-            if patched.calls == when:
-                for number in how:
-                    os.kill(os.getpid(), number)
-            return original(*arguments, **more)
-
-        return call
-
-    patched.calls = 0
-    return patched
-
-
-def send_signal(monkeypatch, what, when, how):
-    """Sends signals at the `when`th call of what the loop calls; ("next", "") is the next batch."""
-    patch = signalled(when, how)
-    owner, name = what
-    if owner != "next":
-        owner = loop if owner == "loop" else getattr(loop, owner)
-        monkeypatch.setattr(owner, name, patch(getattr(owner, name)))
-        return
-    original = loop.iterate
-
-    def iterate(*arguments):
-        class Batches:
-            inner = original(*arguments)
-            take = staticmethod(patch(lambda inner: next(inner)))
-
-            def __next__(self):
-                return self.take(self.inner)
-
-            def close(self):
-                self.inner.close()
-
-        return Batches()
-
-    monkeypatch.setattr(loop, "iterate", iterate)
-
-
 @pytest.mark.parametrize(
-    ("what", "when", "saved", "how"),
+    ("phase", "step", "saved", "how"),
     [
-        pytest.param(("loop", "prepare"), 1, None, [signal.SIGTERM], id="preparing"),
-        pytest.param(("loop", "put_batch"), 1, 1, [signal.SIGINT, signal.SIGTERM], id="compiling"),
-        pytest.param(
-            ("loop", "put_batch"), 6, 6, [signal.SIGTERM], id="stepping", marks=pytest.mark.slow
-        ),
-        pytest.param(("Evaluator", "figures"), 1, 4, 2 * [signal.SIGINT], id="evaluating"),
-        pytest.param(("next", ""), 6, 5, [signal.SIGTERM], id="waiting"),
-        pytest.param(
-            ("Saver", "save"), 1, 4, 2 * [signal.SIGTERM], id="saving", marks=pytest.mark.slow
-        ),
+        pytest.param("prepare", 0, None, [signal.SIGTERM], id="preparing"),
+        pytest.param("step", 0, 1, [signal.SIGINT, signal.SIGTERM], id="compiling"),
+        pytest.param("step", 5, 6, [signal.SIGTERM], id="stepping", marks=pytest.mark.slow),
+        pytest.param("evaluate", 4, 4, 2 * [signal.SIGINT], id="evaluating"),
+        pytest.param("batch", 5, 5, [signal.SIGTERM], id="waiting"),
+        pytest.param("save", 4, 4, 2 * [signal.SIGTERM], id="saving", marks=pytest.mark.slow),
     ],
 )
 def test_a_signal_anywhere_stops_at_a_boundary_and_loses_nothing(
-    run, tiny, tmp_path, monkeypatch, what, when, saved, how
+    run, tiny, tmp_path, phase, step, saved, how
 ):
-    send_signal(monkeypatch, what, when, how)
     with pytest.raises(Preempted, match=r"Stopped by SIG(TERM|INT) .* The same command goes on"):
-        train(check(tiny), tmp_path)
-    monkeypatch.undo()
+        train(check(tiny), tmp_path, watch=signal_at(phase, step, how))
     assert max(Checkpoints(tmp_path / "checkpoints").steps(), default=None) == saved
     assert not (tmp_path / "running.json").exists()
     train(check(tiny), tmp_path)
@@ -124,32 +74,22 @@ def test_a_signal_anywhere_stops_at_a_boundary_and_loses_nothing(
     assert figures(tmp_path) == figures(run)
 
 
-def test_what_was_evaluated_when_it_was_stopped_is_logged_once(run, tiny, tmp_path, monkeypatch):
+def test_what_was_evaluated_when_it_was_stopped_is_logged_once(run, tiny, tmp_path):
     """Where no save was due at that step."""
     tiny.train.checkpoint_every, tiny.train.keep_best = 100, 0
-    send_signal(monkeypatch, ("next", ""), 5, [signal.SIGTERM])
     with pytest.raises(Preempted, match=r"at step 4, which is saved"):
-        train(check(tiny), tmp_path)
-    monkeypatch.undo()
+        train(check(tiny), tmp_path, watch=signal_at("batch", 4))
     train(check(tiny), tmp_path)
     assert figures(tmp_path) == figures(run)
 
 
-def test_what_was_evaluated_and_not_saved_again_is_logged_once(run, tiny, tmp_path, monkeypatch):
+def test_what_was_evaluated_and_not_saved_again_is_logged_once(run, tiny, tmp_path):
     """Stopped before the evaluation that was due, then killed behind it. Found by the soak."""
-    send_signal(monkeypatch, ("loop", "put_batch"), 4, [signal.SIGTERM])
     with pytest.raises(Preempted, match=r"at step 4, which is saved"):
-        train(check(tiny), tmp_path)
-    monkeypatch.undo()
+        train(check(tiny), tmp_path, watch=signal_at("step", 3))
     assert records(tmp_path, "valid") == []
-
-    def killed(*_):
-        raise MemoryError
-
-    monkeypatch.setattr(loop, "put_batch", killed)
     with pytest.raises(MemoryError):
-        train(check(tiny), tmp_path)
-    monkeypatch.undo()
+        train(check(tiny), tmp_path, watch=killed_at("step", 4))
     assert [record["step"] for record in records(tmp_path, "valid")] == [4]
     train(check(tiny), tmp_path)
     assert figures(tmp_path) == figures(run)
@@ -191,7 +131,7 @@ def test_the_newest_sound_checkpoint_is_used_and_the_rest_told(run, tiny, tmp_pa
     printed = capsys.readouterr().out
     assert "checkpoints/9 is not sound: the folder is empty" in printed
     assert f"{victim.name} is damaged" in printed
-    assert "Going on from the checkpoint of step 4" in printed
+    assert "Resuming from the checkpoint of step 4" in printed
     assert_bit_equal(state_of(work, 8), state_of(run, 8))
     for step in (4, 8):
         (work / "checkpoints" / str(step) / "manifest.json").write_text("{")
@@ -256,20 +196,6 @@ def test_a_damaged_index_is_told_before_the_first_step(tiny, tmp_path):
 
 
 # Numbers.
-
-
-def poisoned(monkeypatch, calls, value=np.inf):
-    """Makes the batches of these steps give no finite loss."""
-    original = loop.put_batch
-
-    def put(batch, sharding):
-        put.calls += 1
-        if put.calls in calls:
-            batch = {**batch, "mlm_weights": np.full_like(batch["mlm_weights"], value)}
-        return original(batch, sharding)
-
-    put.calls = 0
-    monkeypatch.setattr(loop, "put_batch", put)
 
 
 def test_one_bad_step_changes_nothing_but_its_counters(tiny, tmp_path, monkeypatch):
@@ -404,31 +330,27 @@ def test_a_second_job_on_a_workdir_is_refused(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr("albert.runtime.lock.RENEWED_EVERY", 0.1)
     refused = []
 
-    def step(self, *arguments, original=RunLog.step):
-        if not refused:
-            with pytest.raises(
-                RunError, match=r"Another job works in .*: process \d+ on "
-            ) as error:
+    def second(phase, step):
+        if (phase, step) == ("log", 1):
+            words = r"Another job works in .*: process \d+ on "
+            with pytest.raises(RunError, match=words) as error:
                 train(check(tiny), tmp_path)
             refused.append(str(error.value))
-        return original(self, *arguments)
 
-    monkeypatch.setattr(RunLog, "step", step)
-    train(check(tiny), tmp_path)
+    train(check(tiny), tmp_path, watch=second)
     assert len(refused) == 1
 
 
 def test_a_job_that_was_taken_over_ends(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr("albert.runtime.lock.RENEWED_EVERY", 0.05)
 
-    def step(self, *arguments, original=RunLog.step):
-        (tmp_path / "running.json").write_text("{}")
-        time.sleep(0.3)
-        return original(self, *arguments)
+    def take_over(phase, step):
+        if phase == "log":
+            (tmp_path / "running.json").write_text("{}")
+            time.sleep(0.3)
 
-    monkeypatch.setattr(RunLog, "step", step)
     with pytest.raises(RunError, match=r"Another job has taken .* over"):
-        train(check(tiny), tmp_path)
+        train(check(tiny), tmp_path, watch=take_over)
 
 
 @pytest.mark.slow
@@ -444,12 +366,6 @@ def test_on_another_mesh_a_run_goes_on_with_the_same_rows(run, tiny, tmp_path):
 
 
 # Processes of their own.
-
-
-def launch(arguments, **options):
-    return subprocess.Popen(
-        arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
-    )
 
 
 KILLS = 20
@@ -580,16 +496,6 @@ def processes_of(text, vocabulary, prepared, workdir, *more, own=((), ())):
     ]
 
 
-def wait_for(process, words):
-    """Reads what a process prints until it says this."""
-    printed = []
-    for line in process.stdout:
-        printed.append(line)
-        if words in line:
-            return
-    pytest.fail("".join(printed))
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
@@ -610,7 +516,7 @@ def test_when_one_process_is_gone_the_others_end_and_a_restart_goes_on(
     again = processes_of(text, vocabulary, prepared, tmp_path)
     printed = [process.communicate(timeout=400)[0] for process in again]
     assert [process.returncode for process in again] == [0, 0], "\n".join(printed)
-    assert "Going on from the checkpoint of step" in printed[0]
+    assert "Resuming from the checkpoint of step" in printed[0]
     ours, theirs = ([r["loss"] for r in records(d)] for d in (tmp_path, short))
     np.testing.assert_allclose(ours, theirs, rtol=1e-5)
 

@@ -17,12 +17,11 @@ from albert.checkpoints.store import CheckpointError, Checkpoints
 from albert.data.sources.base import SourceError
 from albert.runtime import RunError
 from albert.runtime.fields import ConfigError
-from albert.train import loop
 from albert.train.config import check
 from albert.train.evaluate import Options, evaluate_run
-from albert.train.log import RunLog
 from albert.train.loop import train
-from runs import assert_bit_equal, final_params, records
+from faults import killed_at, poisoned
+from runs import assert_bit_equal, command, final_params, records
 from texts import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -83,51 +82,13 @@ def test_a_finished_run_says_so(run, tiny, capsys):
 def test_a_resumed_run_ends_bit_equal(run, tiny, tmp_path):
     """Stopped at step 4 of 8 by way of the number of steps, in the same process."""
 
-    class Stop(Exception):
-        pass
-
-    def stop(self, step, *_):
-        if step == 6:
-            raise Stop
-        return original(self, step, *_)
-
-    original = RunLog.step
-    RunLog.step = stop
-    try:
-        with pytest.raises(Stop):
-            train(check(tiny), tmp_path)
-    finally:
-        RunLog.step = original
+    with pytest.raises(MemoryError):
+        train(check(tiny), tmp_path, watch=killed_at("log", 6))
     train(check(tiny), tmp_path)
     assert_bit_equal(final_params(tmp_path, 8), final_params(run, 8))
     assert [r["step"] for r in records(tmp_path)] == [2, 4, 6, 8]
     ours, theirs = records(tmp_path)[-1], records(run)[-1]
     assert ours["loss"] == theirs["loss"]
-
-
-def command(tiny_config, workdir, *extra):
-    """The command line of the tiny config, for a process of its own."""
-    c = tiny_config
-    return [
-        sys.executable,
-        "train.py",
-        "--config=configs/base.py:v1,tiny",
-        f"--workdir={workdir}",
-        f"--config.data.train_sources={c.data.train_sources[0]}",
-        f"--config.data.tokenizer={c.data.tokenizer}",
-        f"--config.data.folder={c.data.folder}",
-        f"--config.model.vocab_size={c.model.vocab_size}",
-        "--config.data.seq_length=32",
-        "--config.data.max_predictions=6",
-        "--config.data.max_documents=0",
-        "--config.train.eval_rows=40",
-        "--config.train.num_steps=40",
-        "--config.train.checkpoint_every=5",
-        "--config.train.eval_every=15",
-        "--config.sharding.data=4",
-        "--config.sharding.tensor=2",
-        *extra,
-    ]
 
 
 def test_the_data_of_a_run_may_not_change(run, tiny):
@@ -244,16 +205,7 @@ def test_a_workdir_that_cannot_be_written_is_told(tiny, tmp_path):
 def test_divergence_stops_the_run_and_keeps_the_good_checkpoint(tiny, tmp_path, monkeypatch):
     tiny.train.max_bad_steps = 3
     tiny.train.num_steps = 20
-    original = loop.put_batch
-
-    def poison(batch, sharding):
-        poison.calls += 1
-        if poison.calls > 6:
-            batch = {**batch, "mlm_weights": np.full_like(batch["mlm_weights"], np.inf)}
-        return original(batch, sharding)
-
-    poison.calls = 0
-    monkeypatch.setattr(loop, "put_batch", poison)
+    poisoned(monkeypatch, range(7, 100))
     with pytest.raises(
         RunError,
         match=r"3 steps in a row .* the last of them step 9\. The last "
@@ -379,10 +331,8 @@ def test_a_packed_run_goes_on_to_the_same_bits(tiny, tmp_path, objective):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(check(tiny), whole)
     tiny.train.checkpoint_every = 3
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RunLog, "step", stop_at(6))
-        with pytest.raises(KeyboardInterrupt):
-            train(check(tiny), parts)
+    with pytest.raises(MemoryError):
+        train(check(tiny), parts, watch=killed_at("log", 6))
     train(check(tiny), parts)
     assert_bit_equal(final_params(parts, 8), final_params(whole, 8))
     assert ("sop_loss" in records(whole)[-1]) == (objective == "sop")
@@ -390,17 +340,6 @@ def test_a_packed_run_goes_on_to_the_same_bits(tiny, tmp_path, objective):
     report = json.loads((whole / "eval_8.json").read_text())
     assert len(report["examples"]) == 5
     assert not any("[CLS]" in line or "[SEP] ." in line for line in report["examples"])
-
-
-def stop_at(last):
-    """`RunLog.step` that stops the run at a step."""
-
-    def step(self, number, *arguments, original=RunLog.step):
-        if number == last:
-            raise KeyboardInterrupt
-        return original(self, number, *arguments)
-
-    return step
 
 
 @pytest.mark.slow

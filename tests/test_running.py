@@ -7,6 +7,7 @@ import re
 import signal
 import threading
 import time
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -216,7 +217,7 @@ def test_a_spike_is_skipped_with_optimiser_and_mean_untouched():
     optimizer, schedule = make_optimizer(dataclasses.replace(LAMB, learning_rate=1e-3), 200)
     task = pretraining_of(PLAIN)
     step = jax.jit(make_train_step(task, optimizer, schedule, 1, 0, spike_factor=3.0))
-    state = jax.tree.map(lambda x: x, new_state(task.init, optimizer, 0))
+    state = jax.tree.map(lambda x: x, new_state(partial(task.init, task.model), optimizer, 0))
     state = jax.tree.map(jnp.asarray, jax.jit(lambda: _unboxed(state))())
     norms = []
     for number in range(55):

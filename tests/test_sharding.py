@@ -1,5 +1,7 @@
 """The same numbers on one device and on eight, however they are arranged."""
 
+from functools import partial
+
 import jax
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from albert.train.sharding import (
     put_batch,
 )
 from albert.train.step import new_state
-from steps import configured, losses, pretraining_of, random_batch
+from steps import configured, losses, random_batch
 
 
 @pytest.mark.parametrize("accumulation", [1, pytest.param(2, marks=pytest.mark.slow)])
@@ -41,7 +43,8 @@ def test_losses_do_not_depend_on_the_mesh(tiny, accumulation):
 def test_every_slot_of_the_optimiser_lies_with_its_parameter(tiny):
     config = configured(tiny, fsdp=4, data=1, tensor=2)
     optimizer, _ = make_optimizer(config.optimizer, 10)
-    boxed = jax.eval_shape(lambda: new_state(pretraining_of(config.model).init, optimizer, 0))
+    task = pretraining_of(config.model)
+    boxed = jax.eval_shape(lambda: new_state(partial(task.init, task.model), optimizer, 0))
     state = placed(boxed, make_mesh(config.sharding), config.sharding)
 
     def specs(tree):

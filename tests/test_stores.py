@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 
 from albert.runtime.paths import PlaceError, place
-from test_faults import launch, wait_for
-from test_loop import command
+from runs import command, launch, wait_for
 
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = ("gcsfs", "gcp_storage_emulator")

@@ -6,18 +6,18 @@ import flax.linen as nn
 import jax
 
 from albert.models.config import DTYPES, AlbertConfig
-from albert.models.encoder import abstract_params
 
 
-def parameters_by_part(model: nn.Module) -> dict[str, int]:
-    """Number of parameters of each part of the model, the encoder's first."""
-    params = nn.meta.unbox(abstract_params(model))
+def parameters_by_part(params) -> dict[str, int]:
+    """Number of parameters of each part of a tree, abstract or not, the encoder's first."""
+    params = nn.meta.unbox(params)
 
     def count(tree):
         return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
     parts = {part: count(tree) for part, tree in params.items() if part != "encoder"}
-    encoder = {part: count(tree) for part, tree in params["encoder"].items()}
+    layers = params.get("encoder", {})
+    encoder = {part: count(tree) for part, tree in layers.items()}
     in_order = ("embeddings", "embedding_hidden_mapping_in", "layers", "pooler")
     found = parts | encoder
     return {part: found[part] for part in (*in_order, *parts) if part in found}

@@ -174,6 +174,10 @@ class Albert(nn.Module):
         self.trunk = Encoder(self.config)
         nn.share_scope(self, self.trunk)
         for name in self.heads:
+            if name not in HEADS:
+                raise ValueError(f"there is no head {name!r}; there is {', '.join(HEADS)}")
+            if self.heads.count(name) > 1:
+                raise ValueError(f"heads is {self.heads}: {name} twice")
             setattr(self, f"{name}_head", HEADS[name](self.config))
 
     def __call__(self, *rows, head_inputs=None, **more) -> AlbertOutput:

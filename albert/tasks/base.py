@@ -163,6 +163,17 @@ class Task(abc.ABC):
         """The model with the task's heads."""
 
     @classmethod
+    def init(cls, model: nn.Module, key: jax.Array):
+        """New parameters, each leaf boxed with its logical axis names."""
+        return init_params(model, key)
+
+    @classmethod
+    def abstract_params(cls, model: nn.Module):
+        """Shapes, dtypes and logical axis names of every parameter, without making any."""
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        return jax.eval_shape(lambda k: cls.init(model, k), key)
+
+    @classmethod
     @abc.abstractmethod
     def flops_per_row(cls, config: RunConfig) -> float:
         """Model FLOPs of one training step for each row."""
@@ -221,10 +232,6 @@ class Task(abc.ABC):
 
     # Pure functions of one step. The parts of a batch add up: `sums` are additive over rows, and
     # `loss` is linear in them.
-
-    def init(self, key: jax.Array):
-        """New parameters, each leaf boxed with its logical axis names."""
-        return init_params(self.model, key)
 
     @abc.abstractmethod
     def denominators(self, batch: Batch) -> dict[str, jax.Array]:

@@ -8,7 +8,6 @@ import flax.linen as nn
 import jax
 
 from albert.models.cost import encoder_activation_bytes, parameters_by_part, without_heads
-from albert.models.encoder import abstract_params
 from albert.tasks import find_task
 from albert.train.config import Config
 from albert.train.optimizers import make_optimizer
@@ -16,8 +15,8 @@ from albert.train.optimizers import make_optimizer
 
 def state_bytes(config: Config) -> dict[str, int]:
     """Bytes of parameters, their gradients and the optimiser's slots, over all devices."""
-    model = find_task(config.task).make_model(config)
-    params = nn.meta.unbox(abstract_params(model))
+    task = find_task(config.task)
+    params = nn.meta.unbox(task.abstract_params(task.make_model(config)))
     optimizer, _ = make_optimizer(config.optimizer, config.train.num_steps)
     slots = jax.eval_shape(optimizer.init, params)
 
@@ -39,7 +38,7 @@ def activation_bytes(config: Config) -> int:
 def describe(config: Config) -> dict:
     """Every figure that `--describe` prints, JSON-serialisable."""
     task = find_task(config.task)
-    parts = parameters_by_part(task.make_model(config))
+    parts = parameters_by_part(task.abstract_params(task.make_model(config)))
     tokens = config.train.batch_size * task.tokens_per_row(config)
     per_token = task.flops_per_row(config) / task.tokens_per_row(config)
     return {

@@ -20,7 +20,6 @@ from albert.data.tokenizer import Tokenizer
 from albert.interop import formats
 from albert.interop.weights import stacked
 from albert.interop.workdir import VOCABULARY, is_run
-from albert.models.encoder import abstract_params
 from albert.runtime.fields import ConfigError
 from albert.runtime.paths import file_name_part, place, replace_text
 from albert.tasks import find_task
@@ -253,7 +252,7 @@ def on_these_devices(config: Config, task: Task) -> Iterator[tuple]:
         sharding = dataclasses.replace(sharding, data=-1, fsdp=1, tensor=1)
     mesh = make_mesh(sharding)
     size = -(-config.train.eval_batch_size // jax.device_count()) * jax.device_count()
-    like = placed(abstract_params(task.model), mesh, sharding)
+    like = placed(task.abstract_params(task.model), mesh, sharding)
     with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.rules):
         evaluators = [Evaluator(e, mesh, sharding, size) for e in task.evaluations]
         yield evaluators, like, mesh, sharding, size

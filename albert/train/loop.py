@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import flax.linen as nn
@@ -15,7 +16,6 @@ from albert.checkpoints.store import Checkpoints
 from albert.data.loader import BatchSource, iterate
 from albert.interop.weights import Weights
 from albert.interop.workdir import VOCABULARY, is_run
-from albert.models.encoder import abstract_params, init_params
 from albert.runtime import RunError
 from albert.runtime.console import tell
 from albert.runtime.lock import WorkdirLock
@@ -104,7 +104,7 @@ def train(
             with stop.immediately():
                 claim(workdir)
                 model = kind.make_model(config)
-                check_devices(config, abstract_params(model), jax.device_count())
+                check_devices(config, kind.abstract_params(model), jax.device_count())
                 held = stack.enter_context(contextlib.closing(lock(workdir, say)))
                 # Closing waits for what is being saved, however the run ends.
                 keep = config.train.keep_last, config.train.keep_best
@@ -403,7 +403,7 @@ def _finished(
     """What a run came to that was finished before."""
     optimizer, _ = make_optimizer(config.optimizer, config.train.num_steps)
     abstract = abstract_state(
-        lambda key: init_params(kind.make_model(config), key),
+        partial(kind.init, kind.make_model(config)),
         optimizer,
         make_mesh(config.sharding),
         config.sharding,

@@ -1,6 +1,7 @@
 """The training state, and the pure function of one training step, whatever the task."""
 
 from collections.abc import Callable
+from functools import partial
 
 import flax
 import flax.linen as nn
@@ -193,10 +194,11 @@ def shard_training(
       without arguments that makes it there, never whole on one device; and the compiled training
       step, which donates the state it is given.
     """
-    abstract = abstract_state(task.init, optimizer, mesh, sharding)
+    init = partial(task.init, task.model)
+    abstract = abstract_state(init, optimizer, mesh, sharding)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     create = jax.jit(
-        lambda: nn.meta.unbox(new_state(task.init, optimizer, seed)), out_shardings=shardings
+        lambda: nn.meta.unbox(new_state(init, optimizer, seed)), out_shardings=shardings
     )
     step = jax.jit(
         make_train_step(task, optimizer, schedule, accumulation, seed, spike_factor, mesh),
