@@ -16,7 +16,7 @@ from albert.train.sharding import (
     put_batch,
 )
 from albert.train.step import new_state
-from steps import configured, losses, random_batch
+from steps import configured, losses, pretraining_of, random_batch
 
 
 @pytest.mark.parametrize("accumulation", [1, pytest.param(2, marks=pytest.mark.slow)])
