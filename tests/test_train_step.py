@@ -11,8 +11,8 @@ from albert.models.encoder import Albert
 from albert.train.evaluate import figures, filled_masks
 from albert.train.optimizers import make_optimizer
 from albert.train.step import make_eval_step, make_train_step, new_state, span_lengths
+from optimizers import LAMB
 from test_model import TINY
-from test_optimiser import LAMB
 
 PLAIN = dataclasses.replace(TINY, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
 
