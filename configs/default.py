@@ -1,6 +1,7 @@
 """Every field of a config, with its meaning. Other configs start from this one."""
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -71,15 +72,23 @@ def get_config(arg: str = "") -> ConfigDict:
     data.static_copies = 0  # epochs that differ before they repeat, as released 40; 0: all differ
     data.workers = 4  # processes that make batches; 0: a thread
 
-    # Optimiser: lamb and adamw as released, or optax.NAME for optax's own.
+    # Optimizer: lamb and adamw as released, muon, or optax.NAME for one of optax's own; and the
+    # schedule of its learning rate (albert/train/optimizers.py and schedules.py say which there are
+    # and what they read). What is unset (None) has the chosen one's own value; what is set and not
+    # read by it is an error. Gradients and moments are float32.
     config.optimizer = optimizer = ConfigDict()
     optimizer.name = "lamb"
-    optimizer.learning_rate = 0.00176
+    optimizer.learning_rate = 0.00176  # peak
+    optimizer.schedule = "released"  # or linear, cosine, wsd, inverse_sqrt
     optimizer.warmup_steps = 3125
-    optimizer.b1 = 0.9
-    optimizer.b2 = 0.999
-    optimizer.eps = 1e-6
-    optimizer.weight_decay = 0.01
+    optimizer.cooldown_steps = placeholder(object)  # wsd; unset: a fifth of num_steps
+    optimizer.final_learning_rate = placeholder(object)  # unset: 0
+    optimizer.b1 = placeholder(object)  # lamb, adamw: 0.9
+    optimizer.b2 = placeholder(object)  # lamb, adamw: 0.999
+    optimizer.eps = placeholder(object)  # lamb, adamw: 1e-6
+    optimizer.weight_decay = placeholder(object)  # lamb, adamw: 0.01
+    optimizer.momentum = placeholder(object)  # muon: 0.95
+    optimizer.consistent_rms = placeholder(object)  # size of muon's updates: 0.2, about Adam's
     optimizer.clip_norm = 1.0  # global norm; 0: no clipping
 
     # Training.
@@ -140,7 +149,7 @@ def apply_argument(config: ConfigDict, arg: str) -> None:
 
 
 def shrink(config: ConfigDict) -> None:
-    """Cuts sizes and steps; what the config is about (optimiser, dropout, depth > 1) stays."""
+    """Cuts sizes and steps; what the config is about (optimizer, dropout, depth > 1) stays."""
     model, data, train = config.model, config.data, config.train
     model.vocab_size = 1000
     model.embedding_size = 16
@@ -161,6 +170,8 @@ def shrink(config: ConfigDict) -> None:
     data.max_predictions = 10
     data.workers = 0
     config.optimizer.warmup_steps = 10
+    if config.optimizer.cooldown_steps is not None:
+        config.optimizer.cooldown_steps = 10
     train.num_steps = 60
     train.batch_size = 16
     train.accumulation = 1

@@ -34,6 +34,10 @@ def get_config(arg=""):
     optimizer.name = "optax.adamw"
     optimizer.learning_rate = 2e-3
     optimizer.warmup_steps = 200
+    optimizer.b1 = 0.9
+    optimizer.b2 = 0.999
+    optimizer.eps = 1e-6
+    optimizer.weight_decay = 0.01
 
     train = config.train
     train.num_steps = 4000

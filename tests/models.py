@@ -6,7 +6,6 @@ import numpy as np
 
 from albert.interop.weights import Weights, parameter_shapes
 from albert.models.config import AlbertConfig
-from albert.train.optimizers import OptimizerConfig
 
 TINY = AlbertConfig(
     vocab_size=50,
@@ -30,17 +29,6 @@ TINY = AlbertConfig(
     param_dtype="float32",
     remat="none",
     attention="xla",
-)
-
-LAMB = OptimizerConfig(
-    name="lamb",
-    learning_rate=0.1,
-    warmup_steps=2,
-    b1=0.9,
-    b2=0.999,
-    eps=1e-6,
-    weight_decay=0.01,
-    clip_norm=0.0,
 )
 
 

@@ -78,15 +78,3 @@ def act(config, x):
     if config.hidden_act == "gelu_erf":
         return 0.5 * x * (1.0 + np.vectorize(math.erf)(x / math.sqrt(2.0)))
     return 0.5 * x * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
-
-
-def reference_lamb(p, grads, rate, *, plain):
-    """The released update in float64, one tensor, one step after the other."""
-    m = v = np.zeros_like(p)
-    for k, g in enumerate(grads, 1):
-        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
-        u = m / (np.sqrt(v) + 1e-6) + (0 if plain else 0.01 * p)
-        norms = np.linalg.norm(p), np.linalg.norm(u)
-        ratio = 1.0 if plain or 0 in norms else norms[0] / norms[1]
-        p = p - rate(k) * ratio * u
-    return p

@@ -15,7 +15,8 @@ from albert.train.config import check
 from albert.train.optimizers import make_optimizer
 from albert.train.sharding import MESH_AXES, batch_sharding, make_mesh, put_batch
 from albert.train.step import make_train_step, new_state, shard_training
-from models import LAMB, TINY
+from models import TINY
+from optimizers import LAMB
 
 PLAIN = dataclasses.replace(TINY, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
 

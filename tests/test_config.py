@@ -9,6 +9,8 @@ from pathlib import Path
 import flax.linen as nn
 import jax
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
 from albert.models.encoder import Albert, abstract_params
 from albert.runtime.fields import ConfigError
@@ -22,7 +24,8 @@ from albert.train.config import (
     split_overrides,
 )
 from albert.train.cost import describe
-from albert.train.optimizers import make_optimizer
+from albert.train.optimizers import OPTIMIZERS, make_optimizer
+from albert.train.schedules import SCHEDULES
 from albert.train.step import make_train_step, new_state
 from configs import default
 from steps import abstract_batch
@@ -98,6 +101,9 @@ def test_every_field_is_read_by_something(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(dataclasses, "asdict", lambda _: {})
     train(config, tmp_path / "run")
     monkeypatch.undo()
+    # Some entry says that it reads each of these, and tests of optimizers and schedules hold it.
+    entries = [*OPTIMIZERS.values(), *SCHEDULES.values()]
+    read |= {("optimizer", field) for entry in entries for field in entry.fields}
     for name in sections:
         for field in dataclasses.fields(getattr(config, name)):
             assert (name, field.name) in read, f"nothing reads {name}.{field.name}"
@@ -144,7 +150,7 @@ def test_impossible_values_are_told_at_once():
         "data.train_sources: There is no file nowhere.txt",
         "data.train_weights is (1.0,)",
         "train.log_every is 0; it must be at least 1",
-        "optimizer.name is 'lam'; it must be lamb or adamw",
+        "optimizer.name is 'lam'; did you mean lamb? There is lamb, adamw, muon, optax.",
         "optimizer.warmup_steps 61 is more than train.num_steps 60",
         "sharding.rules name the mesh axis 'date'; there is data, fsdp, tensor",
         "seed is -1",
@@ -174,6 +180,84 @@ def test_devices_that_cannot_share_are_told(tiny):
     tiny.sharding.fsdp = 3
     with pytest.raises(ConfigError, match="-1 x 3 x 1 cannot be laid over 8 devices"):
         check_devices(check(tiny), params, 8)
+
+
+@pytest.mark.parametrize("name", ["quickstart", "laptop", "small"])
+def test_what_optax_adamw_was_given_is_still_said(name):
+    """optax has other values for two of these."""
+    optimizer = check(load(name, "tiny"), needs_text=False).optimizer
+    assert optimizer.name == "optax.adamw"
+    said = optimizer.b1, optimizer.b2, optimizer.eps, optimizer.weight_decay
+    assert said == (0.9, 0.999, 1e-6, 0.01)
+    assert optimizer.schedule == "released"
+
+
+def test_dtypes_in_which_a_model_does_not_learn_are_refused_for_training_alone(tiny):
+    tiny.model.dtype = "float16"
+    with pytest.raises(ConfigError, match=r"model\.dtype is float16; training does not scale its"):
+        check(tiny)
+    for dtype in ("bfloat16", "float16"):
+        tiny.model.param_dtype = dtype
+        with pytest.raises(ConfigError) as error:
+            check(tiny)
+        assert len(error.value.problems) == 2
+        assert f"model.param_dtype is {dtype}; training keeps parameters" in str(error.value)
+    # A workdir of before it was refused can still be read, and a model served.
+    assert check(tiny, for_training=False).model.dtype == "float16"
+    assert from_json(tiny.to_dict()).model.param_dtype == "float16"
+    tiny.model.dtype, tiny.model.param_dtype = "bfloat16", "float32"
+    assert check(tiny).model.dtype == "bfloat16"
+
+
+def test_a_schedule_longer_than_the_run_is_told(tiny):
+    tiny.optimizer.schedule = "wsd"
+    tiny.optimizer.warmup_steps = 5
+    tiny.optimizer.cooldown_steps = 4
+    with pytest.raises(ConfigError, match=r"optimizer\.warmup_steps 5 and cooldown_steps 4 are"):
+        check(tiny)
+    tiny.optimizer.cooldown_steps = 3
+    assert check(tiny).optimizer.cooldown_steps == 3
+
+
+def test_moments_are_taken_by_those_alone_that_keep_such(tiny):
+    tiny.init_from, tiny.init_optimizer = "somewhere", True
+    for name, entry in OPTIMIZERS.items():
+        tiny.optimizer.name = name
+        if entry.adam_moments:
+            check(tiny)
+            continue
+        with pytest.raises(ConfigError, match="does not keep the two moments") as error:
+            check(tiny)
+        assert f"optimizer.name is '{name}'" in str(error.value)
+
+
+def test_a_field_that_may_be_unset_is_set_and_unset_on_the_command_line(monkeypatch):
+    path = Path(default.__file__).with_name("quickstart.py")
+    given = ["--config.optimizer.b1=None", "--config.optimizer.b2", "0.5", "--config.optimizer.eps"]
+    given += ["None", "--config.optimizer.weight_decay=0", "--config.optimizer.schedule=wsd"]
+    given += ["--config.optimizer.cooldown_steps", "7"]
+    arguments, problems = split_overrides(["train.py", f"--config={path}:tiny", *given])
+    assert problems == []
+    monkeypatch.setattr("sys.argv", arguments)
+    values = flags.FlagValues()
+    holder = config_flags.DEFINE_config_file("config", flag_values=values)
+    assert values(arguments) == ["train.py"]
+    optimizer = check(holder.value, needs_text=False).optimizer
+    assert (optimizer.b1, optimizer.b2, optimizer.eps) == (None, 0.5, None)
+    assert (optimizer.weight_decay, optimizer.cooldown_steps) == (0.0, 7)
+    _, problems = split_overrides(
+        ["--config.optimizer.b1=none", "--config.optimizer.cooldown_steps=1.5"]
+    )
+    assert len(problems) == 2
+    assert "optimizer.b1 is 'none', a str; it must be of type float | None" in problems
+    assert "optimizer.cooldown_steps is 1.5, a float; it must be of type int | None" in problems
+
+
+def test_tiny_has_a_short_cool_down():
+    config = default.get_config()
+    config.optimizer.cooldown_steps = 5000
+    default.apply_argument(config, "tiny")
+    assert config.optimizer.cooldown_steps == 10
 
 
 def test_a_config_survives_json(tiny):

@@ -12,7 +12,8 @@ from flax.traverse_util import flatten_dict
 import original
 from albert.models.encoder import Albert
 from albert.tasks.pretraining import apply_model, masked_lm_terms
-from albert.train.optimizers import OptimizerConfig, make_optimizer
+from albert.train.optimizers import make_optimizer
+from optimizers import LAMB
 from steps import pretraining_of
 
 
@@ -115,18 +116,15 @@ def sparse_gradient_norm(model, params, batch, grads):
 
 
 def released_training(run, model):
-    """The optimiser of a golden run, and its step (params, opt_state) -> the same and the loss."""
+    """The optimizer of a golden run, and its step (params, opt_state) -> the same and the loss."""
     facts = original.load_run(run)
     batch = load_batch(original.load_arrays(run, "forward.npz"))
     optimizer, schedule = make_optimizer(
-        OptimizerConfig(
+        dataclasses.replace(
+            LAMB,  # what is unset in it is the released program's
             name=facts["optimizer"],
             learning_rate=facts["learning_rate"],
             warmup_steps=facts["num_warmup_steps"],
-            b1=0.9,
-            b2=0.999,
-            eps=1e-6,
-            weight_decay=0.01,
             clip_norm=0.0,  # clipped below, by the norm that program took on CPU
         ),
         facts["num_train_steps"],
@@ -150,7 +148,7 @@ def assert_golden(run, k, params, config):
         np.testing.assert_allclose(ours[path], value, atol=2e-5, rtol=0, err_msg=f"{k} {path}")
 
 
-def test_optimiser_steps(run, model_and_params):
+def test_optimizer_steps(run, model_and_params):
     model, params = model_and_params
     optimizer, _, step = released_training(run, model)
     params = jax.tree.map(jnp.asarray, params)

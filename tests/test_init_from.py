@@ -1,20 +1,27 @@
 """Starting a run from another model, and evaluating any model."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from albert.checkpoints.store import CheckpointError
 from albert.data.vocabulary import train_vocabulary
 from albert.interop import formats
+from albert.interop.weights import stacked
 from albert.runtime import RunError
 from albert.runtime.fields import ConfigError
 from albert.train.config import check
 from albert.train.evaluate import Options, evaluate_model, evaluate_run
+from albert.train.init_from import start_state
 from albert.train.loop import train
+from albert.train.optimizers import OPTIMIZERS, make_optimizer, slot_of
+from albert.train.step import TrainState
 from models import random_weights
 from runs import assert_bit_equal, final_params, records
 from texts import write_text
@@ -24,7 +31,7 @@ def evaluations(workdir):
     return {r["step"]: r["mlm_loss"] for r in records(workdir, "valid")}
 
 
-def test_with_its_optimiser_a_run_goes_on_to_the_same_bits(run, tiny, tmp_path, capsys):
+def test_with_its_optimizer_a_run_goes_on_to_the_same_bits(run, tiny, tmp_path, capsys):
     tiny.init_from = str(run / "checkpoints" / "4")
     tiny.init_optimizer = True
     tiny.data.tokenizer = ""  # that of the model is taken
@@ -34,12 +41,56 @@ def test_with_its_optimiser_a_run_goes_on_to_the_same_bits(run, tiny, tmp_path, 
     rate = {r["step"]: r["learning_rate"] for r in records(run)}
     assert records(tmp_path / "run")[-1]["learning_rate"] == rate[8]
     printed = capsys.readouterr().out
-    assert "32 tensors with the optimiser's moments, at step 4." in printed
+    assert "32 tensors with the optimizer's moments, at step 4." in printed
     # Once it has a checkpoint of its own, what it started from may go.
     tiny.init_from = str(tmp_path / "gone")
     tiny.train.num_steps = 10
     train(check(tiny), tmp_path / "run")
     assert "Going on from the checkpoint of step 8" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", [name for name, entry in OPTIMIZERS.items() if entry.adam_moments])
+def test_moments_and_counters_are_taken_by_every_optimizer_that_keeps_such(name, tiny):
+    tiny.init_from, tiny.init_optimizer = "somewhere", True
+    tiny.model.sharing = "attention"
+    tiny.optimizer.name = name
+    config = check(tiny)
+    weights = random_weights(moments=True, **dataclasses.asdict(config.model))
+    params = jax.tree.map(jnp.zeros_like, weights.tree)
+    optimizer, _ = make_optimizer(config.optimizer, config.train.num_steps)
+    zero = jnp.zeros([], jnp.int32)
+    state = TrainState(zero, params, optimizer.init(params), zero, zero, jnp.zeros([]))
+    state = start_state(config, weights, state)
+    assert state.step == 7
+    expected = {
+        kind: stacked(config.model, values)
+        for kind, values in (("mu", weights.mu), ("nu", weights.nu))
+    }
+    found = set()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state.opt_state):
+        kind, parameter = slot_of(path)
+        if parameter:
+            np.testing.assert_array_equal(leaf, expected[kind][parameter])
+            found.add((kind, parameter))
+        else:
+            assert (kind, int(leaf)) == ("count", 7)
+    assert found == {(kind, p) for kind in expected for p in expected[kind]}
+    jax.tree.map(np.testing.assert_array_equal, state.params, weights.tree)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["optax.lamb", "adamw"])
+def test_with_another_optimizer_a_run_goes_on_to_the_same_bits(name, tiny, tmp_path):
+    """By way of a copy, which has its moments."""
+    tiny.model.sharing = "groups:3"
+    tiny.optimizer.name = name
+    train(check(tiny), tmp_path / "whole")
+    weights = formats.read(tmp_path / "whole" / "checkpoints" / "4", with_moments=True)
+    assert weights.mu is not None
+    formats.write(weights, tmp_path / "copy", "albert")
+    tiny.init_from, tiny.init_optimizer = str(tmp_path / "copy"), True
+    train(check(tiny), tmp_path / "run")
+    assert_bit_equal(final_params(tmp_path / "run", 8), final_params(tmp_path / "whole", 8))
 
 
 @pytest.mark.peers
@@ -64,7 +115,7 @@ def test_weights_alone_start_at_step_0(run, tiny, tmp_path, capsys):
     tiny.optimizer.weight_decay = 0.0
     train(check(tiny), tmp_path / "run")
     printed = capsys.readouterr().out
-    assert "30 tensors without an optimiser's state, at step 0." in printed
+    assert "30 tensors without an optimizer's state, at step 0." in printed
     assert "It has no sop_head: initialised anew." in printed
     np.testing.assert_allclose(evaluations(tmp_path / "run")[4], evaluations(run)[8], rtol=1e-6)
     ours, theirs = final_params(tmp_path / "run", 8), final_params(run, 8)
@@ -124,7 +175,7 @@ def test_moments_that_are_not_there(run, tiny, tmp_path):
     formats.write(formats.read(run), tmp_path / "weights", "albert")
     tiny.init_from = str(tmp_path / "weights")
     tiny.init_optimizer = True
-    with pytest.raises(CheckpointError, match="does not hold the optimiser's moments and step"):
+    with pytest.raises(CheckpointError, match="does not hold the optimizer's moments and step"):
         train(check(tiny), tmp_path / "run")
     formats.write(formats.read(run, with_moments=True), tmp_path / "moments", "albert")
     for folder in ("weights", "moments"):
@@ -137,8 +188,9 @@ def test_moments_that_are_not_there(run, tiny, tmp_path):
         train(check(tiny), tmp_path / "run")
     tiny.train.num_steps = 10
     tiny.optimizer.name = "optax.sgd"
-    with pytest.raises(CheckpointError, match=r"optax\.sgd does not keep the two moments"):
-        train(check(tiny), tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"'optax\.sgd', which does not keep the two moments"):
+        check(tiny)
+    tiny.optimizer.name = "lamb"
     tiny.init_from = ""
     with pytest.raises(ConfigError, match="init_optimizer is True and init_from is empty"):
         check(tiny)

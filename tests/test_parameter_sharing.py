@@ -6,19 +6,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from albert.interop.weights import unstacked
 from albert.models.config import AlbertConfig
 from albert.models.cost import parameters_by_part
 from albert.models.encoder import Albert, Layer, abstract_params, init_params
 from albert.models.sharing import tables
-from albert.train.optimizers import _ELEMENTWISE, linear_schedule, make_optimizer, tensor_by_tensor
 from configs import base
-from models import LAMB, TINY, random_rows
-from reference import reference_lamb
+from models import TINY, random_rows
 from steps import configured, losses
 
 STRATEGIES = (
@@ -214,77 +210,6 @@ def test_differences_begin_as_zero_and_sets_are_drawn_apart():
     assert b.shape == (6, 2, 32)
     assert not b.any()
     assert a.any(axis=(1, 2)).all()
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "lamb",
-        "optax.lamb",
-        *(
-            pytest.param(name, marks=pytest.mark.slow)
-            for name in ("adamw", "optax.lars", "optax.adamw")
-        ),
-    ],
-)
-def test_updates_are_those_of_each_tensor_by_itself(name):
-    """A stack moves as its tensors would, one optimiser for each."""
-    config = config_of("groups:2")
-    params = random_params(config)
-    grads = random_params(config, 1)
-    optimizer, _ = make_optimizer(dataclasses.replace(LAMB, name=name), 10)
-
-    def moved(params, grads):
-        state = optimizer.init(params)
-        for _ in range(2):
-            updates, state = optimizer.update(grads, state, params)
-            params = optax.apply_updates(params, updates)
-        return flatten_dict(params, sep="/")
-
-    together = unstacked(config, moved(params, grads))
-    apart = moved(
-        *(
-            unflatten_dict(unstacked(config, flatten_dict(t, sep="/")), sep="/")
-            for t in (params, grads)
-        )
-    )
-    assert together.keys() == apart.keys()
-    for path, value in apart.items():
-        np.testing.assert_allclose(together[path], value, rtol=2e-5, atol=1e-6, err_msg=path)
-
-
-def test_lamb_of_a_stack_equals_a_float64_reference():
-    rng = np.random.default_rng(0)
-    start = rng.normal(size=(3, 4, 5)) * np.array([1.0, 10.0, 0.0])[:, None, None]
-    grads = [rng.normal(size=start.shape) for _ in range(4)]
-    optimizer, _ = make_optimizer(LAMB, 10)
-    rate = linear_schedule(0.1, 2, 10)
-    ours = {"layers": {"kernel": jnp.asarray(start, jnp.float32)}}
-    state = optimizer.init(ours)
-    for g in grads:
-        g = {"layers": {"kernel": jnp.asarray(g, jnp.float32)}}
-        updates, state = optimizer.update(g, state, ours)
-        ours = optax.apply_updates(ours, updates)
-    for k in range(3):
-        expected = reference_lamb(
-            start[k], [g[k] for g in grads], lambda n: float(rate(n)), plain=False
-        )
-        np.testing.assert_allclose(ours["layers"]["kernel"][k], expected, rtol=2e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("name", _ELEMENTWISE)
-def test_optimisers_said_to_be_elementwise_are(name):
-    rng = np.random.default_rng(0)
-    draw = lambda: {"layers": {"kernel": jnp.asarray(rng.normal(size=(2, 3, 4)), jnp.float32)}}  # noqa: E731
-    params, grads = draw(), draw()
-    stock = getattr(optax, name)(0.1)
-    results = []
-    for optimizer in (stock, tensor_by_tensor(stock)):
-        state = optimizer.init(params)
-        for _ in range(2):
-            updates, state = optimizer.update(grads, state, params)
-        results.append(updates["layers"]["kernel"])
-    np.testing.assert_allclose(*results, rtol=1e-6)
 
 
 @pytest.mark.slow

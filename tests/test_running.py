@@ -22,7 +22,7 @@ from albert.runtime.watchdog import Watchdog
 from albert.train.log_files import MetricWriter
 from albert.train.optimizers import make_optimizer
 from albert.train.step import make_train_step, new_state
-from models import LAMB
+from optimizers import LAMB
 from steps import PLAIN, pretraining_of, random_batch
 
 EVERY = 0.2  # seconds between renewals, in tests
@@ -213,7 +213,7 @@ def test_the_watchdog_waits_longer_for_what_always_takes_long(capfd):
 # Spikes.
 
 
-def test_a_spike_is_skipped_with_optimiser_and_mean_untouched():
+def test_a_spike_is_skipped_with_optimizer_and_mean_untouched():
     optimizer, schedule = make_optimizer(dataclasses.replace(LAMB, learning_rate=1e-3), 200)
     task = pretraining_of(PLAIN)
     step = jax.jit(make_train_step(task, optimizer, schedule, 1, 0, spike_factor=3.0))

@@ -40,7 +40,7 @@ def test_losses_do_not_depend_on_the_mesh(tiny, accumulation):
         )
 
 
-def test_every_slot_of_the_optimiser_lies_with_its_parameter(tiny):
+def test_every_slot_of_the_optimizer_lies_with_its_parameter(tiny):
     config = configured(tiny, fsdp=4, data=1, tensor=2)
     optimizer, _ = make_optimizer(config.optimizer, 10)
     task = pretraining_of(config.model)

@@ -14,7 +14,8 @@ from albert.tasks.pretraining import (
     span_lengths,
 )
 from albert.train.optimizers import make_optimizer
-from models import LAMB, TINY
+from models import TINY
+from optimizers import LAMB
 from steps import PLAIN, make, pretraining_of, random_batch
 
 

@@ -83,7 +83,7 @@ class Config:
     seed: int
     task: str  # what is learned: a key of `albert.tasks.TASKS`
     init_from: str  # a model to start from: anything that albert.load takes; empty: from scratch
-    init_optimizer: bool  # go on with its optimiser's moments and its step
+    init_optimizer: bool  # go on with its optimizer's moments and its step
     init_method: str  # how layers that share are made of those that did not: INIT_METHODS
     model: AlbertConfig
     data: Any  # the `Section` of the task
@@ -92,10 +92,11 @@ class Config:
     sharding: ShardingConfig
 
 
-def check(values: Mapping, needs_text: bool = True) -> Config:
+def check(values: Mapping, needs_text: bool = True, for_training: bool = True) -> Config:
     """The typed config of a ConfigDict or dict; raises ConfigError with all that is wrong.
 
-    What never reads data (`needs_text` False) needs none to be named either.
+    What never reads data (`needs_text` False) needs none named either, and a model that is not
+    trained any more (`for_training` False) may have any dtype.
     """
     problems: list[str] = []
     task = None
@@ -118,6 +119,8 @@ def check(values: Mapping, needs_text: bool = True) -> Config:
         problems += _attention_problems(config, None)
     if config.init_optimizer and not config.init_from:
         problems.append("init_optimizer is True and init_from is empty: there is nothing to take")
+    if config.init_optimizer:
+        problems += [f"optimizer.{text}" for text in config.optimizer.moments_problems()]
     if config.init_method not in INIT_METHODS:
         problems.append(
             f"init_method is {config.init_method!r}; it must be one of {', '.join(INIT_METHODS)}"
@@ -132,11 +135,10 @@ def check(values: Mapping, needs_text: bool = True) -> Config:
         problems += [f"model.{text}" for text in uneven_groups(sharing, steps)]
     if not 0 <= config.seed < MAX_SEED:
         problems.append(f"seed is {config.seed}; it must be in [0, {MAX_SEED})")
-    if config.optimizer.warmup_steps > config.train.num_steps:
-        problems.append(
-            f"optimizer.warmup_steps {config.optimizer.warmup_steps} is more than "
-            f"train.num_steps {config.train.num_steps}"
-        )
+    length_problems = config.optimizer.length_problems(config.train.num_steps)
+    problems += [f"optimizer.{text}" for text in length_problems]
+    if for_training:
+        problems += [f"model.{text}" for text in _training_dtype_problems(config.model)]
     if problems:
         raise ConfigError(problems)
     return config
@@ -157,7 +159,25 @@ def from_json(values: dict) -> Config:
             return {name: tuples(inner) for name, inner in value.items()}
         return tuple(map(tuples, value)) if isinstance(value, (list, tuple)) else value
 
-    return check(tuples(values), needs_text=False)
+    return check(tuples(values), needs_text=False, for_training=False)
+
+
+def _training_dtype_problems(model: AlbertConfig) -> list[str]:
+    """A sentence for each dtype in which a model computes, but does not learn."""
+    found = []
+    if model.dtype == "float16":
+        found.append(
+            "dtype is float16; training does not scale its loss, and without that nearly all "
+            "gradients underflow to 0 in float16. Train in bfloat16, or in float32; float16 is "
+            "for a model that was trained"
+        )
+    if model.param_dtype != "float32":
+        found.append(
+            f"param_dtype is {model.param_dtype}; training keeps parameters and the optimizer's "
+            "moments in float32: in 16 bits updates round to nothing and second moments stop "
+            "moving. Set it to float32; activations and products have model.dtype in any case"
+        )
+    return found
 
 
 def config_of_run(info: dict, workdir: Path) -> Config:
@@ -231,7 +251,9 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
             value = "true"
             if not off and bool not in kinds:
                 value = next(rest, "")
-                spelling.append(value)
+                # ml_collections takes a field that may be unset for a switch.
+                optional = any(type(None) in typing.get_args(kind) for kind in kinds)
+                spelling = [f"{argument}={value}"] if optional else [argument, value]
         problem = _override_problem(path, value)
         if problem:
             problems.append(problem)

@@ -2,7 +2,6 @@
 
 import jax
 import numpy as np
-import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from albert.checkpoints.store import CheckpointError
@@ -14,6 +13,7 @@ from albert.runtime.fields import ConfigError
 from albert.runtime.paths import place
 from albert.tasks import find_task
 from albert.train.config import Config
+from albert.train.optimizers import slot_of
 from albert.train.step import TrainState
 
 # Fields of the model that the shapes of its parameters follow from.
@@ -32,10 +32,10 @@ _TOLD = (*STRUCTURE, "hidden_act", "hidden_dropout_prob", "attention_probs_dropo
 
 
 def read_start(config: Config) -> Weights:
-    """The model that `config.init_from` names, with its optimiser if that is asked for.
+    """The model that `config.init_from` names, with its optimizer if that is asked for.
 
     Raises:
-      CheckpointError: it cannot be read, or has no optimiser's state.
+      CheckpointError: it cannot be read, or has no optimizer's state.
       ConfigError: its sizes or its vocabulary are not those of the config; names all of them.
     """
     path = config.init_from
@@ -64,7 +64,7 @@ def read_start(config: Config) -> Weights:
     if config.init_optimizer:
         if weights.mu is None or weights.step is None:
             raise CheckpointError(
-                f"{path} does not hold the optimiser's moments and step, which init_optimizer asks "
+                f"{path} does not hold the optimizer's moments and step, which init_optimizer asks "
                 f"for ({'; '.join(weights.notes) or 'no global_step'}). Set "
                 "--config.init_optimizer=False to start from its weights alone."
             )
@@ -85,9 +85,9 @@ def _structure(model: AlbertConfig) -> str:
 def describe_start(config: Config, weights: Weights) -> str:
     """What is taken and what is not, for people."""
     with_optimizer = (
-        f"with the optimiser's moments, at step {weights.step}"
+        f"with the optimizer's moments, at step {weights.step}"
         if config.init_optimizer
-        else "without an optimiser's state, at step 0"
+        else "without an optimizer's state, at step 0"
     )
     lines = [f"Starting from {config.init_from}: {len(weights.params)} tensors {with_optimizer}."]
     if weights.missing:
@@ -105,7 +105,11 @@ def describe_start(config: Config, weights: Weights) -> str:
 
 
 def start_state(config: Config, weights: Weights, state: TrainState) -> TrainState:
-    """A fresh state with the values of `weights` in it, each where the fresh one lay."""
+    """A fresh state with the values of `weights` in it, each where the fresh one lay.
+
+    With `config.init_optimizer` the slots mu and nu and every counter are taken too; `check` has
+    refused optimizers whose slots of these names hold something else.
+    """
 
     def filled(tree, values: dict[str, np.ndarray]):
         flat = flatten_dict(tree, sep="/")
@@ -119,27 +123,22 @@ def start_state(config: Config, weights: Weights, state: TrainState) -> TrainSta
         return state
     assert weights.mu is not None
     assert weights.nu is not None
-    moments = {name: optax.tree.get(state.opt_state, name) for name in ("mu", "nu")}
-    if None in moments.values():
-        raise CheckpointError(
-            f"optimizer.name {config.optimizer.name} does not keep the two moments that init_from "
-            "has. Set --config.init_optimizer=False to start from the weights alone."
-        )
-    opt_state = optax.tree.set(
-        state.opt_state,
-        mu=filled(moments["mu"], stacked(config.model, weights.mu)),
-        nu=filled(moments["nu"], stacked(config.model, weights.nu)),
-    )
-    # Every counter is an array of its own: the state is donated to the training step.
+    moments = {
+        "mu": stacked(config.model, weights.mu),
+        "nu": stacked(config.model, weights.nu),
+    }
     step = np.asarray(weights.step)
-    opt_state = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: _placed(step, leaf) if _is_count(path) else leaf, opt_state
-    )
+
+    # Every counter is an array of its own: the state is donated to the training step.
+    def taken(path, leaf):
+        name, parameter = slot_of(path)
+        if name == "count":
+            return _placed(step, leaf)
+        known = name in moments and parameter in moments[name]
+        return _placed(moments[name][parameter], leaf) if known else leaf
+
+    opt_state = jax.tree_util.tree_map_with_path(taken, state.opt_state)
     return state.replace(opt_state=opt_state, step=_placed(step, state.step))
-
-
-def _is_count(path) -> bool:
-    return getattr(path[-1], "name", None) == "count"
 
 
 def _placed(value: np.ndarray, like: jax.Array) -> jax.Array:

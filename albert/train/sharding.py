@@ -108,17 +108,14 @@ def make_mesh(config: ShardingConfig) -> Mesh:
 
 
 def tree_shardings(boxed, mesh: Mesh, config: ShardingConfig):
-    """The sharding of every leaf of a tree whose parameters carry logical axis names.
+    """The sharding of every leaf of a tree whose parameters and slots carry logical axis names.
 
-    Leaves without names, and optimiser slots of another rank than their parameter, are whole
-    on every device.
+    Leaves without names are whole on every device.
     """
 
     def sharding(leaf):
         names = leaf.names if isinstance(leaf, nn.LogicallyPartitioned) else ()
-        value = leaf.value if isinstance(leaf, nn.LogicallyPartitioned) else leaf
-        spec = config.spec(*names) if len(names) == len(value.shape) else PartitionSpec()
-        return NamedSharding(mesh, spec)
+        return NamedSharding(mesh, config.spec(*names))
 
     return jax.tree.map(sharding, boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
 

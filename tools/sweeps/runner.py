@@ -232,6 +232,7 @@ def _step_seconds(run: Run, jobs: int, root: Path) -> float | None:
         "train.eval_rows": run.config.train.eval_batch_size,
         "train.checkpoint_every": _CALIBRATION_STEPS,
         "optimizer.warmup_steps": 1,
+        "optimizer.cooldown_steps": None,
     }
     short = dataclasses.replace(run, workdir=folder, overrides=run.overrides | small)
     shutil.rmtree(folder, ignore_errors=True)  # of another budget or machine
