@@ -1,19 +1,37 @@
-"""Folders that a run reads and writes: of this machine, or of Google Cloud Storage (gs://)."""
+"""Folders that a run reads and writes, of this machine or of Google Cloud Storage (gs://), and
+names of files that are made from what a user has named."""
 
+import fnmatch
+import hashlib
 import importlib.util
 import os
+import re
 import shutil
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
 from etils import epath
 
-# Stores are read by fsspec's libraries, whether TensorFlow is installed or not.
-os.environ.setdefault("EPATH_USE_TF", "false")
+_MOST_BYTES = 60  # of a file name's part, in UTF-8, in front of its digest
+# What Windows keeps for devices, whatever stands behind a dot.
+_DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.ASCII)
 
 
 class PlaceError(ValueError):
     """A path to something that cannot be read or written from here."""
+
+
+class LiteralPath(epath.gpath.PosixGPath):
+    """A path whose own characters mean themselves: etils's `glob` reads `[`, `*` and `?` in the name
+    of the folder that it looks through as a pattern too, and finds nothing there."""
+
+    def glob(self, pattern: str) -> Iterator["LiteralPath"]:
+        """What lies below this folder under names that match, level by level."""
+        first, _, rest = pattern.partition("/")
+        for child in self.iterdir() if self.is_dir() else ():
+            if fnmatch.fnmatchcase(child.name, first):
+                yield from child.glob(rest) if rest else (child,)
 
 
 def place(text: str) -> Path:
@@ -30,7 +48,7 @@ def place(text: str) -> Path:
         )
     if importlib.util.find_spec("gcsfs") is None:
         raise PlaceError(f"{text}: pip install gcsfs")
-    return epath.Path(text)  # it has the methods of a Path
+    return LiteralPath(text)  # it has the methods of a Path
 
 
 def is_remote(path: Path) -> bool:
@@ -40,6 +58,32 @@ def is_remote(path: Path) -> bool:
 def resolved(path: Path) -> Path:
     """The path without `..` and links; of a store as it is."""
     return path if is_remote(path) else path.resolve()
+
+
+def file_name_part(text: str) -> str:
+    """A part of a file's name that tells a text or path from every other, and can be read.
+
+    At most 69 bytes of UTF-8, valid on common file systems, those that do not tell upper from lower
+    case among them. A short text of lower-case letters of any script, digits and `=,._+-` is itself;
+    where anything had to be changed or cut (at the front: a path's end tells more) eight digits of
+    its SHA-256 stand behind it.
+    """
+    folded = unicodedata.normalize("NFKC", text.casefold())
+    kept = "".join(
+        c if c in "=,._+-" or unicodedata.category(c)[0] in "LMN" else "-" for c in folded
+    )
+    kept = re.sub("-{2,}", "-", kept) if kept != text else kept
+    short = kept.encode()[-_MOST_BYTES:].decode(errors="ignore").strip("-.")
+    # What looks like a name with a digest gets one too, or it could be another text's.
+    if (
+        short == text
+        and text
+        and not re.search("-[0-9a-f]{8}$", text)
+        and not _DEVICES.fullmatch(text)
+    ):
+        return text
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    return f"{short}-{digest}" if short else digest
 
 
 def files_below(folder: Path) -> Iterator[tuple[str, Path]]:
