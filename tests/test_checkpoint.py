@@ -320,9 +320,7 @@ def test_an_error_that_the_others_do_not_know_of_ends_the_process(tmp_path, monk
             raise MemoryError("no more")
 
         monkeypatch.setattr(checkpoint_module, "describe", fail)
-        with pytest.raises(
-            CannotAgree, match=r"saved step 1 together .*: MemoryError: no more\. It"
-        ):
+        with pytest.raises(CannotAgree, match=r"step 1 together .*: MemoryError: no more\. It"):
             checkpoints.save(1, *trees(1), {}, None)
         monkeypatch.undo()
 

@@ -69,8 +69,8 @@ class Checkpoints:
                     check_writable(folder)
                 except (OSError, ValueError) as error:
                     raise CheckpointError(
-                        f"{folder}: no checkpoint can be written: {_reason(error)}. Where it is the "
-                        "name that is not taken, choose another folder."
+                        f"{folder}: no checkpoint can be written: {_reason(error)}. Where it is "
+                        "the name that is not taken, choose another folder."
                     ) from error
         self._checkpointer, self._items = make_checkpointer(self._verify)
 

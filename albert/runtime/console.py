@@ -1,5 +1,6 @@
 """Words for whoever watches, who may be gone: no reason to lose a run."""
 
+import datetime
 import io
 import os
 import sys
@@ -40,3 +41,15 @@ def print_any_letter() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def format_count(number: float) -> str:
+    """1234 -> "1.23k"."""
+    for limit, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(number) >= limit:
+            return f"{number / limit:.3g}{suffix}"
+    return f"{number:.3g}"
+
+
+def format_seconds(seconds: float) -> str:
+    return str(datetime.timedelta(seconds=round(seconds)))

@@ -23,7 +23,7 @@ class PlaceError(ValueError):
 
 
 class LiteralPath(epath.gpath.PosixGPath):
-    """A path whose own characters mean themselves: etils's `glob` reads `[`, `*` and `?` in the name
+    """A path whose own letters mean themselves: etils's `glob` reads `[`, `*` and `?` in the name
     of the folder that it looks through as a pattern too, and finds nothing there."""
 
     def glob(self, pattern: str) -> Iterator["LiteralPath"]:
@@ -60,30 +60,31 @@ def resolved(path: Path) -> Path:
     return path if is_remote(path) else path.resolve()
 
 
-def file_name_part(text: str) -> str:
+def file_name_part(text: str, also: str = "") -> str:
     """A part of a file's name that tells a text or path from every other, and can be read.
 
-    At most 69 bytes of UTF-8, valid on common file systems, those that do not tell upper from lower
-    case among them. A short text of lower-case letters of any script, digits and `=,._+-` is itself;
-    where anything had to be changed or cut (at the front: a path's end tells more) eight digits of
-    its SHA-256 stand behind it.
+    At most 69 bytes of UTF-8, valid on common file systems, also where upper and lower case are the
+    same. A short text of lower-case letters of any script, digits and `=,._+-` is itself. Where
+    something had to be replaced or cut (at the front: a path's end tells more) eight digits of its
+    SHA-256 stand behind it.
+
+    Args:
+      text: any.
+      also: more characters that stay, where the file system is known to take them.
     """
-    folded = unicodedata.normalize("NFKC", text.casefold())
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     kept = "".join(
-        c if c in "=,._+-" or unicodedata.category(c)[0] in "LMN" else "-" for c in folded
+        letter if letter in "=,._+-" + also or unicodedata.category(letter)[0] in "LMN" else "-"
+        for letter in folded
     )
-    kept = re.sub("-{2,}", "-", kept) if kept != text else kept
     short = kept.encode()[-_MOST_BYTES:].decode(errors="ignore").strip("-.")
-    # What looks like a name with a digest gets one too, or it could be another text's.
-    if (
-        short == text
-        and text
-        and not re.search("-[0-9a-f]{8}$", text)
-        and not _DEVICES.fullmatch(text)
-    ):
+    if _DEVICES.fullmatch(short):
+        short = f"_{short}"
+    # What looks like a name with digits behind it gets some too, or it could be another text's.
+    if text and short == text and not re.search("-[0-9a-f]{8}$", text):
         return text
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
-    return f"{short}-{digest}" if short else digest
+    return f"{re.sub('--+', '-', short)}-{digest}" if short else digest
 
 
 def files_below(folder: Path) -> Iterator[tuple[str, Path]]:

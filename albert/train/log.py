@@ -11,15 +11,11 @@ import jax
 import numpy as np
 
 from albert.models.config import DTYPES
+from albert.runtime.console import format_count, format_seconds
 from albert.train.config import Config
 from albert.train.cost import flops_per_token
-from albert.train.log_files import (
-    MetricWriter,
-    format_count,
-    format_seconds,
-    peak_flops,
-    peak_memory_bytes,
-)
+from albert.train.hardware import peak_flops, peak_memory_bytes
+from albert.train.log_files import MetricWriter
 
 # Steps whose figures may still be on the device: the host runs ahead by so many, not more.
 STEPS_AHEAD = 2
