@@ -116,8 +116,8 @@ def test_everything_wrong_is_told_before_the_first_run(tmp_path):
     sweep = Sweep("", "configs/laptop.py", choices("model.shared", "all"))
     with pytest.raises(ConfigError, match=r"shared=all,seed=0: .*shared"):
         plan(sweep, tmp_path, TEXT, (0,))
+    runs = choices("model.sharing", "all", "all")
     with pytest.raises(ConfigError, match="2 runs would share the folder"):  # differ in nothing
-        runs = choices("model.sharing", "all", "all")
         plan(Sweep("", "configs/laptop.py", runs), tmp_path, TEXT, (0,))
     # What the sweep varies is not the command line's to set: all rows would be the same run.
     table4 = load_sweep("configs/ablations/table4.py")
@@ -162,28 +162,47 @@ def test_runs_that_differ_have_folders_that_differ(tmp_path):
     assert run_name(many, 0) != run_name(many | {"data.field_7": "other"}, 0)
 
 
-def test_a_sweep_from_another_folder_reads_the_callers_files(tmp_path, monkeypatch):
+STARTS = """
+import sys
+from pathlib import Path
+from tools.sweeps import runner
+from tools.sweeps.plan import load_sweep, plan
+
+sweep = load_sweep("configs/ablations/sharing.py:laptop")
+run = plan(sweep, Path("work"), {"data.train_sources": ("own.txt",)}, (0,))[0]
+run.workdir.mkdir(parents=True)
+looks = "import os, sys; print(os.getcwd()); print(os.path.isfile(sys.argv[1]))"
+config = run.arguments[0].removeprefix("--config=").partition(":")[0]
+runner._start([sys.executable, "-c", looks, config], run, 0, 1).wait()
+print((run.workdir / runner.LOG).read_text(), end="")
+"""
+
+
+def test_a_sweep_from_another_folder_reads_the_callers_files(tmp_path):
     """Its own configs are found, and what is checked is what the runs then read."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "own.txt").write_text("A text.")
-    sweep = load_sweep("configs/ablations/sharing.py:laptop")
-    run = plan(sweep, tmp_path / "work", {"data.train_sources": ("own.txt",)}, (0,))[0]
-    folder = tmp_path / "work" / run.name
-    folder.mkdir(parents=True)
-    log = folder / runner.LOG
-    code = "import os, sys; print(os.path.isfile('own.txt'), os.path.isfile(sys.argv[1]))"
-    config = run.arguments[0].removeprefix("--config=").partition(":")[0]
-    assert runner._start([sys.executable, "-c", code, config], run, 0, 1).wait() == 0
-    assert log.read_text().splitlines()[-1] == "True True"
-    (command, *_) = runner._stages(sweep, run, ROOT, "python")
-    assert command[:2] == ["python", str(ROOT / "train.py")]
     done = subprocess.run(
-        [sys.executable, *command[1:], "--describe"], capture_output=True, text=True, cwd=tmp_path
+        [sys.executable, "-c", STARTS],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
     )
+    assert done.stdout.splitlines()[-2:] == [str(tmp_path), "True"], done.stderr
+
+
+def test_the_command_of_a_run_works_in_the_callers_folder(tmp_path, monkeypatch):
+    sweep = load_sweep("configs/ablations/sharing.py:laptop")
+    sweep = dataclasses.replace(sweep, evaluations=(("--layers", "layers_{step}.json"),))
+    own = {"data.train_sources": ("own.txt",)}
+    here = runner._stages(sweep, plan(sweep, tmp_path, own, (0,))[0], ROOT, "python")
+    assert [stage[1] for stage in here] == ["train.py", "eval.py"]
+    monkeypatch.chdir(tmp_path)
+    run = plan(sweep, tmp_path / "work", own, (0,))[0]
+    (command, evaluation) = runner._stages(sweep, run, ROOT, sys.executable)
+    assert evaluation[1] == str(ROOT / "eval.py")
+    done = subprocess.run([*command, "--describe"], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "train_sources: ('own.txt',)" in done.stdout
-    monkeypatch.chdir(ROOT)
-    assert runner._stages(sweep, run, ROOT, "python")[0][1] == "train.py"
 
 
 def test_a_home_folder_is_where_the_user_is_at_home(tmp_path):
