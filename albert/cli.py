@@ -4,22 +4,63 @@ Importing this costs little, so that `--help` is quick; jax is imported when a p
 """
 
 import errno
+import importlib.util
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from albert.runtime.console import tell
+from albert.runtime.console import print_any_letter, tell
 from albert.runtime.signals import EXIT_CODE, Preempted, StopNow
 
 _bad_overrides: list[str] = []
+_GOOGLE = "0x1ae0"  # the maker of a PCI device
+# Whoever sets one of these knows of a TPU, or wants jax to look for one.
+_TPU_VARIABLES = ("JAX_FORCE_TPU_INIT", "TPU_LIBRARY_PATH", "TPU_NAME", "TPU_WORKER_ID")
+
+
+def set_environment() -> None:
+    """What programs set for the libraries that they import, where the user has not.
+
+    Call it before jax is imported.
+    """
+    # Stores are read by fsspec's libraries, whether TensorFlow is installed or not.
+    os.environ.setdefault("EPATH_USE_TF", "false")
+    if has_only_an_idle_tpu_library(os.environ, Path("/")):
+        os.environ["JAX_PLATFORMS"] = "cpu"
+
+
+def has_only_an_idle_tpu_library(environment: Mapping[str, str], root: Path) -> bool:
+    """Whether libtpu is all that jax could use beside the CPU, and no TPU is there: it would look
+    for one all the same, and print pages on hosts that it does not find.
+
+    Args:
+      environment: variables; any that speaks of platforms or TPUs is a reason to let jax look.
+      root: of the file system in which devices are looked for.
+    """
+    if any(environment.get(name) for name in ("JAX_PLATFORMS", *_TPU_VARIABLES)):
+        return False
+    if importlib.util.find_spec("libtpu") is None:
+        return False
+    if metadata.entry_points(group="jax_plugins") or importlib.util.find_spec("jax_plugins"):
+        return False  # of CUDA, ROCm and others: jax chooses
+    vendors = (root / "sys/bus/pci/devices").glob("*/vendor")
+    chips = [
+        *(root / "dev").glob("accel*"),
+        *(root / "dev/vfio").glob("[0-9]*"),
+        *(path for path in vendors if path.read_text().strip() == _GOOGLE),
+    ]
+    return not chips
 
 
 def define_config(default: str = "configs/quickstart.py"):
     """The flag --config, and with it --config.SECTION.FIELD for every field."""
+    set_environment()
     # ml_collections reads the overrides from sys.argv, here, and stops at the first mistake.
     if any(argument.lstrip("-").startswith(("config.", "noconfig.")) for argument in sys.argv):
         from albert.train.config import split_overrides
@@ -79,6 +120,8 @@ def run(main: Callable[..., int | None], argument: str = "", doc: str | None = N
     """
     if doc:
         sys.modules["__main__"].__doc__ = doc
+    set_environment()
+    print_any_letter()
     app.run(lambda argv: _main(main, argv, argument), flags_parser=_parse_flags)
 
 

@@ -124,7 +124,7 @@ def main() -> None:
 
     from albert.models.encoder import DTYPES
     from albert.train.cost import flops_per_token
-    from albert.train.log_files import peak_flops
+    from albert.train.hardware import peak_flops
     from tools.claims.measure import random_rows
 
     config = cli.checked(_CONFIG, needs_text=False)

@@ -2,23 +2,29 @@
 
 import contextlib
 import json
+import logging
+import os
 import shutil
 import subprocess
 import sys
 import threading
+import warnings
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from albert.checkpoints import manifest
 from albert.checkpoints import store as checkpoint_module
+from albert.checkpoints.agreement import CannotAgree, agreed_error
 from albert.checkpoints.checksums import array_sums, host_sums
 from albert.checkpoints.store import CheckpointError, Checkpoints
 
@@ -251,6 +257,180 @@ def test_what_was_written_wrong_is_never_a_checkpoint(tmp_path, monkeypatch):
         checkpoints.save(3, *trees(3), {}, None)
         checkpoints.wait()
         assert checkpoints.steps() == [3]
+
+
+@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize("other_fails", [False, True])
+@pytest.mark.parametrize("own", [None, MemoryError("no more")])
+def test_processes_agree_on_what_went_wrong(monkeypatch, capsys, index, other_fails, own):
+    """All raise or none; whoever is not heard for the first process warns by itself."""
+
+    def gather(flag):
+        assert flag.dtype == bool
+        return np.insert(np.array([other_fails]), index, flag)
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "process_index", lambda: index)
+    monkeypatch.setattr(multihost_utils, "process_allgather", gather)
+    error = agreed_error(own)
+    assert (error is None) == (own is None and not other_fails)
+    if own is not None:
+        assert error is own
+    elif other_fails:
+        assert isinstance(error, CheckpointError)
+        assert str(error) == f"process {1 - index} failed and says why"
+    told = "Warning (process 1): MemoryError: no more\n" if own is not None and index else ""
+    assert capsys.readouterr().out == told
+
+
+@pytest.mark.parametrize("handler", [ocp.StandardCheckpointHandler, ocp.JsonCheckpointHandler])
+@pytest.mark.parametrize("failing", [{1}, {2}, {1, 2}])
+def test_what_fails_while_its_caller_waits_is_raised_and_the_next_save_works(
+    tmp_path, monkeypatch, handler, failing
+):
+    original, calls, mended = handler.async_save, [], []
+
+    async def save(*arguments, **more):
+        calls.append(1)
+        if len(calls) in failing and not mended:
+            raise MemoryError("no more")
+        return await original(*arguments, **more)
+
+    monkeypatch.setattr(handler, "async_save", save)
+    folder = tmp_path / "checkpoints"
+    with opened(folder, create=True) as checkpoints:
+        if handler is ocp.JsonCheckpointHandler and 1 not in failing:
+            checkpoints.save(0, *trees(1), {}, None)
+            checkpoints.wait()
+        with pytest.raises(MemoryError, match="no more"):
+            checkpoints.save(1, *trees(1), {}, None)
+        assert 1 not in checkpoints.folders()
+        mended.append(1)
+        checkpoints.save(1, *trees(1), {}, None)
+        checkpoints.wait()
+        assert checkpoints.steps() == [1]
+
+
+def test_an_error_that_the_others_do_not_know_of_ends_the_process(tmp_path, monkeypatch):
+    with opened(tmp_path / "checkpoints", create=True) as checkpoints:
+        monkeypatch.setattr(jax, "process_count", lambda: 2)
+        monkeypatch.setattr(multihost_utils, "process_allgather", lambda flag: np.array([flag] * 2))
+
+        def fail(tree):
+            raise MemoryError("no more")
+
+        monkeypatch.setattr(checkpoint_module, "describe", fail)
+        with pytest.raises(CannotAgree, match=r"step 1 together .*: MemoryError: no more\. It"):
+            checkpoints.save(1, *trees(1), {}, None)
+        monkeypatch.undo()
+
+
+def test_an_old_checkpoint_that_stays_is_told_and_the_new_one_is_saved(
+    tmp_path, monkeypatch, capsys
+):
+    folder = tmp_path / "checkpoints"
+
+    def fail(path, suffix):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with opened(folder, create=True, keep_last=1) as checkpoints:
+        checkpoints.save(1, *trees(1), {}, None)
+        checkpoints.wait()
+        monkeypatch.setattr(checkpoint_module, "remove_folder", fail)
+        checkpoints.save(2, *trees(2), {}, None)
+        assert checkpoints.wait()
+        assert checkpoints.steps() == [1, 2]
+    told = capsys.readouterr().out
+    assert "Warning: Step 2 is saved; an older checkpoint could not be removed: " in told
+    assert "checkpoints/1: Permission denied." in told
+
+
+@pytest.mark.parametrize("name", ["a[1]b*?", "[!x]", "100% #1", "тест", "a\nb"])
+def test_a_folder_may_have_any_name(tmp_path, name):
+    """Patterns of a shell and of URLs among them."""
+    folder = tmp_path / name / "checkpoints"
+    with opened(folder, create=True, keep_last=1) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, *trees(step), {"a": step}, None)
+            checkpoints.wait()
+        assert checkpoints.steps() == [2]
+        assert checkpoints.newest_sound(pytest.fail) == 2
+    for ours, theirs in zip(
+        jax.tree.leaves(restored(folder, 2)), jax.tree.leaves(trees(2)), strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+    with opened(folder) as checkpoints:
+        checkpoints.check_arrays(2)
+
+
+@pytest.mark.parametrize("name", ["a\\b", os.fsdecode(b"\xff")])
+def test_where_no_checkpoint_can_be_written_it_is_told_at_the_start(tmp_path, name):
+    """TensorStore takes a backslash for a separator, and no name that is not UTF-8."""
+    with pytest.raises(CheckpointError, match=r"no checkpoint can be written: .*another folder"):
+        Checkpoints(tmp_path / name / "checkpoints", create=True)
+
+
+def hooks():
+    """What is the whole process's."""
+    return [
+        sys.unraisablehook,
+        warnings.showwarning,
+        *(list(logging.getLogger(name).filters) for name in (None, "asyncio", "absl")),
+    ]
+
+
+def test_hooks_and_filters_of_the_process_are_as_they_were(saved, tmp_path, monkeypatch):
+    """After reading, saving, and errors of both."""
+    before = hooks()
+    restored(saved, 7)
+    assert hooks() == before
+    shutil.copytree(saved, tmp_path / "checkpoints")
+    for path in (tmp_path / "checkpoints" / "7" / "params").rglob("*"):
+        if path.is_file() and path.parent.name == "d":
+            path.write_bytes(b"damaged")
+    with opened(tmp_path / "checkpoints", create=True) as checkpoints:
+        monkeypatch.setattr(checkpoints, "problems", lambda step: [])
+        checkpoints._verified[7] = json.loads((saved / "7" / manifest.NAME).read_text())
+        for read in (
+            lambda: checkpoints.restore_arrays(7, "params"),
+            lambda: checkpoints.restore_params(7, like(trees(7)[0])),
+        ):
+            with pytest.raises(CheckpointError, match="cannot be read"):
+                read()
+            assert hooks() == before
+        checkpoints.save(8, *trees(8), {}, None)
+        checkpoints.wait()
+        assert hooks() == before
+        monkeypatch.setattr(checkpoint_module, "describe_on_host", lambda tree: {})
+        checkpoints.save(9, *trees(9), {}, None)
+        with pytest.raises(CheckpointError, match="is not what was to be saved"):
+            checkpoints.wait()
+        assert hooks() == before
+    assert hooks() == before
+
+
+def test_a_damaged_file_is_told_in_one_sentence(saved, tmp_path):
+    """Not in pages of tracebacks besides, at once or at the end of the program."""
+    shutil.copytree(saved, tmp_path / "checkpoints")
+    for path in (tmp_path / "checkpoints" / "7" / "params").rglob("*"):
+        if path.is_file() and path.parent.name == "d":
+            path.write_bytes(b"damaged")
+    code = f"""
+import sys
+from pathlib import Path
+from albert.checkpoints.store import Checkpoints, CheckpointError
+from albert.checkpoints.orbax import read_arrays, read_item
+folder = Path({str(tmp_path / "checkpoints")!r})
+try:
+    read_arrays(folder / "7" / "params")
+except Exception as error:
+    print("could not be read:", type(error).__name__)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("could not be read: ")
+    assert done.stderr == ""
 
 
 def test_left_overs_of_a_kill_are_cleared_away(saved, tmp_path):

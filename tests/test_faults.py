@@ -552,6 +552,62 @@ def test_a_save_that_fails_on_one_process_is_agreed_upon_and_tried_again(
     np.testing.assert_allclose(ours, theirs, rtol=1e-5)
 
 
+OUT_OF_MEMORY = """
+import os, runpy, sys
+import orbax.checkpoint as ocp
+from albert.checkpoints import store
+where, sys.argv = sys.argv[1], ["train.py", *sys.argv[2:]]
+owner, name = {"copying": (ocp.StandardCheckpointHandler, "async_save"),
+               "sums": (store, "describe"), "verifying": (store, "describe_on_host")}[where]
+original, calls = getattr(owner, name), []
+def fails(*arguments, **more):
+    calls.append(1)
+    if len(calls) == 3:
+        raise MemoryError("there is no more")
+    return original(*arguments, **more)
+if os.environ["JAX_PROCESS_ID"] == str(int(where != "verifying")):
+    setattr(owner, name, fails)
+runpy.run_path("train.py", run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["copying", "verifying"])
+def test_of_several_processes_one_runs_out_of_memory_and_all_save_again(
+    short, text, vocabulary, prepared, tmp_path, monkeypatch, where
+):
+    """In the part of a save that the loop waits for, and in the background."""
+    monkeypatch.setattr(sys.modules[__name__], "PROGRAM", ["-c", OUT_OF_MEMORY, where])
+    pair = processes_of(text, vocabulary, prepared, tmp_path)
+    printed = [process.communicate(timeout=200)[0] for process in pair]
+    assert [process.returncode for process in pair] == [0, 0], "\n".join(printed)
+    if where == "copying":
+        assert "could not be saved: CheckpointError: process 1 failed and says why" in printed[0]
+        assert "Warning (process 1): MemoryError: there is no more" in printed[1]
+    else:
+        assert "could not be saved: MemoryError: there is no more. Have more memory" in printed[0]
+    assert printed[0].count("could not be saved") == 1
+    assert Checkpoints(tmp_path / "checkpoints").steps()[-1] == 40
+    ours, theirs = ([r["loss"] for r in records(d)] for d in (tmp_path, short))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_process_that_cannot_tell_the_others_of_its_failed_save_ends_all(
+    text, vocabulary, prepared, tmp_path, monkeypatch
+):
+    """While all of them compute the sums of a save together."""
+    monkeypatch.setattr(sys.modules[__name__], "PROGRAM", ["-c", OUT_OF_MEMORY, "sums"])
+    pair = processes_of(text, vocabulary, prepared, tmp_path)
+    begin = time.monotonic()
+    printed = [process.communicate(timeout=120)[0] for process in pair]
+    assert time.monotonic() - begin < 100
+    assert pair[1].returncode == 2, printed[1]
+    assert "failed while it saved step 8 together with the others: MemoryError" in printed[1]
+    assert pair[0].returncode != 0
+    assert Checkpoints(tmp_path / "checkpoints").steps() == [4]
+
+
 @pytest.mark.slow
 def test_several_processes_roll_back_together(text, vocabulary, prepared, tmp_path):
     """With a learning rate that nothing bears, until they give up."""

@@ -1,12 +1,14 @@
 """What a run of days needs, piece by piece: the lock, signals, the watchdog, spikes, logs."""
 
 import dataclasses
+import errno
 import json
 import os
 import re
 import signal
 import threading
 import time
+import zipfile
 from functools import partial
 
 import jax
@@ -14,14 +16,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from albert.checkpoints.agreement import CannotAgree
+from albert.runtime import RunError
 from albert.runtime import lock as lock_module
 from albert.runtime.digests import text_digest
 from albert.runtime.lock import NAME, WorkdirLock, WorkdirTaken
 from albert.runtime.signals import StopNow, StopSignals
 from albert.runtime.watchdog import Watchdog
+from albert.train.config import check
+from albert.train.divergence import save_rows
+from albert.train.log import Divergence
 from albert.train.log_files import MetricWriter
 from albert.train.optimizers import make_optimizer
-from albert.train.step import make_train_step, new_state
+from albert.train.progress import Progress
+from albert.train.saving import Saver
+from albert.train.step import TrainState, make_train_step, new_state
 from optimizers import LAMB
 from steps import PLAIN, pretraining_of, random_batch
 
@@ -208,6 +217,102 @@ def test_the_watchdog_waits_longer_for_what_always_takes_long(capfd):
     watchdog.close()
     Watchdog(0.0).close()
     assert capfd.readouterr().err == ""
+
+
+# Failed saves.
+
+
+class Failing:
+    """Checkpoints of which every save fails."""
+
+    def __init__(self, error, steps=()):
+        self._error, self._steps = error, list(steps)
+
+    def losses(self):
+        return {}
+
+    def steps(self):
+        return self._steps
+
+    def wait(self):
+        return False
+
+    def save(self, *arguments):
+        raise self._error
+
+
+def chained(error, cause):
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "Make room on the disk"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "Make room in the quota"),
+        (OSError(errno.EFBIG, "File too large"), "Allow larger files"),
+        (PermissionError(errno.EACCES, "Permission denied"), "Give this user the right"),
+        (OSError(errno.EROFS, "Read-only file system"), "Make the file system writable"),
+        (MemoryError("Unable to allocate 3 GiB"), "Have more memory"),
+        # As TensorStore says it, and as what was raised because of something else.
+        (ValueError('RESOURCE_EXHAUSTED: writing "x": No space left on device'), "Make room on"),
+        (ValueError("PERMISSION_DENIED: [OS error 13: Permission denied]"), "Give this user"),
+        (chained(RuntimeError("failed"), OSError(errno.ENOSPC, "No space")), "Make room on"),
+        (ValueError("something else"), None),
+        (KeyError("x"), None),
+    ],
+)
+@pytest.mark.parametrize("steps", [[], [3]])
+def test_a_failed_save_is_told_with_its_cause_and_what_helps(tiny, error, advice, steps):
+    tiny.train.max_failed_saves = 2
+    told = []
+    saver = Saver(Failing(error, steps), {}, check(tiny).train, told.append)
+    state = TrainState(*[None] * len(dataclasses.fields(TrainState)))
+    saver.save(4, state, Progress())
+    with pytest.raises(RunError) as stopped:
+        saver.save(5, state, Progress())
+    for text in (told[0], str(stopped.value)):
+        assert f"could not be saved: {type(error).__name__}: " in text
+        assert str(error) in text
+        others = {"Make room", "Allow", "Give this", "Make the", "Have more"}
+        for words in others:
+            assert (words in text) == (advice is not None and advice.startswith(words))
+    assert "The next save tries again; after 2 failures in a row the run stops." in told[0]
+    assert "That was the 2. failure in a row." in str(stopped.value)
+    there = "The newest checkpoint is step 3." if steps else "There is no checkpoint."
+    assert there in str(stopped.value)
+    assert stopped.value.__cause__ is error
+
+
+def test_a_save_that_cannot_be_agreed_upon_is_not_tried_again(tiny):
+    saver = Saver(Failing(CannotAgree("alone")), {}, check(tiny).train, pytest.fail)
+    with pytest.raises(CannotAgree, match="alone"):
+        saver.save(4, TrainState(*[None] * len(dataclasses.fields(TrainState))), Progress())
+
+
+# Rows of a run that diverged.
+
+
+def numpy_2_0(file, *arrays, **named):
+    """`numpy.savez_compressed` before 2.1, which knew no options: all it is given are arrays."""
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, array in named.items():
+            with archive.open(f"{name}.npy", "w") as member:
+                np.lib.format.write_array(member, np.asanyarray(array))
+
+
+@pytest.mark.parametrize("savez", [np.savez_compressed, numpy_2_0])
+def test_offending_rows_are_saved_as_they_are(tmp_path, monkeypatch, savez):
+    monkeypatch.setattr(np, "savez_compressed", savez)
+    rows = {"input_ids": np.arange(12).reshape(3, 4), "mlm_weights": np.ones((3, 2), np.float32)}
+    paths = save_rows(tmp_path, {4: rows, 5: rows}, Divergence(last=6, number=2))
+    assert [path.name for path in paths] == ["step_4.npz", "step_5.npz"]
+    with np.load(paths[1]) as found:
+        assert set(found.files) == set(rows)
+        for name, array in rows.items():
+            np.testing.assert_array_equal(found[name], array)
+            assert found[name].dtype == array.dtype
 
 
 # Spikes.

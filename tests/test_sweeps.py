@@ -19,8 +19,16 @@ import pytest
 from albert.runtime.fields import ConfigError
 from albert.train.cost import flops_per_token, parameters_by_part
 from tools.sweeps import plan as plan_module
+from tools.sweeps import runner
 from tools.sweeps.grid import Sweep, chain, choices, product, zip_runs
-from tools.sweeps.plan import check_disk, load_sweep, parse_overrides, plan
+from tools.sweeps.plan import (
+    check_disk,
+    field_names,
+    load_sweep,
+    parse_overrides,
+    plan,
+    run_name,
+)
 from tools.sweeps.results import collect
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -108,11 +116,9 @@ def test_everything_wrong_is_told_before_the_first_run(tmp_path):
     sweep = Sweep("", "configs/laptop.py", choices("model.shared", "all"))
     with pytest.raises(ConfigError, match=r"shared=all,seed=0: .*shared"):
         plan(sweep, tmp_path, TEXT, (0,))
-    # Two runs that differ in nothing, and names that do not tell apart what differs.
-    clash = [{"data.text_field": "a b"}, {"data.text_field": "a/b"}]
-    for runs in (choices("model.sharing", "all", "all"), clash):
-        with pytest.raises(ConfigError, match="2 runs would share the folder"):
-            plan(Sweep("", "configs/laptop.py", runs), tmp_path, TEXT, (0,))
+    runs = choices("model.sharing", "all", "all")
+    with pytest.raises(ConfigError, match="2 runs would share the folder"):  # differ in nothing
+        plan(Sweep("", "configs/laptop.py", runs), tmp_path, TEXT, (0,))
     # What the sweep varies is not the command line's to set: all rows would be the same run.
     table4 = load_sweep("configs/ablations/table4.py")
     with pytest.raises(ConfigError, match=r"--config\.model\.sharing is set, and the sweep itself"):
@@ -125,6 +131,98 @@ def test_everything_wrong_is_told_before_the_first_run(tmp_path):
         load_sweep("configs/ablations/table4.py:huge")
     with pytest.raises(ConfigError, match="did you mean hidden_size"):
         parse_overrides(["--config.model.hiden_size=3"])
+
+
+def test_runs_that_differ_have_folders_that_differ(tmp_path):
+    """By values that names cannot hold, and by fields of the same last name."""
+    texts = ("тест.txt", "проба.txt", "a/b.txt", "a-b.txt", "A-b.txt", f"{'x' * 300}/a", "x" * 301)
+    runs = plan(
+        Sweep("", "configs/laptop.py", choices("data.text_field", *texts), seeds=(0, 1)),
+        tmp_path,
+        TEXT,
+        (0, 1),
+    )
+    names = [run.name for run in runs]
+    assert len({name.lower() for name in names}) == len(texts) * 2
+    assert all(len(name.encode()) < 200 and "/" not in name for name in names)
+    assert names[0] == "text_field=тест.txt,seed=0"
+    assert run_name({"model.sharing": "groups:2", "model.per_layer_norm": True}, 1) == (
+        "sharing=groups:2,per_layer_norm=True,seed=1"
+    )
+    assert run_name({}, 3) == "seed=3"
+    # Of two fields with one name both are told whole.
+    rows = [{"model.dtype": "x"}, {"optimizer.dtype": "x"}]
+    both = field_names(rows)
+    assert [run_name(row, 0, both) for row in rows] == [
+        "model.dtype=x,seed=0",
+        "optimizer.dtype=x,seed=0",
+    ]
+    many = {f"data.field_{number}": "value" for number in range(40)}
+    assert len(run_name(many, 0).encode()) < 100
+    assert run_name(many, 0) != run_name(many | {"data.field_7": "other"}, 0)
+
+
+STARTS = """
+import sys
+from pathlib import Path
+from tools.sweeps import runner
+from tools.sweeps.plan import load_sweep, plan
+
+sweep = load_sweep("configs/ablations/sharing.py:laptop")
+run = plan(sweep, Path("work"), {"data.train_sources": ("own.txt",)}, (0,))[0]
+run.workdir.mkdir(parents=True)
+looks = "import os, sys; print(os.getcwd()); print(os.path.isfile(sys.argv[1]))"
+config = run.arguments[0].removeprefix("--config=").partition(":")[0]
+runner._start([sys.executable, "-c", looks, config], run, 0, 1).wait()
+print((run.workdir / runner.LOG).read_text(), end="")
+"""
+
+
+def test_a_sweep_from_another_folder_reads_the_callers_files(tmp_path):
+    """Its own configs are found, and what is checked is what the runs then read."""
+    done = subprocess.run(
+        [sys.executable, "-c", STARTS],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.splitlines()[-2:] == [str(tmp_path), "True"], done.stderr
+
+
+def test_the_command_of_a_run_works_in_the_callers_folder(tmp_path, monkeypatch):
+    sweep = load_sweep("configs/ablations/sharing.py:laptop")
+    sweep = dataclasses.replace(sweep, evaluations=(("--layers", "layers_{step}.json"),))
+    own = {"data.train_sources": ("own.txt",)}
+    here = runner._stages(sweep, plan(sweep, tmp_path, own, (0,))[0], ROOT, "python")
+    assert [stage[1] for stage in here] == ["train.py", "eval.py"]
+    monkeypatch.chdir(tmp_path)
+    run = plan(sweep, tmp_path / "work", own, (0,))[0]
+    (command, evaluation) = runner._stages(sweep, run, ROOT, sys.executable)
+    assert evaluation[1] == str(ROOT / "eval.py")
+    done = subprocess.run([*command, "--describe"], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "train_sources: ('own.txt',)" in done.stdout
+
+
+def test_a_home_folder_is_where_the_user_is_at_home(tmp_path):
+    done = subprocess.run(
+        [
+            sys.executable,
+            str(ROOT / "tools/sweep.py"),
+            "configs/ablations/sharing.py:laptop",
+            "--workdir=~/sweep",
+            "--print",
+            "--config.data.train_sources=python-docs",
+        ],
+        cwd=tmp_path,
+        env=os.environ | {"HOME": str(tmp_path / "home")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"--workdir={tmp_path}/home/sweep/sharing=all," in done.stdout
+    assert not (tmp_path / "~").exists()
 
 
 def test_overrides_of_the_command_line_have_the_fields_types():

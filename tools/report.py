@@ -67,13 +67,15 @@ def main() -> None:
     folders = {}
     for name, pattern in (("ALBERT", _ALBERT.value), ("BERT", _BERT.value)):
         if pattern is not None:
-            folders[name] = [Path(p) for p in sorted(glob.glob(pattern))]
+            named = Path(pattern).expanduser()
+            matching = [named] if named.is_dir() else map(Path, sorted(glob.glob(str(named))))
+            folders[name] = list(matching)
             if not folders[name]:
                 problems.append(f"there is no run {pattern}")
     problems += measure.run_problems(folders)
     if problems:
         raise ConfigError(problems)
-    output = Path(_OUTPUT.value)
+    output = Path(_OUTPUT.value).expanduser()
     of = {
         "model": dataclasses.asdict(config.model),
         "optimizer": dataclasses.asdict(config.optimizer),

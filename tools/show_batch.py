@@ -65,7 +65,8 @@ def _show_file(path: Path) -> None:
             [f"--file: there must be {path}, in the folder of a run with {vocabulary.name}"]
         )
     with np.load(io.BytesIO(path.read_bytes())) as file:
-        batch = dict(file)
+        # NumPy 2.0 has written an option of its own among the rows.
+        batch = {name: file[name] for name in file.files if name != "allow_pickle"}
     size = len(batch["input_ids"])
     last = min(size, _FIRST.value + _ROWS.value) if _ROWS.value else size
     tokenizer = Tokenizer(vocabulary)

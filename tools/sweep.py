@@ -50,7 +50,7 @@ def main(spec: str, overrides: list[str]) -> None:
         if not _SEEDS.value or not all(seed.isdecimal() for seed in _SEEDS.value):
             raise ConfigError([f"--seeds is {','.join(_SEEDS.value)}; give numbers, as in 0,1,2"])
         seeds = tuple(map(int, _SEEDS.value))
-    folder = Path(_WORKDIR.value)
+    folder = Path(_WORKDIR.value).expanduser()
     planned = plan(sweep, folder.absolute(), parse_overrides(overrides), seeds)
     runs, failed = calibrated(sweep, planned, _JOBS.value, _ROOT, None)
     if _PRINT.value:
@@ -61,7 +61,7 @@ def main(spec: str, overrides: list[str]) -> None:
                     "known: give the sweep there without --print, or another budget"
                 ]
             )
-        print_commands(sweep, runs)
+        print_commands(sweep, runs, _ROOT)
         return
     if _TABLE.value:
         failed = []

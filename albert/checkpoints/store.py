@@ -12,7 +12,6 @@ import json
 import math
 import shutil
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,23 +21,25 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from albert.checkpoints import manifest
+from albert.checkpoints.agreement import CannotAgree, CheckpointError, agreed_error, this_process
 from albert.checkpoints.manifest import describe, describe_on_host, differences, named
 from albert.checkpoints.orbax import (
     TEMPORARY,
     ItemsArgs,
+    begin_one_error_is_enough,
+    check_writable,
+    end_one_error_is_enough,
+    for_orbax,
     make_checkpointer,
-    one_error_is_enough,
     read_arrays,
+    read_item,
 )
-from albert.runtime.paths import is_remote, remove_folder, resolved
+from albert.runtime.console import warn
+from albert.runtime.paths import is_remote, remove_folder
 
 _REMOVED = ".removed"
 # Seconds that the writers of a failed save get to end, and to remove what they left.
 _PATIENCE = 10.0
-
-
-class CheckpointError(RuntimeError):
-    """There is no such checkpoint, or it cannot be read."""
 
 
 class Checkpoints:
@@ -56,7 +57,6 @@ class Checkpoints:
         self._has_failed = False  # a save, which may have left something
         self._refuted: Exception | None = None  # why what was written last is not sound
         self._written: tuple[int, dict[str, dict]] = 0, {}  # the last one, and its arrays
-        one_error_is_enough()
         if not create and not folder.is_dir():
             raise CheckpointError(f"{folder} holds no checkpoints: there is no such folder.")
         if create and jax.process_index() == 0:
@@ -64,6 +64,14 @@ class Checkpoints:
             self._remove_unfinished()
             for left_over in folder.glob(f"*{_REMOVED}"):
                 shutil.rmtree(left_over)
+            if not is_remote(folder):
+                try:
+                    check_writable(folder)
+                except (OSError, ValueError) as error:
+                    raise CheckpointError(
+                        f"{folder}: no checkpoint can be written: {_reason(error)}. Where it is "
+                        "the name that is not taken, choose another folder."
+                    ) from error
         self._checkpointer, self._items = make_checkpointer(self._verify)
 
     # Saving.
@@ -80,25 +88,60 @@ class Checkpoints:
           info: a JSON-serialisable description.
           loss: the held-out loss at this very step, if known.
 
-        Raises whatever Orbax and the file system raise, of this save or of the one before.
+        Of several processes call it on all; all raise when one does.
+
+        Raises:
+          CannotAgree: of several processes this one failed while the others wait for it; it must
+            end, and they will after it.
+          Whatever Orbax and the file system raise, of this save or of the one before.
         """
         self.wait()
-        if self._has_failed:
-            self._remove_unfinished()
         trees = {"params": params} | ({} if training is None else {"training": training})
         arguments: dict = {item: ocp.args.StandardSave(tree) for item, tree in trees.items()}
         arguments["info"] = ocp.args.JsonSave(info if loss is None else info | {"loss": loss})
-        self._written = step, {item: describe(tree) for item, tree in trees.items()}
         self._verified.pop(step, None)
-        self._saving = step
+        begin_one_error_is_enough()
         try:
-            self._checkpointer.save(
-                resolved(self.folder) / str(step), args=ItemsArgs(**arguments), force=True
-            )
-        except Exception:
-            self._saving = None
-            self._give_up()
+            self._prepare(step)
+            self._start(step, trees, ItemsArgs(**arguments))
+        except Exception as error:
+            end_one_error_is_enough(failed=True)
+            if not isinstance(error, CannotAgree):
+                self._give_up()
             raise
+        self._saving = step
+
+    def _prepare(self, step: int) -> None:
+        """Does what the first process does by itself, and agrees on how it went."""
+        error: Exception | None = None
+        try:
+            self._make_room(step)
+        except Exception as failed:
+            error = failed
+        if error := agreed_error(error):
+            raise error
+
+    def _start(self, step: int, trees: dict, arguments: ItemsArgs) -> None:
+        """Does what a save needs its caller for. The processes wait for each other in here: what
+        goes wrong on one is agreed upon by `Items`, or there is no telling the others."""
+        self._items.has_failed_on_all = False
+        try:
+            self._written = step, {item: describe(tree) for item, tree in trees.items()}
+            self._checkpointer.save(for_orbax(self.folder) / str(step), args=arguments, force=True)
+        except Exception as error:
+            if jax.process_count() == 1 or self._items.has_failed_on_all:
+                raise
+            raise CannotAgree(
+                f"Process {jax.process_index()} failed while it saved step {step} together with "
+                f"the others: {type(error).__name__}: {error}. It ends, and they end when they "
+                "miss it; the same command goes on from the newest checkpoint."
+            ) from error
+
+    def _make_room(self, step: int) -> None:
+        if self._has_failed:
+            self._remove_unfinished()
+        if jax.process_index() == 0 and (self.folder / str(step)).is_dir():
+            remove_folder(self.folder / str(step), _REMOVED)  # it was damaged
 
     def _verify(self) -> None:
         """As `_verify_saved`, in Orbax's thread. Of several processes the others wait there for
@@ -132,32 +175,33 @@ class Checkpoints:
         step = self._saving
         if step is None:
             return False
-        error = self._ended(step)
-        if jax.process_count() > 1:
-            failed = multihost_utils.process_allgather(np.array(error is not None))
-            if failed.any() and error is None:
-                numbers = ", ".join(map(str, np.flatnonzero(failed)))
-                error = CheckpointError(f"process {numbers} could not write and says why")
-            elif error is not None and jax.process_index():  # the first one's errors are told
-                warnings.warn(
-                    f"Process {jax.process_index()} could not write its part of the checkpoint of "
-                    f"step {step}: {error}",
-                    stacklevel=2,
-                )
+        error = agreed_error(self._ended(step))
         if error is not None:
             self._give_up()
             raise error
         if jax.process_index() == 0:
-            self._remove_old(step)
+            try:
+                self._remove_old(step)
+            except OSError as left:
+                # Saved it is, and no other process could be told otherwise.
+                warn(
+                    f"Step {step} is saved; an older checkpoint could not be removed: "
+                    f"{left.filename}: {left.strerror}.",
+                    this_process(),
+                )
         return True
 
     def _ended(self, step: int) -> Exception | None:
         """Waits for what is being saved; returns what went wrong with it here."""
         self._saving = None
+        failed = True
         try:
             self._checkpointer.wait_until_finished()
+            failed = False
         except Exception as error:
             return error
+        finally:
+            end_one_error_is_enough(failed)
         refuted, self._refuted = self._refuted, None
         if refuted is not None:
             with contextlib.suppress(OSError):  # without a manifest it is nobody's checkpoint
@@ -173,15 +217,21 @@ class Checkpoints:
             self._checkpointer.check_for_errors()
         except Exception:
             self._saving = None
+            end_one_error_is_enough(failed=True)
             self._give_up()
             raise
         return (self.folder / str(self._saving) / manifest.NAME).is_file() and self.wait()
 
-    def _give_up(self) -> None:
+    def _give_up(self, alone: bool = False) -> None:
         """Makes room after a save that failed; again before the next save and at the end, since
-        what an operating system was given to write may come later still."""
+        what an operating system was given to write may come later still.
+
+        `alone`: asks no other process whether its writers have ended.
+        """
         self._has_failed = True
         self._items.wait(time.monotonic() + _PATIENCE)
+        if not alone:
+            agreed_error(None)
         self._remove_unfinished()
 
     def _remove_unfinished(self) -> None:
@@ -214,8 +264,8 @@ class Checkpoints:
         one may be the only one that ends."""
         step = self._saving
         if step is not None and (error := self._ended(step)):  # whoever cares has waited before
-            self._give_up()
-            warnings.warn(f"The checkpoint of step {step} was not saved: {error}", stacklevel=2)
+            self._give_up(alone=True)
+            warn(f"The checkpoint of step {step} was not saved: {error}", this_process())
         self._checkpointer.close()
         if self._has_failed:
             self._remove_unfinished()
@@ -347,9 +397,7 @@ class Checkpoints:
                 + "\n  ".join(wrong)
             )
         try:
-            # The item by itself: no file outside of it is read.
-            with ocp.StandardCheckpointer() as checkpointer:
-                restored = checkpointer.restore(resolved(self.folder) / str(step) / item, like)
+            restored = read_item(self.folder / str(step) / item, like)
         except Exception as error:  # Orbax and TensorStore raise many kinds
             raise self._unreadable(step, error) from error
         self._check_restored(step, differences(known["leaves"][item], describe(restored)))
@@ -382,7 +430,10 @@ class Checkpoints:
         return manifest.misfits(self._manifest(step)["leaves"].get(item, {}), like, item)
 
     def _unreadable(self, step: int, error: Exception) -> CheckpointError:
-        reason = str(error).strip().split("\n")[0][:200]  # TensorStore's goes on for pages
         return CheckpointError(
-            f"The checkpoint {self.folder / str(step)} cannot be read: {reason}."
+            f"The checkpoint {self.folder / str(step)} cannot be read: {_reason(error)}."
         )
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().split("\n")[0][:200]  # TensorStore's goes on for pages

@@ -1,5 +1,7 @@
-"""Folders that a run reads and writes: of this machine, or of Google Cloud Storage (gs://)."""
+"""Folders that a run reads and writes, of this machine or of Google Cloud Storage (gs://), and
+names of files that are made from what a user has named."""
 
+import fnmatch
 import hashlib
 import importlib.util
 import os
@@ -11,9 +13,6 @@ from pathlib import Path
 
 from etils import epath
 
-# Stores are read by fsspec's libraries, whether TensorFlow is installed or not.
-os.environ.setdefault("EPATH_USE_TF", "false")
-
 _MOST_BYTES = 60  # of a file name's part, in UTF-8, in front of its digest
 # What Windows keeps for devices, whatever stands behind a dot.
 _DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.ASCII)
@@ -21,6 +20,18 @@ _DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.ASCII)
 
 class PlaceError(ValueError):
     """A path to something that cannot be read or written from here."""
+
+
+class LiteralPath(epath.gpath.PosixGPath):
+    """A path whose own letters mean themselves: etils's `glob` reads `[`, `*` and `?` in the name
+    of the folder that it looks through as a pattern too, and finds nothing there."""
+
+    def glob(self, pattern: str) -> Iterator["LiteralPath"]:
+        """What lies below this folder under names that match, level by level."""
+        first, _, rest = pattern.partition("/")
+        for child in self.iterdir() if self.is_dir() else ():
+            if fnmatch.fnmatchcase(child.name, first):
+                yield from child.glob(rest) if rest else (child,)
 
 
 def place(text: str) -> Path:
@@ -37,7 +48,7 @@ def place(text: str) -> Path:
         )
     if importlib.util.find_spec("gcsfs") is None:
         raise PlaceError(f"{text}: pip install gcsfs")
-    return epath.Path(text)  # it has the methods of a Path
+    return LiteralPath(text)  # it has the methods of a Path
 
 
 def is_remote(path: Path) -> bool:
@@ -49,30 +60,31 @@ def resolved(path: Path) -> Path:
     return path if is_remote(path) else path.resolve()
 
 
-def file_name_part(text: str) -> str:
+def file_name_part(text: str, also: str = "") -> str:
     """A part of a file's name that tells a text or path from every other, and can be read.
 
-    At most 69 bytes of UTF-8, valid on common file systems, those that do not tell upper from lower
-    case among them. A short text of lower-case letters of any script, digits and `=,._+-` is itself;
-    where anything had to be changed or cut (at the front: a path's end tells more) eight digits of
-    its SHA-256 stand behind it.
+    At most 69 bytes of UTF-8, valid on common file systems, also where upper and lower case are the
+    same. A short text of lower-case letters of any script, digits and `=,._+-` is itself. Where
+    something had to be replaced or cut (at the front: a path's end tells more) eight digits of its
+    SHA-256 stand behind it.
+
+    Args:
+      text: any.
+      also: more characters that stay, where the file system is known to take them.
     """
-    folded = unicodedata.normalize("NFKC", text.casefold())
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     kept = "".join(
-        c if c in "=,._+-" or unicodedata.category(c)[0] in "LMN" else "-" for c in folded
+        letter if letter in "=,._+-" + also or unicodedata.category(letter)[0] in "LMN" else "-"
+        for letter in folded
     )
-    kept = re.sub("-{2,}", "-", kept) if kept != text else kept
     short = kept.encode()[-_MOST_BYTES:].decode(errors="ignore").strip("-.")
-    # What looks like a name with a digest gets one too, or it could be another text's.
-    if (
-        short == text
-        and text
-        and not re.search("-[0-9a-f]{8}$", text)
-        and not _DEVICES.fullmatch(text)
-    ):
+    if _DEVICES.fullmatch(short):
+        short = f"_{short}"
+    # What looks like a name with digits behind it gets some too, or it could be another text's.
+    if text and short == text and not re.search("-[0-9a-f]{8}$", text):
         return text
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
-    return f"{short}-{digest}" if short else digest
+    return f"{re.sub('--+', '-', short)}-{digest}" if short else digest
 
 
 def files_below(folder: Path) -> Iterator[tuple[str, Path]]:

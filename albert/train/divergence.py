@@ -8,9 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from albert.checkpoints.agreement import this_process
 from albert.checkpoints.store import Checkpoints
 from albert.data.loader import BatchSource
 from albert.runtime import RunError
+from albert.runtime.console import warn
 from albert.train.log import Divergence
 from albert.train.saving import restore
 from albert.train.step import TrainState
@@ -29,7 +31,7 @@ def save_rows(workdir: Path, source: BatchSource, divergence: Divergence) -> lis
         suffix = f"_process_{jax.process_index()}" if jax.process_count() > 1 else ""
         paths.append(folder / f"step_{step}{suffix}.npz")
         rows = io.BytesIO()
-        np.savez_compressed(rows, allow_pickle=False, **source[step])
+        np.savez_compressed(rows, **source[step])
         paths[-1].write_bytes(rows.getvalue())
     return paths
 
@@ -41,6 +43,8 @@ def report(workdir: Path, source: BatchSource, divergence: Divergence, steps: li
         rows = f" Their rows: python tools/show_batch.py --file={paths[-1]}"
     except OSError as error:
         rows = f" Their rows could not be saved: {error.strerror}."
+        if jax.process_index():  # the first process speaks for all, and not of this
+            warn(rows.strip(), this_process())
     good = f"The last good checkpoint is step {steps[-1]}." if steps else "There is no checkpoint."
     return (
         f"Training diverged: {divergence.number} steps in a row were not finite or spiked, the "

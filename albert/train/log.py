@@ -11,15 +11,11 @@ import jax
 import numpy as np
 
 from albert.models.config import DTYPES
+from albert.runtime.console import format_count, format_seconds
 from albert.tasks.base import Evaluation, Task
 from albert.train.config import Config
-from albert.train.log_files import (
-    MetricWriter,
-    format_count,
-    format_seconds,
-    peak_flops,
-    peak_memory_bytes,
-)
+from albert.train.hardware import peak_flops, peak_memory_bytes
+from albert.train.log_files import MetricWriter
 from albert.train.progress import Progress
 
 # Metrics that say where the run is; the others are averaged over the steps of a line.

@@ -1,75 +1,19 @@
-"""Where figures go, and what a device could do at most."""
+"""Where figures go: `metrics.jsonl` and TensorBoard's event files."""
 
 import contextlib
-import datetime
 import json
 import math
-import resource
-import sys
 import tempfile
 import time
 import uuid
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
 
 from albert.runtime.paths import append_text, is_remote, replace_text
-
-# Dense matrix peak of one device in FLOP/s for bfloat16, from the makers' data sheets. The part
-# after the colon of a TPU's kind varies by generation, so the longest match wins.
-_PEAK_FLOPS = {
-    "TPU v2": 45e12,
-    "TPU v3": 123e12,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5p": 459e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA B200": 2250e12,
-}
-
-
-def peak_flops(dtype) -> tuple[float, str]:
-    """FLOP/s of one device at best, and where the number comes from.
-
-    A kind of device that is not in the table is measured with a matrix product in `dtype`.
-    """
-    kind = jax.local_devices()[0].device_kind
-    for name in sorted(_PEAK_FLOPS, key=len, reverse=True):
-        if kind.startswith(name):
-            return _PEAK_FLOPS[name], f"data sheet of {name}, bfloat16"
-    size, best = 1024, math.inf
-    x = jnp.full((size, size), 0.5, dtype)
-    product = jax.jit(lambda a: a @ a)
-    product(x).block_until_ready()
-    for _ in range(8):
-        start = time.perf_counter()
-        product(x).block_until_ready()
-        best = min(best, time.perf_counter() - start)
-    # Simulated devices share the cores that this one product had to itself.
-    share = jax.local_device_count() if jax.default_backend() == "cpu" else 1
-    peak = 2 * size**3 / best / share
-    return peak, f"best of 8 {size} x {size} products in {jnp.dtype(dtype)} on {kind}"
-
-
-def peak_memory_bytes() -> int:
-    """The most that the first local device's allocator held; of a CPU, which has none, the most
-    that this process was resident."""
-    statistics = jax.local_devices()[0].memory_stats()
-    if statistics and "peak_bytes_in_use" in statistics:
-        return statistics["peak_bytes_in_use"]
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 class Board:
@@ -201,15 +145,3 @@ def _drop_after(path: Path, last_step: int, evaluated: Collection[str]) -> None:
             if record["step"] < last_step + (record["group"] in ("train", *evaluated))
         ]
         replace_text(path, "".join(kept))
-
-
-def format_count(number: float) -> str:
-    """1234 -> "1.23k"."""
-    for limit, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(number) >= limit:
-            return f"{number / limit:.3g}{suffix}"
-    return f"{number:.3g}"
-
-
-def format_seconds(seconds: float) -> str:
-    return str(datetime.timedelta(seconds=round(seconds)))

@@ -1,12 +1,13 @@
 """When the state of a run is saved, and what happens when that fails."""
 
+import errno
+import os
 import time
 from collections.abc import Callable
 
-import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
+from albert.checkpoints.agreement import CannotAgree, agreed_value
 from albert.checkpoints.store import Checkpoints
 from albert.runtime import RunError
 from albert.train.config import TrainConfig
@@ -38,7 +39,7 @@ class Saver:
         self._failed, self._most = 0, config.max_failed_saves  # in a row
         self._time = time.monotonic()
         self.step: int | None = None  # last one given to `save` or restored
-        self._best = min(checkpoints.losses().values(), default=np.inf)
+        self._best = agreed_value(min(checkpoints.losses().values(), default=np.inf))
 
     def is_due(self, step: int, loss: float | None) -> bool:
         """Whether to save at this step, evaluated with this loss or not at all."""
@@ -55,10 +56,9 @@ class Saver:
         """Whether a save by time is due; one process decides for all."""
         if not self._config.checkpoint_minutes:
             return False
-        due = time.monotonic() - self._time >= 60 * self._config.checkpoint_minutes
-        if jax.process_count() > 1:
-            due = multihost_utils.broadcast_one_to_all(np.array(due))
-        return bool(due)
+        return bool(
+            agreed_value(time.monotonic() - self._time >= 60 * self._config.checkpoint_minutes)
+        )
 
     def save(
         self, step: int, state: TrainState, progress: Progress, loss: float | None = None
@@ -77,6 +77,8 @@ class Saver:
         description = self._description | progress.as_json()  # written in the background
         try:
             self._checkpoints.save(step, *split(state), description, loss)
+        except CannotAgree:
+            raise
         except Exception as error:
             self._count(error)
 
@@ -111,20 +113,25 @@ class Saver:
     def _count(self, error: Exception) -> None:
         self._failed += 1
         step, self.step = self.step, None  # it is not saved
-        text = f"The checkpoint of step {step} could not be saved: {_words(error)}."
-        if self._failed >= self._most:
-            raise RunError(
-                f"{text} That was the {self._failed}. failure in a row. " + self._what_there_is()
-            ) from error
-        self._tell(
-            f"Warning: {text} The next save tries again; after "
-            f"{self._most} failures in a row the run stops."
-        )
-
-    def _what_there_is(self) -> str:
+        told = [f"The checkpoint of step {step} could not be saved: {_words(error)}."]
+        advice = _advice(error)
+        if self._failed < self._most:
+            told += [f"{advice} meanwhile."] if advice else []
+            told.append(
+                f"The next save tries again; after {self._most} failures in a row the run stops."
+            )
+            self._tell(f"Warning: {' '.join(told)}")
+            return
         steps = self._checkpoints.steps()
-        newest = f"The newest checkpoint is step {steps[-1]}" if steps else "There is no checkpoint"
-        return f"{newest}. Make room and give the same command again."
+        told.append(f"That was the {self._failed}. failure in a row.")
+        told.append(
+            f"The newest checkpoint is step {steps[-1]}." if steps else "There is no checkpoint."
+        )
+        told.append(f"{advice}, then give the same command again." if advice else _TRY_AGAIN)
+        raise RunError(" ".join(told)) from error
+
+
+_TRY_AGAIN = "The same command begins there again, once the cause is found."
 
 
 def split(state: TrainState) -> tuple[dict, dict]:
@@ -141,3 +148,39 @@ def restore(checkpoints: Checkpoints, step: int, like: TrainState) -> TrainState
 
 def _words(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".strip().split("\n")[0][:300]
+
+
+# What helps against what the operating system said; against anything else there is no advice.
+_ADVICE = {
+    errno.ENOSPC: "Make room on the disk, or lower train.keep_last",
+    errno.EDQUOT: "Make room in the quota, or have it raised",
+    errno.EFBIG: "Allow larger files (ulimit -f, or another file system)",
+    errno.EACCES: "Give this user the right to write there",
+    errno.EPERM: "Give this user the right to write there",
+    errno.EROFS: "Make the file system writable",
+    errno.EMFILE: "Allow more open files (ulimit -n)",
+    errno.ENFILE: "Allow more open files on this machine",
+    errno.EIO: "Look at the disk, which may be failing",
+    errno.ESTALE: "Mount the network file system anew",
+    errno.ENOMEM: "Have more memory: saving copies the state into that of the host",
+}
+# TensorStore repeats the operating system's words.
+_IN_WORDS = {os.strerror(number): advice for number, advice in _ADVICE.items()}
+
+
+def _advice(error: BaseException) -> str:
+    """What would help, by the kind of an error or of the one that it came from; empty where nobody
+    can say."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, MemoryError):
+            return _ADVICE[errno.ENOMEM]
+        if isinstance(seen, OSError) and seen.errno in _ADVICE:
+            return _ADVICE[seen.errno]
+        for words, advice in _IN_WORDS.items():
+            if words in str(seen):
+                return advice
+        if "out of memory" in str(seen).lower():  # of a device, while sums are made
+            return "Leave more of the device's memory free (train.batch_size, model.remat)"
+        seen = seen.__cause__
+    return ""

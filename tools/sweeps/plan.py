@@ -4,16 +4,19 @@ import ast
 import dataclasses
 import importlib.util
 import json
-import re
 import shutil
 import typing
 from pathlib import Path
 
 from albert.checkpoints.store import CheckpointError
 from albert.runtime.fields import ConfigError
+from albert.runtime.paths import file_name_part
 from albert.train.config import Config, check, field_type, split_overrides
 from albert.train.cost import flops_per_token, state_bytes
 from tools.sweeps.grid import Overrides, Sweep
+
+_ROOT = Path(__file__).resolve().parent.parent.parent
+_MOST_LETTERS = 150  # of a folder's name, in front of its seed
 
 BUDGETS = ("steps", "tokens", "flops", "seconds")
 
@@ -34,7 +37,7 @@ class Run:
     def arguments(self) -> list[str]:
         """For train.py."""
         return [
-            f"--config={self.base}",
+            f"--config={found_file(self.base)}",
             *(f"--config.{name}={value}" for name, value in self.overrides.items()),
             f"--workdir={self.workdir}",
         ]
@@ -55,8 +58,19 @@ class Run:
         )
 
 
+def found_file(spec: str) -> str:
+    """`FILE` or `FILE:ARGUMENT` as programs find it from the caller's folder: the file that is
+    there, or else the project's own of this name."""
+    path, colon, argument = spec.partition(":")
+    ours = _ROOT / path
+    if not Path(path).is_file() and ours.is_file():
+        path = str(ours)
+    return f"{path}{colon}{argument}"
+
+
 def load_module(path: str):
     """A Python file by its path; raises ConfigError when there is none."""
+    path = found_file(path)
     if not Path(path).is_file():
         raise ConfigError([f"There is no file {path}."])
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
@@ -118,6 +132,7 @@ def plan(sweep: Sweep, folder: Path, common: Overrides, seeds: tuple[int, ...]) 
         or `common` sets what the sweep varies; names all of them.
     """
     problems: list[str] = []
+    names_of = field_names(sweep.runs)
     kind = sweep.budget[0] if sweep.budget else ""
     if sweep.budget and kind not in BUDGETS:
         problems.append(f"budget is by {kind!r}; it must be by one of {', '.join(BUDGETS)}")
@@ -139,7 +154,7 @@ def plan(sweep: Sweep, folder: Path, common: Overrides, seeds: tuple[int, ...]) 
     for row in sweep.runs:
         for seed in seeds:
             overrides = {**sweep.common, **row, **common, "seed": seed}
-            name = run_name(row, seed)
+            name = run_name(row, seed, names_of)
             values = module.get_config(argument)
             try:
                 for field, value in overrides.items():
@@ -162,10 +177,37 @@ def plan(sweep: Sweep, folder: Path, common: Overrides, seeds: tuple[int, ...]) 
     return runs
 
 
-def run_name(row: Overrides, seed: int) -> str:
-    """A folder's name, such as "sharing=attention,embedding_size=768,seed=0"."""
-    parts = [f"{field.split('.')[-1]}={value}" for field, value in {**row, "seed": seed}.items()]
-    return re.sub(r"[^0-9A-Za-z=,.:_+-]+", "-", ",".join(parts))
+def field_names(rows: list[Overrides]) -> dict[str, str]:
+    """Field -> how folders call it: by its last part, or whole where two fields share that."""
+    fields = list(dict.fromkeys(field for row in rows for field in row))
+    last = [field.split(".")[-1] for field in fields]
+    return {
+        field: name if last.count(name) == 1 and name != "seed" else field
+        for field, name in zip(fields, last, strict=True)
+    }
+
+
+def run_name(row: Overrides, seed: int, names: dict[str, str] | None = None) -> str:
+    """A folder's name, such as "sharing=attention,embedding_size=768,seed=0"; other rows have other
+    names.
+
+    Args:
+      row: overrides.
+      seed: of the run.
+      names: as `field_names` gives them for the whole sweep; by default for this row alone.
+    """
+    names = field_names([row]) if names is None else names
+    parts = [f"{names[field]}={_value_name(value)}" for field, value in row.items()]
+    name = ",".join(parts)
+    if len(name.encode()) > _MOST_LETTERS:
+        name = file_name_part(repr(sorted(row.items())))
+    return f"{name},seed={seed}" if name else f"seed={seed}"
+
+
+def _value_name(value: object) -> str:
+    if value is None or isinstance(value, bool):
+        return str(value)
+    return file_name_part(str(value), also=":")
 
 
 def steps_of(config: Config, kind: str, amount: float) -> int:

@@ -14,9 +14,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from albert.runtime.console import format_seconds
 from albert.runtime.fields import ConfigError
 from albert.runtime.paths import replace_text
-from albert.train.log_files import format_seconds
 from tools.sweeps.grid import Sweep
 from tools.sweeps.plan import Run, is_finished, other_run
 
@@ -39,10 +39,11 @@ class _Job:
     begin: float
 
 
-def print_commands(sweep: Sweep, runs: list[Run], python: str = "python") -> None:
-    """One shell command for each run that is not finished, for a cluster's scheduler."""
+def print_commands(sweep: Sweep, runs: list[Run], root: Path, python: str = "python") -> None:
+    """One shell command for each run that is not finished, for a cluster's scheduler; to be given
+    in the folder that the sweep was given in, where its relative paths lead."""
     for run in runs:
-        if stages := _stages(sweep, run, python):
+        if stages := _stages(sweep, run, root, python):
             print(" && ".join(shlex.join(stage) for stage in stages))
 
 
@@ -71,7 +72,7 @@ def execute(sweep: Sweep, runs: list[Run], jobs: int, root: Path) -> list[tuple[
         while waiting or running:
             while waiting and len(running) < jobs:
                 number, run = waiting.pop(0)
-                stages = _stages(sweep, run, sys.executable)
+                stages = _stages(sweep, run, root, sys.executable)
                 if not stages:
                     skipped += 1
                     print(f"[{number + 1}/{len(runs)}] {run.name}: finished before", flush=True)
@@ -79,14 +80,14 @@ def execute(sweep: Sweep, runs: list[Run], jobs: int, root: Path) -> list[tuple[
                 slot = next(s for s in range(jobs) if s not in {job.slot for job in running})
                 run.workdir.mkdir(parents=True, exist_ok=True)
                 print(f"[{number + 1}/{len(runs)}] {run.name}: starts", flush=True)
-                first = _start(stages.pop(0), run, slot, jobs, root)
+                first = _start(stages.pop(0), run, slot, jobs)
                 running.append(_Job(run, first, stages, slot, time.monotonic()))
             for job in list(running):
                 code = job.process.poll()
                 if code is None:
                     continue
                 if code == 0 and job.stages:
-                    job.process = _start(job.stages.pop(0), job.run, job.slot, jobs, root)
+                    job.process = _start(job.stages.pop(0), job.run, job.slot, jobs)
                     continue
                 running.remove(job)
                 done += 1
@@ -120,17 +121,24 @@ def execute(sweep: Sweep, runs: list[Run], jobs: int, root: Path) -> list[tuple[
     return failed
 
 
-def _stages(sweep: Sweep, run: Run, python: str) -> list[list[str]]:
+def _stages(sweep: Sweep, run: Run, root: Path, python: str) -> list[list[str]]:
     """The commands that are left to do for a run; none when it is finished."""
-    stages = [] if is_finished(run) else [[python, "train.py", *run.arguments]]
+    stages = [] if is_finished(run) else [[python, _program(root, "train.py"), *run.arguments]]
     for arguments, left in sweep.evaluations:
         path = run.workdir / left.format(step=run.config.train.num_steps)
         if stages or not path.is_file():
-            stages.append([python, "eval.py", f"--workdir={run.workdir}", *shlex.split(arguments)])
+            program = _program(root, "eval.py")
+            stages.append([python, program, f"--workdir={run.workdir}", *shlex.split(arguments)])
     return stages
 
 
-def _start(command: list[str], run: Run, slot: int, jobs: int, root: Path) -> subprocess.Popen:
+def _program(root: Path, name: str) -> str:
+    """How a program is called from the caller's folder. Runs start there, so that the paths that
+    were checked beforehand lead to the same files."""
+    return name if Path.cwd() == root else str(root / name)
+
+
+def _start(command: list[str], run: Run, slot: int, jobs: int) -> subprocess.Popen:
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     own = cores[slot * len(cores) // jobs : (slot + 1) * len(cores) // jobs]
 
@@ -145,7 +153,6 @@ def _start(command: list[str], run: Run, slot: int, jobs: int, root: Path) -> su
         print("$", shlex.join(command), file=log, flush=True)
         return subprocess.Popen(
             command,
-            cwd=root,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -237,8 +244,8 @@ def _step_seconds(run: Run, jobs: int, root: Path) -> float | None:
     short = dataclasses.replace(run, workdir=folder, overrides=run.overrides | small)
     shutil.rmtree(folder, ignore_errors=True)  # of another budget or machine
     folder.mkdir(parents=True)
-    command = [sys.executable, "train.py", *short.arguments]
-    if _start(command, short, 0, jobs, root).wait():
+    command = [sys.executable, _program(root, "train.py"), *short.arguments]
+    if _start(command, short, 0, jobs).wait():
         return None
     times = [r["step_seconds"] for r in short.metrics() if "step_seconds" in r]
     return statistics.median_high(times)

@@ -1,0 +1,105 @@
+"""What a device could do at most, and how much memory was used."""
+
+import functools
+import re
+import resource
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+
+# Dense matrix peak in FLOP/s of one device as jax counts them, from the makers' data sheets, for
+# bfloat16 (float16 where the device has no bfloat16). Of TPU v2, v3 and 7x, of AMD's MI250X too, a
+# jax device is half a chip. A pattern fits a device's whole kind; what fits none is measured.
+_PEAKS = (
+    (r"TPU v2", 22.5e12),
+    (r"TPU v3", 61.5e12),
+    (r"TPU v4", 275e12),
+    (r"TPU v4 lite", 138e12),
+    (r"TPU v5( lite|e|litepod.*)", 197e12),
+    (r"TPU v5p?", 459e12),
+    (r"TPU v6( lite|e)", 918e12),
+    (r"TPU ?v?7x", 1153.5e12),
+    (r"(NVIDIA )?Tesla V100-(FHHL|PCIE).*", 112e12),
+    (r"(NVIDIA )?Tesla V100-.*", 125e12),
+    (r"(NVIDIA )?(Tesla )?T4", 65e12),
+    (r"NVIDIA A10", 125e12),
+    (r"NVIDIA A30", 165e12),
+    (r"NVIDIA A[18]00\b.*", 312e12),
+    (r"NVIDIA L4", 121e12),
+    (r"NVIDIA L40", 181e12),
+    (r"NVIDIA L40S", 362e12),
+    (r"NVIDIA H[18]00 PCIe", 756e12),
+    (r"NVIDIA H100 NVL", 835e12),
+    (r"NVIDIA H[18]00 .*HBM3", 989e12),
+    (r"NVIDIA H[18]00", 989e12),
+    (r"NVIDIA H200 NVL", 835e12),
+    (r"NVIDIA H200", 989e12),
+    (r"NVIDIA GH200\b.*", 989e12),
+    (r"NVIDIA B200", 2250e12),
+    (r"NVIDIA GB200", 2500e12),
+    (r"AMD Instinct MI250X?", 191.5e12),
+    (r"AMD Instinct MI300X", 1307e12),
+)
+_LARGEST = 16384  # rows of a product that is measured
+_RISES = 1.05  # a larger product is tried for as long as its rate is so many times the last one's
+
+
+def data_sheet_peak(kind: str) -> float | None:
+    """FLOP/s of a device of this kind at best; None for one that is not known, or a part of one."""
+    if " MIG " in kind:
+        return None
+    return next((peak for pattern, peak in _PEAKS if re.fullmatch(pattern, kind)), None)
+
+
+def peak_flops(dtype) -> tuple[float, str]:
+    """FLOP/s of one device at best, and where the number comes from.
+
+    A kind of device whose data sheet is not known is measured with matrix products in `dtype`.
+    """
+    kind = jax.local_devices()[0].device_kind
+    if peak := data_sheet_peak(kind):
+        return peak, f"data sheet of {kind}"
+    return _measured(jnp.dtype(dtype).name)
+
+
+@functools.cache
+def _measured(dtype: str) -> tuple[float, str]:
+    on_cpu = jax.default_backend() == "cpu"
+    # Several at once, so that starting a product hides behind the one before. A CPU starts none
+    # while it computes, and gets less time: there the figure serves comparisons at most.
+    at_once, rounds, seconds = (1, 3, 0.6) if on_cpu else (8, 3, 10.0)
+    deadline = time.monotonic() + seconds
+    product = jax.jit(lambda a: a @ a)
+    size, best, took = 512, (0.0, 0), 0.0
+    while size <= _LARGEST and time.monotonic() + 8 * took < deadline:
+        x = jnp.full((size, size), 0.01, dtype)
+        product(x).block_until_ready()
+        begin = time.monotonic()
+        rate = 0.0
+        for _ in range(rounds):
+            start = time.perf_counter()
+            jax.block_until_ready([product(x) for _ in range(at_once)])
+            rate = max(rate, at_once * 2 * size**3 / (time.perf_counter() - start))
+        took = time.monotonic() - begin
+        rises = rate > _RISES * best[0]
+        best = max(best, (rate, size))
+        if not rises:
+            break
+        size *= 2
+    rate, size = best
+    # Simulated devices share the cores that these products had to themselves.
+    share = jax.local_device_count() if on_cpu else 1
+    kind = jax.local_devices()[0].device_kind
+    return rate / share, f"measured: {size} x {size} products in {dtype} on {kind}"
+
+
+def peak_memory_bytes() -> int:
+    """The most that the first local device's allocator held; of a CPU, which has none, the most
+    that this process was resident."""
+    statistics = jax.local_devices()[0].memory_stats()
+    if statistics and "peak_bytes_in_use" in statistics:
+        return statistics["peak_bytes_in_use"]
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
