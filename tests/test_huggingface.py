@@ -33,7 +33,9 @@ def log_softmax(logits):
 
 def test_equality_with_transformers(io):
     model = albert.load(FOLDER)
-    output = model(io["input_ids"], io["attention_mask"], io["token_type_ids"])
+    output = model(
+        io["input_ids"], io["attention_mask"], io["token_type_ids"], output_mlm_logits=True
+    )
     for name, ours in [
         ("prediction_logits", output.mlm_logits),
         ("sop_logits", output.sop_logits),

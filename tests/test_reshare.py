@@ -31,7 +31,7 @@ def changed(weights, **fields):
 
 def outputs(weights):
     model = Pretrained(weights)
-    return np.asarray(model(*random_rows()).hidden_states)
+    return np.asarray(model(*random_rows(), output_hidden_states=True).hidden_states)
 
 
 @pytest.mark.parametrize(

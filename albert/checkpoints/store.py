@@ -21,7 +21,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from albert.checkpoints import manifest
+from albert.checkpoints import CheckpointError, manifest
 from albert.checkpoints.manifest import describe, describe_on_host, differences, named
 from albert.checkpoints.orbax import (
     TEMPORARY,
@@ -32,13 +32,11 @@ from albert.checkpoints.orbax import (
 )
 from albert.runtime.paths import is_remote, remove_folder, resolved
 
+__all__ = ["CheckpointError", "Checkpoints"]
+
 _REMOVED = ".removed"
 # Seconds that the writers of a failed save get to end, and to remove what they left.
 _PATIENCE = 10.0
-
-
-class CheckpointError(RuntimeError):
-    """There is no such checkpoint, or it cannot be read."""
 
 
 class Checkpoints:

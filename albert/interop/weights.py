@@ -20,7 +20,7 @@ import ml_dtypes
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from albert.checkpoints.store import CheckpointError
+from albert.checkpoints import CheckpointError
 from albert.data.tokenizer import Tokenizer, VocabularyError
 from albert.models import sharing as parameter_sharing
 from albert.models.config import AlbertConfig
@@ -66,6 +66,8 @@ class Weights:
     names: dict[str, str] = dataclasses.field(default_factory=dict)  # of each path in the file
     left_over: list[str] = dataclasses.field(default_factory=list)  # in the file, not read
     notes: list[str] = dataclasses.field(default_factory=list)
+    # Why there is no vocabulary, or what is particular to it; a sentence, mostly empty.
+    vocabulary_note: str = ""
 
     @property
     def missing(self) -> list[str]:
@@ -310,14 +312,26 @@ def open_vocabulary(path: Path, lower_case: bool = True, strip_accents: bool = T
         raise CheckpointError(str(error)) from error
 
 
+def is_padding(pieces: int, rows: int) -> bool:
+    """Whether a model of so many word embeddings may be that of so many pieces: equal, or padded to
+    a round number (8, 64, 128 or a power of two are common)."""
+    return pieces <= rows <= max(pieces + 127, pieces + pieces // 10)
+
+
 def check_vocabulary(weights: Weights, where: str | Path) -> None:
-    """Raises CheckpointError when the vocabulary is not of the model's size."""
+    """Notes rows of the model that are no piece; raises CheckpointError when the vocabulary is of
+    another model."""
     tokenizer, size = weights.tokenizer, weights.config.vocab_size
-    if tokenizer is not None and tokenizer.vocab_size != size:
-        raise CheckpointError(
-            f"The vocabulary {tokenizer.path} has {tokenizer.vocab_size} pieces and the model in "
-            f"{where} {size}: it belongs to another model."
-        )
+    if tokenizer is None or tokenizer.vocab_size == size:
+        return
+    sizes = f"{tokenizer.path} has {tokenizer.vocab_size} pieces and the model in {where} {size}"
+    if not is_padding(tokenizer.vocab_size, size):
+        raise CheckpointError(f"The vocabulary {sizes}: it belongs to another model.")
+    note = (
+        f"The vocabulary {sizes} rows for them: the last {size - tokenizer.vocab_size} are no "
+        "piece and are never predicted; they are saved with the model as they are."
+    )
+    weights.vocabulary_note = " ".join(filter(None, [note, weights.vocabulary_note]))
 
 
 def check_new(path: Path) -> None:
