@@ -168,7 +168,7 @@ def _main(main: Callable[..., int | None], argv: list[str], argument: str) -> in
 
 def matters_of_use() -> tuple[type[Exception], ...]:
     """Errors whose message is for the user; imported when one is there to be told."""
-    from albert.checkpoints.store import CheckpointError
+    from albert.checkpoints import CheckpointError
     from albert.data.cache import StoreError
     from albert.data.sources.base import SourceError
     from albert.data.tokenizer import VocabularyError

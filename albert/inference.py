@@ -2,25 +2,28 @@
 
 import dataclasses
 import functools
+import operator
 import os
 import warnings
-from collections.abc import Sequence
-from typing import NamedTuple, cast
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from albert.checkpoints.store import CheckpointError
+from albert.checkpoints import CheckpointError
 from albert.data.tokenizer import MASK, PAD, Tokenizer
 from albert.interop import formats
-from albert.interop.weights import HEADS, Weights, parameter_shapes, part_of, unstacked
+from albert.interop.weights import OPTIONAL_PARTS, Weights, parameter_shapes, part_of, unstacked
 from albert.models.config import DTYPES, AlbertConfig
-from albert.models.encoder import Albert, AlbertOutput
+from albert.models.encoder import Albert
 from albert.runtime.paths import place
 
 POOLING = ("mean", "pooled", "cls")
+# The shortest length that a program is compiled for.
+_SHORTEST = 16
 
 
 class Guess(NamedTuple):
@@ -31,17 +34,72 @@ class Guess(NamedTuple):
     id: int
 
 
+@dataclasses.dataclass(frozen=True, repr=False)
+class Output:
+    """What a call of the model returns, as NumPy arrays; its text says the shapes, and how to ask
+    for what is None.
+
+    Attributes:
+      last_hidden_state: [B, L, H], in the dtype of activations.
+      pooled_output: [B, H]; None where the checkpoint has no pooler.
+      sop_logits: float32 [B, 2], in order and swapped; None without that head.
+      hidden_states: [depth + 1, B, L, H], the encoder's input, then every layer's output; None
+        unless asked for with output_hidden_states=True.
+      mlm_logits: float32 [B, L, V], or [B, P, V] at mlm_positions; None without that head, or
+        unless asked for with output_mlm_logits=True or mlm_positions.
+    """
+
+    last_hidden_state: np.ndarray
+    pooled_output: np.ndarray | None
+    sop_logits: np.ndarray | None
+    hidden_states: np.ndarray | None
+    mlm_logits: np.ndarray | None
+    missing: tuple[str, ...] = ()  # heads that the checkpoint lacks
+
+    def __repr__(self):
+        asked = {
+            "hidden_states": "ask with output_hidden_states=True",
+            "mlm_logits": "ask with output_mlm_logits=True or mlm_positions=[...]",
+        }
+        lines = []
+        for name in asked | _NEEDS:
+            value = getattr(self, name)
+            lost = [head for head in _NEEDS.get(name, ()) if head in self.missing]
+            if value is not None:
+                lines.append(f"{name}: {value.dtype} {list(value.shape)}")
+            elif lost:
+                lines.append(f"{name}: None, the checkpoint has no {' and no '.join(lost)}")
+            else:
+                lines.append(f"{name}: None, {asked[name]}")
+        hidden = self.last_hidden_state
+        first = f"last_hidden_state: {hidden.dtype} {list(hidden.shape)}"
+        return "\n  ".join(["Output(", first, *sorted(lines)]) + "\n)"
+
+
+# What each output is computed by.
+_NEEDS: dict[str, tuple[str, ...]] = {
+    "pooled_output": ("pooler",),
+    "sop_logits": ("pooler", "sop_head"),
+    "mlm_logits": ("mlm_head",),
+}
+
+
 class Pretrained:
     """An encoder with its heads, its parameters and its vocabulary.
+
+    Programs are compiled for few shapes: arrays are padded inside to one of them, and what is
+    returned has the shapes that were given. It can be copied and pickled, and carries its
+    vocabulary with it.
 
     Attributes:
       config: the model's `AlbertConfig`.
       params: its parameters, a nested dict of float32 arrays. Heads that the checkpoint lacks are
         not in it.
-      tokenizer: its vocabulary; None when there was none beside the checkpoint.
+      tokenizer: its vocabulary; None when there was none beside the checkpoint that can be used.
       step: steps taken, where the checkpoint says so.
       missing: the heads that the checkpoint lacks, of "pooler", "mlm_head" and "sop_head".
       left_over: names in the checkpoint that are no part of the model.
+      vocabulary_note: why there is no vocabulary, or what is particular to it; may be empty.
     """
 
     def __init__(self, weights: Weights, dtype: str = "float32"):
@@ -55,6 +113,7 @@ class Pretrained:
         self.step = weights.step
         self.missing = weights.missing
         self.left_over = weights.left_over
+        self.vocabulary_note = weights.vocabulary_note
         # The module computes every head; what a missing one would need is never used.
         self._absent = {
             path: shape
@@ -66,76 +125,138 @@ class Pretrained:
         sizes = sum(leaf.size for leaf in jax.tree.leaves(self.params))
         return f"Pretrained({sizes:,} parameters, {self.tokenizer}, missing {self.missing})"
 
-    def __call__(self, input_ids, attention_mask=None, token_type_ids=None) -> AlbertOutput:
+    def __getstate__(self):
+        # Compiled programs belong to this process; they are made again where they are needed.
+        return {k: v for k, v in vars(self).items() if k not in _COMPILED}
+
+    def __call__(
+        self,
+        input_ids,
+        attention_mask=None,
+        token_type_ids=None,
+        *,
+        output_hidden_states: bool = False,
+        output_mlm_logits: bool = False,
+        mlm_positions=None,
+    ) -> Output:
         """Runs the encoder and its heads, without dropout.
 
         Args:
           input_ids: integers [B, L], each in [0, V).
           attention_mask: [B, L], 1 for a token and 0 for padding; None: all are tokens.
           token_type_ids: integers [B, L], 0 or 1; None: all 0.
+          output_hidden_states: also return the encoder's input and every layer's output.
+          output_mlm_logits: also return the MLM head's logits, at every position: of 32 rows of
+            512 pieces and 30,000 in the vocabulary these are 2 GB.
+          mlm_positions: integers [B, P], each in [0, L): return them at these positions only.
 
         Returns:
-          `AlbertOutput` with `last_hidden_state` [B, L, H], `pooled_output` [B, H],
-          `hidden_states` [depth + 1, B, L, H] (the encoder's input, then every layer's output),
-          `mlm_logits` float32 [B, L, V] and `sop_logits` float32 [B, 2] (in order, swapped).
-          What needs a missing head is None.
+          `Output`. What was not asked for, or needs a head that is missing, is None. Rows of the
+          model that are no piece of its vocabulary have the logit -inf.
 
         Raises:
           ValueError: shapes, types or ids are not as above.
         """
         rows = _checked(self.config, input_ids, attention_mask, token_type_ids)
-        return self._forward(self.params, *rows)
+        count, length = rows["input_ids"].shape
+        padded = _padded(rows, self.config.max_position_embeddings)
+        wanted = {"last_hidden_state", "pooled_output", "sop_logits"}
+        if output_hidden_states:
+            wanted.add("hidden_states")
+        positions = None
+        if mlm_positions is not None:
+            mlm_positions = _checked_positions(mlm_positions, count, length)
+            positions = _grown(
+                mlm_positions, len(padded["input_ids"]), _bucket(mlm_positions.shape[1])
+            )
+        if output_mlm_logits or positions is not None:
+            wanted.add("mlm_logits")
+        wanted -= {name for name, heads in _NEEDS.items() if {*heads} & {*self.missing}}
+        found = self._forward(
+            self.params, padded, positions, wanted=tuple(sorted(wanted)), pieces=self._num_pieces
+        )
+        if "mlm_logits" in found and positions is not None:
+            found["mlm_logits"] = np.asarray(found["mlm_logits"])[:, : mlm_positions.shape[1]]
+        # Copies, writable, which do not keep the padding in memory.
+        cut = {
+            "last_hidden_state": np.s_[:count, :length],
+            "hidden_states": np.s_[:, :count, :length],
+            "mlm_logits": np.s_[:count, :length] if positions is None else np.s_[:count],
+        }
+        arrays = {
+            name: np.array(np.asarray(value)[cut.get(name, np.s_[:count])])
+            for name, value in found.items()
+        }
+        nothing = dict.fromkeys(field.name for field in dataclasses.fields(Output))
+        return Output(**(nothing | arrays | {"missing": tuple(self.missing)}))  # type: ignore[arg-type]
 
     @functools.cached_property
     def _forward(self):
-        @jax.jit
-        def forward(params, input_ids, attention_mask, token_type_ids):
-            output = self._apply(params, input_ids, attention_mask, token_type_ids)
-            logits = {
-                name: value
-                for name, value in output.logits.items()
-                if f"{name}_head" not in self.missing
-                and (name != "sop" or "pooler" not in self.missing)
-            }
-            pooled = None if "pooler" in self.missing else output.pooled_output
-            return output.replace(logits=logits, pooled_output=pooled)  # type: ignore[attr-defined]
+        @functools.partial(jax.jit, static_argnames=("wanted", "pieces"))
+        def forward(params, rows, positions, wanted, pieces):
+            output = self._apply(params, rows, positions, "hidden_states" in wanted, pieces)
+            return {name: output[name] for name in wanted}
 
         return forward
-
-    def _apply(self, params, *rows) -> AlbertOutput:
-        flat = flatten_dict(params, sep="/")
-        flat |= {path: jnp.zeros(shape) for path, shape in self._absent.items()}
-        tree = unflatten_dict(flat, sep="/")
-        output = Albert(self.config).apply({"params": tree}, *rows, output_hidden_states=True)
-        return cast(AlbertOutput, output)
 
     @functools.cached_property
     def _sentence_vectors(self):
         @functools.partial(jax.jit, static_argnames="pooling")
-        def vectors(params, input_ids, attention_mask, token_type_ids, pooling):
-            output = self._apply(params, input_ids, attention_mask, token_type_ids)
+        def vectors(params, rows, pooling):
+            output = self._apply(params, rows)
             if pooling == "pooled":
-                assert output.pooled_output is not None
-                return output.pooled_output.astype(jnp.float32)
-            assert output.last_hidden_state is not None
-            hidden = output.last_hidden_state.astype(jnp.float32)
+                return output["pooled_output"].astype(jnp.float32)
+            hidden = output["last_hidden_state"].astype(jnp.float32)
             if pooling == "cls":
                 return hidden[:, 0]
-            weights = attention_mask[:, :, None].astype(jnp.float32)
+            weights = rows["attention_mask"][:, :, None].astype(jnp.float32)
             return (hidden * weights).sum(1) / weights.sum(1)
 
         return vectors
 
+    @functools.cached_property
+    def _likeliest(self):
+        @functools.partial(jax.jit, static_argnames=("pieces", "top"))
+        def likeliest(params, rows, positions, pieces, top):
+            logits = self._apply(params, rows, positions, pieces=pieces)["mlm_logits"]
+            return jax.lax.top_k(jax.nn.softmax(logits), top)
+
+        return likeliest
+
+    def _apply(self, params, rows, positions=None, hidden_states=False, pieces=None) -> dict:
+        """Every output by its name; what is not used of it, jax does not compute."""
+        flat = flatten_dict(params, sep="/")
+        flat |= {path: jnp.zeros(shape) for path, shape in self._absent.items()}
+        output = Albert(self.config).apply(
+            {"params": unflatten_dict(flat, sep="/")},
+            rows["input_ids"],
+            rows["attention_mask"],
+            rows["token_type_ids"],
+            head_inputs={} if positions is None else {"mlm": {"positions": positions}},
+            output_hidden_states=hidden_states,
+        )
+        outputs = {name: getattr(output, name) for name in ("last_hidden_state", *_NEEDS)}
+        outputs["hidden_states"] = output.hidden_states
+        if pieces is not None and pieces < self.config.vocab_size:
+            known = jnp.arange(self.config.vocab_size) < pieces
+            outputs["mlm_logits"] = jnp.where(known, outputs["mlm_logits"], -jnp.inf)
+        return outputs
+
+    @property
+    def _num_pieces(self) -> int:
+        """Rows of the model that are pieces: there may be more, which are never predicted."""
+        return self.tokenizer.vocab_size if self.tokenizer else self.config.vocab_size
+
     def tokenize(
         self,
-        text: str | Sequence[str],
-        pair: str | Sequence[str] | None = None,
+        text: str | Iterable[str],
+        pair: str | Iterable[str] | None = None,
         max_length: int | None = None,
     ) -> dict[str, np.ndarray]:
         """[CLS] text [SEP], or [CLS] text [SEP] pair [SEP], as arrays to call the model with.
 
         Args:
-          text: one text, or several, which are padded to the longest.
+          text: one text, or any iterable of texts, which are padded to the longest.
           pair: as many second segments. [MASK] and the other special pieces mean themselves.
           max_length: longer rows lose pieces at the end of their longer segment.
 
@@ -144,72 +265,117 @@ class Pretrained:
 
         Raises:
           ValueError: a text is longer than the model's positions and no `max_length` is given,
-            or there is no vocabulary.
+            something is not a text, or there is no vocabulary.
         """
-        texts = [text] if isinstance(text, str) else list(text)
-        pairs = [pair] if isinstance(pair, str) else [None] * len(texts) if pair is None else pair
+        tokenizer = self._vocabulary()
+        texts = _texts(text, "text")
+        pairs = [None] * len(texts) if pair is None else _texts(pair, "pair")
         if not texts or len(texts) != len(pairs):
             raise ValueError(f"There are {len(texts)} texts and {len(pairs)} pairs.")
-        tokenizer = self._vocabulary()
         limit = self.config.max_position_embeddings
         if max_length is not None and max_length > limit:
             raise ValueError(f"max_length {max_length} is over the model's {limit} positions.")
         rows = [tokenizer.encode_pair(a, b, max_length) for a, b in zip(texts, pairs, strict=True)]
-        lengths = [len(ids) for ids, _ in rows]
+        self._check_lengths(
+            [ids for ids, _ in rows], f"give max_length={limit} to cut what is longer."
+        )
+        return _stacked_rows(rows)
+
+    def _check_lengths(self, rows: list[list[int]], advice: str) -> None:
+        limit = self.config.max_position_embeddings
+        lengths = [len(ids) for ids in rows]
         if max(lengths) > limit:
             raise ValueError(
                 f"Text {int(np.argmax(lengths))} has {max(lengths)} pieces and the model {limit} "
-                f"positions; give max_length={limit} to cut what is longer."
+                f"positions; {advice}"
             )
-        shape = len(rows), max(lengths)
-        arrays = {
-            "input_ids": np.full(shape, PAD, np.int32),
-            "attention_mask": np.zeros(shape, np.int32),
-            "token_type_ids": np.zeros(shape, np.int32),
-        }
-        for number, (ids, types) in enumerate(rows):
-            arrays["input_ids"][number, : len(ids)] = ids
-            arrays["attention_mask"][number, : len(ids)] = 1
-            arrays["token_type_ids"][number, : len(ids)] = types
-        return arrays
 
-    def fill_mask(self, text: str, top: int = 5) -> list[list[Guess]]:
-        """The `top` likeliest pieces at every [MASK] of the text, best first.
+    @overload
+    def fill_mask(self, text: str, top: int = 5, batch_size: int = 32) -> list[list[Guess]]: ...
 
-        Raises ValueError when the text has no [MASK], or the model no vocabulary or MLM head.
+    @overload
+    def fill_mask(
+        self, text: Iterable[str], top: int = 5, batch_size: int = 32
+    ) -> list[list[list[Guess]]]: ...
+
+    def fill_mask(self, text, top=5, batch_size=32):
+        """The `top` likeliest pieces at every [MASK], best first.
+
+        Args:
+          text: one text, or any iterable of texts.
+          top: guesses at each [MASK]; of a smaller vocabulary all of it.
+          batch_size: texts that are computed at once.
+
+        Returns:
+          Of one text a list with a list of guesses for each [MASK]; of several a list of these,
+          one for each text.
+
+        Raises:
+          ValueError: a text has no [MASK], is too long or is no text, the model has no vocabulary
+            or MLM head, or a number is below 1.
         """
         if "mlm_head" in self.missing:
             raise ValueError("This checkpoint has no MLM head, so it cannot fill masks.")
         tokenizer = self._vocabulary()
-        rows = self.tokenize(text)
-        places = np.flatnonzero(rows["input_ids"][0] == MASK)
-        if not len(places):
-            raise ValueError(f"There is no [MASK] in {text!r}.")
-        output = self(**_padded(rows, self.config.max_position_embeddings))
-        assert output.mlm_logits is not None
-        logits = output.mlm_logits[0, places]
-        probabilities, ids = jax.lax.top_k(jax.nn.softmax(logits), min(top, self.config.vocab_size))
-        return [
-            [
-                Guess(tokenizer.decode([i]) or tokenizer.pieces([i])[0], float(p), int(i))
-                for p, i in zip(of_place, chosen, strict=True)
-            ]
-            for of_place, chosen in zip(np.asarray(probabilities), np.asarray(ids), strict=True)
-        ]
+        texts = _texts(text, "text")
+        top = min(_at_least_one(top, "top"), tokenizer.vocab_size)
+        batch_size = _at_least_one(batch_size, "batch_size")
+        rows = [tokenizer.encode_pair(each) for each in texts]
+        for number, (ids, _) in enumerate(rows):
+            if MASK not in ids:
+                where = "" if isinstance(text, str) else f"Text {number}: "
+                raise ValueError(f"{where}There is no [MASK] in {texts[number]!r}.")
+        if rows:
+            self._check_lengths([ids for ids, _ in rows], "give less text.")
+        filled: list[list[list[Guess]]] = [[] for _ in texts]
+        for chosen in _alike(rows, batch_size):
+            places = [np.flatnonzero(np.equal(rows[i][0], MASK)) for i in chosen]
+            positions = np.zeros((len(chosen), max(map(len, places))), np.int32)
+            for number, of_text in enumerate(places):
+                positions[number, : len(of_text)] = of_text
+            batch = _padded(
+                _stacked_rows([rows[i] for i in chosen]), self.config.max_position_embeddings
+            )
+            positions = _grown(positions, len(batch["input_ids"]), _bucket(positions.shape[1]))
+            probabilities, ids = map(
+                np.asarray,
+                self._likeliest(
+                    self.params,
+                    batch,
+                    positions,
+                    pieces=tokenizer.vocab_size,
+                    top=min(_bucket(top), tokenizer.vocab_size),
+                ),
+            )
+            for number, i in enumerate(chosen):
+                filled[i] = [
+                    [
+                        Guess(tokenizer.decode([j]) or tokenizer.pieces([j])[0], float(p), int(j))
+                        for p, j in zip(
+                            probabilities[number, place, :top],
+                            ids[number, place, :top],
+                            strict=True,
+                        )
+                    ]
+                    for place in range(len(places[number]))
+                ]
+        return filled[0] if isinstance(text, str) else filled
 
     def encode(
-        self, texts: Sequence[str], pooling: str = "mean", batch_size: int = 32
+        self, texts: Iterable[str], pooling: str = "mean", batch_size: int = 32
     ) -> np.ndarray:
-        """Sentence vectors: float32 [number of texts, H].
+        """Sentence vectors: float32 [number of texts, H], in the order of the texts.
 
         Args:
-          texts: those longer than the model's positions are cut, with a warning.
+          texts: any iterable of texts; those longer than the model's positions are cut, with a
+            warning.
           pooling: "mean" of the last hidden states of all pieces, [CLS] and [SEP] among them;
             "cls", that of [CLS]; "pooled", the pooler's output.
-          batch_size: texts that are computed at once.
+          batch_size: texts that are computed at once, at least 1.
 
         Raises:
-          ValueError: there is no such pooling, no pooler or no vocabulary.
+          ValueError: there is no such pooling, no pooler or no vocabulary, or something is not a
+            text.
         """
         if isinstance(texts, str):
             raise ValueError("encode takes a list of texts; for one, write encode([text])[0].")
@@ -217,22 +383,19 @@ class Pretrained:
             raise ValueError(f"pooling is {pooling!r}; it must be one of {', '.join(POOLING)}")
         if pooling == "pooled" and "pooler" in self.missing:
             raise ValueError("This checkpoint has no pooler.")
+        batch_size = _at_least_one(batch_size, "batch_size")
         tokenizer, limit = self._vocabulary(), self.config.max_position_embeddings
-        vectors = np.zeros((len(texts), self.config.hidden_size), np.float32)
-        lengths = [len(ids) + 2 for ids in map(tokenizer.encode_special, texts)]
-        if long := sum(length > limit for length in lengths):
+        pieces = [tokenizer.encode_special(text) for text in _texts(texts, "text")]
+        if long := sum(len(ids) + 2 > limit for ids in pieces):
             warnings.warn(
-                f"{long} of {len(texts)} texts are cut to the model's {limit} positions.",
+                f"{long} of {len(pieces)} texts are cut to the model's {limit} positions.",
                 stacklevel=2,
             )
-        # Alike lengths together: less padding.
-        order = np.argsort(lengths, kind="stable")
-        for begin in range(0, len(order), batch_size):
-            chosen = order[begin : begin + batch_size]
-            rows = self.tokenize([texts[i] for i in chosen], max_length=limit)
-            count = 1 << (len(chosen) - 1).bit_length()  # few shapes to compile
-            rows = _padded(rows, limit, min(count, batch_size))
-            found = self._sentence_vectors(self.params, *rows.values(), pooling=pooling)
+        rows = [tokenizer.with_ends([ids], limit) for ids in pieces]
+        vectors = np.zeros((len(rows), self.config.hidden_size), np.float32)
+        for chosen in _alike(rows, batch_size):
+            batch = _padded(_stacked_rows([rows[i] for i in chosen]), limit)
+            found = self._sentence_vectors(self.params, batch, pooling=pooling)
             vectors[chosen] = np.asarray(found)[: len(chosen)]
         return vectors
 
@@ -254,7 +417,7 @@ class Pretrained:
             flat = unstacked(self.config, whole)
         except CheckpointError as error:
             raise ValueError(f"params: {error}") from error
-        absent = set(HEADS) - {part_of(name) for name in flat}
+        absent = set(OPTIONAL_PARTS) - {part_of(name) for name in flat}
         for name, shape in parameter_shapes(self.config).items():
             found = flat[name].shape if name in flat else None
             if found != shape and part_of(name) not in absent:
@@ -264,11 +427,15 @@ class Pretrained:
 
     def _vocabulary(self) -> Tokenizer:
         if self.tokenizer is None:
+            why = self.vocabulary_note or "There was no vocabulary beside the checkpoint"
             raise ValueError(
-                "There was no vocabulary beside the checkpoint; load it with "
-                "albert.load(PATH, tokenizer=FILE.model)."
+                f"{why.rstrip('.')}; load it with albert.load(PATH, tokenizer=FILE.model)."
             )
         return self.tokenizer
+
+
+# Attributes that hold compiled programs.
+_COMPILED = ("_forward", "_sentence_vectors", "_likeliest")
 
 
 def load(
@@ -278,28 +445,82 @@ def load(
 ) -> Pretrained:
     """The model in `path`; see `albert.load`."""
     vocabulary = None if tokenizer is None else place(str(tokenizer))
-    return Pretrained(formats.read(place(str(path)), vocabulary=vocabulary), dtype)
+    weights = formats.read(place(str(path)), vocabulary=vocabulary)
+    if weights.vocabulary_note:
+        warnings.warn(weights.vocabulary_note, stacklevel=3)
+    return Pretrained(weights, dtype)
 
 
-def _checked(config: AlbertConfig, input_ids, attention_mask, token_type_ids):
-    """The three arrays, in int32 and of one shape; raises ValueError."""
-    ids = np.asarray(input_ids)
+def _texts(texts: str | Iterable[str], name: str) -> list[str]:
+    """One text or any iterable of texts as a list, in its order; raises ValueError."""
+    if isinstance(texts, str):
+        return [texts]
+    kind = type(texts).__name__
+    no_lists = (Mapping, set, frozenset, bytes, bytearray)
+    if isinstance(texts, no_lists) or not isinstance(texts, Iterable):
+        reason = " has no order and" if isinstance(texts, (set, frozenset)) else ""
+        raise ValueError(f"{name} is a {kind}, which{reason} is not a list of texts.")
+    if getattr(texts, "ndim", 1) != 1:  # a table would give its columns' names
+        raise ValueError(f"{name} is a {kind} of {texts.ndim} axes; give one column of texts.")
+    listed = list(texts)
+    for number, text in enumerate(listed):
+        if not isinstance(text, str):
+            shown = repr(text)
+            shown = shown if len(shown) <= 40 else f"{shown[:40]}..."
+            raise ValueError(
+                f"{name} {number} (the first is 0) is {shown}, of type {type(text).__name__}; it "
+                "must be a str."
+            )
+    return listed
+
+
+def _at_least_one(value, name: str) -> int:
+    """A whole number of at least 1; raises ValueError."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = 0
+    if number < 1 or isinstance(value, bool):
+        raise ValueError(f"{name} is {value!r}; it must be a whole number of at least 1.")
+    return number
+
+
+def _checked(
+    config: AlbertConfig, input_ids, attention_mask, token_type_ids
+) -> dict[str, np.ndarray]:
+    """The three arrays, int32 [B, L]; raises ValueError."""
+    ids = _array(input_ids, "input_ids")
     if ids.ndim != 2 or ids.dtype.kind not in "iu":
         raise ValueError(
             f"input_ids has shape {ids.shape} and type {ids.dtype}; it must be integers [B, L]."
         )
+    if not ids.shape[1]:
+        raise ValueError(f"input_ids has shape {ids.shape}: its rows are empty.")
     rows = {
-        "attention_mask": np.ones_like(ids) if attention_mask is None else attention_mask,
-        "token_type_ids": np.zeros_like(ids) if token_type_ids is None else token_type_ids,
+        "input_ids": ids,
+        "attention_mask": np.ones_like(ids)
+        if attention_mask is None
+        else _array(attention_mask, "attention_mask"),
+        "token_type_ids": np.zeros_like(ids)
+        if token_type_ids is None
+        else _array(token_type_ids, "token_type_ids"),
     }
-    rows = {name: np.asarray(value) for name, value in rows.items()}
     for name, value in rows.items():
         if value.shape != ids.shape:
             raise ValueError(f"{name} has shape {value.shape} and input_ids {ids.shape}.")
-    for name, value, bound in (
-        ("input_ids", ids, config.vocab_size),
-        ("token_type_ids", rows["token_type_ids"], config.type_vocab_size),
+    mask = rows["attention_mask"]
+    if not np.isin(mask, (0, 1)).all():
+        wrong = mask[~np.isin(mask, (0, 1))][0]
+        raise ValueError(f"attention_mask holds {wrong}; it must be 1 for a token and 0 for none.")
+    if rows["token_type_ids"].dtype.kind not in "iu":
+        raise ValueError(
+            f"token_type_ids has type {rows['token_type_ids'].dtype}; it must be integers."
+        )
+    for name, bound in (
+        ("input_ids", config.vocab_size),
+        ("token_type_ids", config.type_vocab_size),
     ):
+        value = rows[name]
         if value.size and (value.min() < 0 or value.max() >= bound):
             wrong = value[(value < 0) | (value >= bound)][0]
             raise ValueError(f"{name} holds {wrong}; the model knows 0 to {bound - 1}.")
@@ -308,19 +529,77 @@ def _checked(config: AlbertConfig, input_ids, attention_mask, token_type_ids):
             f"input_ids are {ids.shape[1]} long and the model has "
             f"{config.max_position_embeddings} positions."
         )
-    return (
-        ids.astype(np.int32),
-        rows["attention_mask"].astype(np.int32),
-        rows["token_type_ids"].astype(np.int32),
-    )
+    return {name: value.astype(np.int32) for name, value in rows.items()}
 
 
-def _padded(rows: dict[str, np.ndarray], limit: int, batch: int | None = None):
-    """Rows padded to a multiple of 32 pieces, and to `batch` rows: few shapes to compile."""
+def _checked_positions(positions, count: int, length: int) -> np.ndarray:
+    """int32 [B, P], P at least 1; raises ValueError."""
+    array = _array(positions, "mlm_positions")
+    if array.ndim != 2 or len(array) != count or not array.shape[1] or array.dtype.kind not in "iu":
+        raise ValueError(
+            f"mlm_positions has shape {array.shape} and type {array.dtype}; it must be integers "
+            f"[{count}, P], as many rows as input_ids."
+        )
+    if array.size and (array.min() < 0 or array.max() >= length):
+        wrong = array[(array < 0) | (array >= length)][0]
+        raise ValueError(f"mlm_positions holds {wrong}; the rows have positions 0 to {length - 1}.")
+    return array.astype(np.int32)
+
+
+def _array(values, name: str) -> np.ndarray:
+    try:
+        return np.asarray(values)
+    except ValueError as error:  # rows of several lengths
+        raise ValueError(
+            f"{name} is no array ({error}); pad its rows to one length, as model.tokenize does."
+        ) from error
+
+
+def _stacked_rows(rows: list[tuple[list[int], list[int]]]) -> dict[str, np.ndarray]:
+    """Ids and token types of rows as int32 [B, L], padded to the longest."""
+    shape = len(rows), max(len(ids) for ids, _ in rows)
+    arrays = {
+        "input_ids": np.full(shape, PAD, np.int32),
+        "attention_mask": np.zeros(shape, np.int32),
+        "token_type_ids": np.zeros(shape, np.int32),
+    }
+    for number, (ids, types) in enumerate(rows):
+        arrays["input_ids"][number, : len(ids)] = ids
+        arrays["attention_mask"][number, : len(ids)] = 1
+        arrays["token_type_ids"][number, : len(ids)] = types
+    return arrays
+
+
+def _alike(rows: list[tuple[list[int], list[int]]], batch_size: int) -> Iterator[list[int]]:
+    """Batches of rows by their numbers, of alike lengths, so that there is less padding."""
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
+    for begin in range(0, len(order), batch_size):
+        yield order[begin : begin + batch_size]
+
+
+def _bucket(size: int) -> int:
+    """The next of 1, 2, 3, 4, 6, 8, 12, 16, 24, ...: what arrays are padded to, so that programs
+    are compiled for few shapes; never more than half is added."""
+    power = 1 << max(size - 1, 0).bit_length()
+    return power // 4 * 3 if power >= 4 and size <= power // 4 * 3 else power
+
+
+def _padded(rows: dict[str, np.ndarray], limit: int) -> dict[str, np.ndarray]:
+    """int32 [B, L] arrays grown to a bucket of rows and of positions, at most `limit` of these.
+
+    The numbers of given rows do not depend on it: nothing attends to what is added. A row without
+    any token, whose positions all weigh the same in attention, is told to see all of its own, so
+    that it does not see the added ones either.
+    """
     count, length = rows["input_ids"].shape
-    to = min(-(-length // 32) * 32, limit)
-    more = (batch or count) - count
-    # The padding of [PAD] ids is 0, as that of masks and types. A row of padding looks at itself.
-    padded = {k: np.pad(v, ((0, more), (0, to - length))) for k, v in rows.items()}
+    mask = rows["attention_mask"]
+    rows = rows | {"attention_mask": np.where(mask.any(axis=1, keepdims=True), mask, 1)}
+    positions = min(_bucket(max(length, _SHORTEST)), limit)
+    padded = {name: _grown(value, _bucket(count), positions) for name, value in rows.items()}
     padded["attention_mask"][count:, 0] = 1
     return padded
+
+
+def _grown(array: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """int [b, l] -> [rows, columns], with 0 for what is added: [PAD], no token, type 0."""
+    return np.pad(array, ((0, rows - array.shape[0]), (0, columns - array.shape[1])))

@@ -39,7 +39,10 @@ def seen(run):
 def test_distances_and_entropies_by_numpy(seen):
     weights, batch, found = seen
     output = Pretrained(weights)(
-        batch["input_ids"], batch["attention_mask"], batch["token_type_ids"]
+        batch["input_ids"],
+        batch["attention_mask"],
+        batch["token_type_ids"],
+        output_hidden_states=True,
     )
     states = np.asarray(output.hidden_states, np.float64)
     real = batch["attention_mask"].astype(bool)

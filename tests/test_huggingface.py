@@ -10,7 +10,7 @@ import pytest
 import safetensors.numpy
 
 import albert
-from albert.checkpoints.store import CheckpointError
+from albert.checkpoints import CheckpointError
 from albert.data.tokenizer import Tokenizer
 from albert.interop import formats, huggingface
 from models import assert_same, random_weights
@@ -33,7 +33,9 @@ def log_softmax(logits):
 
 def test_equality_with_transformers(io):
     model = albert.load(FOLDER)
-    output = model(io["input_ids"], io["attention_mask"], io["token_type_ids"])
+    output = model(
+        io["input_ids"], io["attention_mask"], io["token_type_ids"], output_mlm_logits=True
+    )
     for name, ours in [
         ("prediction_logits", output.mlm_logits),
         ("sop_logits", output.sop_logits),

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from albert.checkpoints.store import CheckpointError
+from albert.checkpoints import CheckpointError
 from albert.data.vocabulary import train_vocabulary
 from albert.interop import formats
 from albert.interop.weights import stacked

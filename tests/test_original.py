@@ -16,7 +16,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 import albert
 import original as golden
-from albert.checkpoints.store import CheckpointError
+from albert.checkpoints import CheckpointError
 from albert.data.tokenizer import Tokenizer
 from albert.interop import formats, original
 from albert.interop.weights import entries, stacked, unstacked

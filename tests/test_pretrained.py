@@ -1,8 +1,11 @@
 """The front door: load, call, tokenise, fill masks, encode, save."""
 
+import copy
 import dataclasses
 import json
 import os
+import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +15,9 @@ import numpy as np
 import pytest
 
 import albert
-from albert.checkpoints import manifest
-from albert.checkpoints.store import CheckpointError
+import reference
+from albert import inference
+from albert.checkpoints import CheckpointError, manifest
 from albert.data.tokenizer import MASK, Tokenizer
 from albert.inference import Pretrained
 from albert.interop import formats, original
@@ -33,8 +37,9 @@ def model(vocabulary):
 
 def test_a_call_fills_in_what_is_not_given(model):
     ids = [[2, 20, 21, 3], [2, 22, 23, 3]]
-    output = model(ids)
-    given = model(ids, np.ones((2, 4), int), np.zeros((2, 4), int))
+    more = {"output_hidden_states": True, "output_mlm_logits": True}
+    output = model(ids, **more)
+    given = model(ids, np.ones((2, 4), int), np.zeros((2, 4), int), **more)
     for name, value in vars(output).items():
         np.testing.assert_array_equal(value, getattr(given, name), err_msg=name)
     assert output.hidden_states.shape == (4, 2, 4, 16)
@@ -42,6 +47,88 @@ def test_a_call_fills_in_what_is_not_given(model):
     assert output.mlm_logits.shape == (2, 4, 96)
     assert output.sop_logits.shape == (2, 2)
     assert output.pooled_output.shape == (2, 16)
+
+
+def test_what_costs_much_is_given_on_request(model):
+    ids = [[2, 20, 21, 3], [2, 22, 23, 3]]
+    output = model(ids)
+    assert output.hidden_states is None
+    assert output.mlm_logits is None
+    assert "hidden_states: None, ask with output_hidden_states=True" in repr(output)
+    assert "mlm_logits: None, ask with output_mlm_logits=True" in repr(output)
+    assert "pooled_output: float32 [2, 16]" in repr(output)
+    whole = model(ids, output_mlm_logits=True).mlm_logits
+    positions = np.array([[1, 3, 0], [2, 2, 1]])
+    chosen = model(ids, mlm_positions=positions)
+    assert chosen.hidden_states is None
+    expected = np.take_along_axis(whole, positions[:, :, None], axis=1)
+    np.testing.assert_allclose(chosen.mlm_logits, expected, atol=1e-5)
+    # What is not asked for is not computed: nothing is as wide as the vocabulary.
+    text = programs(model, ids)
+    assert "f32[2,16,96]" not in text
+    assert "f32[2,16,96]" in programs(model, ids, "mlm_logits")
+
+
+def programs(model, ids, *wanted):
+    """The compiled program of the outputs that are always given, and those named."""
+    rows = inference._padded(inference._checked(model.config, ids, None, None), 40)
+    wanted = (*wanted, "last_hidden_state", "pooled_output", "sop_logits")
+    lowered = model._forward.lower(model.params, rows, None, wanted=wanted, pieces=96)
+    return lowered.compile().as_text()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 7), (5, 17), (3, 33)])
+def test_padding_inside_changes_no_number(model, shape):
+    rng = np.random.default_rng(shape)
+    ids, types = rng.integers(0, 96, shape), rng.integers(0, 2, shape)
+    mask = rng.integers(0, 2, shape)  # holes, and a row of padding only
+    mask[-1] = 0
+    output = model(ids, mask, types, output_hidden_states=True, output_mlm_logits=True)
+    # Such a row attends to all of its positions alike, as if all were tokens.
+    seen = np.where(mask.any(axis=1, keepdims=True), mask, 1)
+    weights = random_weights(**SIZES)
+    variables = {
+        e.name: e.write(weights.params[e.path]) for e in entries(model.config, original.name_of)
+    }
+    for name, value in reference.forward(model.config, variables, ids, seen, types).items():
+        np.testing.assert_allclose(getattr(output, name), value, atol=2e-5, err_msg=name)
+
+
+def test_programs_are_compiled_for_few_shapes():
+    shapes = set()
+    for count in range(1, 65):
+        for length in range(1, 513):
+            array = np.ones((count, length), np.int32)
+            rows = inference._padded({"input_ids": array, "attention_mask": array}, 512)
+            shape = rows["input_ids"].shape
+            assert count <= shape[0] <= 1.5 * count
+            assert length <= shape[1] <= max(1.5 * length, 16)
+            shapes.add(shape)
+    assert len({length for _, length in shapes}) == 11
+    assert len({count for count, _ in shapes}) == 12
+
+
+def test_alike_shapes_share_one_program():
+    model = Pretrained(random_weights(**SIZES))
+    for count in (5, 6):
+        for length in range(17, 25):
+            output = model(np.full((count, length), 7))
+            assert output.last_hidden_state.shape == (count, length, 16)
+            model(np.full((count, length), 7), mlm_positions=np.zeros((count, 3 + length % 2), int))
+    assert model._forward._cache_size() == 3
+
+
+def test_no_rows_give_no_rows(model):
+    output = model(np.zeros((0, 5), int), output_mlm_logits=True)
+    assert output.last_hidden_state.shape == (0, 5, 16)
+    assert output.mlm_logits.shape == (0, 5, 96)
+    assert output.sop_logits.shape == (0, 2)
+
+
+def test_what_is_returned_can_be_changed(model):
+    output = model([[2, 20, 3]])
+    output.last_hidden_state[0] = 0
+    assert output.last_hidden_state.base is None  # and keeps no padding
 
 
 @pytest.mark.parametrize(
@@ -54,11 +141,31 @@ def test_a_call_fills_in_what_is_not_given(model):
         ([[[1, 2]], [[1]]], "attention_mask has shape"),
         ([[[1, 2]], None, [[0, 2]]], "token_type_ids holds 2; the model knows 0 to 1"),
         ([np.zeros((1, 41), int)], "41 long and the model has 40 positions"),
+        ([np.zeros((2, 0), int)], "its rows are empty"),
+        ([[[1, 2], [1]]], "input_ids is no array .* pad its rows to one length"),
+        ([[[1, 2]], [[1, 0.5]]], "attention_mask holds 0.5; it must be 1 for a token and 0"),
+        ([[[1, 2]], [[0, -1]]], "attention_mask holds -1"),
+        ([[[1, 2]], None, [[0, 0.5]]], "token_type_ids has type float64"),
     ],
 )
 def test_bad_arrays_are_told(model, arguments, words):
     with pytest.raises(ValueError, match=words):
         model(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("positions", "words"),
+    [
+        ([[2]], "holds 2; the rows have positions 0 to 1"),
+        ([[-1]], "holds -1"),
+        ([[0], [1]], r"has shape \(2, 1\) .* integers \[1, P\]"),
+        ([[]], r"has shape \(1, 0\)"),
+        ([0], r"has shape \(1,\)"),
+    ],
+)
+def test_bad_positions_are_told(model, positions, words):
+    with pytest.raises(ValueError, match=f"mlm_positions {words}"):
+        model([[1, 2]], mlm_positions=positions)
 
 
 def test_tokenise_pads_and_marks_pairs(model):
@@ -91,7 +198,7 @@ def test_texts_that_do_not_fit_are_told(model):
 def test_fill_mask_gives_the_likeliest_pieces(model):
     text = "the [MASK] moves [MASK]."
     ids = model.tokenize(text)["input_ids"]
-    logits = np.asarray(model(ids).mlm_logits[0], np.float64)
+    logits = np.asarray(model(ids, output_mlm_logits=True).mlm_logits[0], np.float64)
     places = np.flatnonzero(ids[0] == MASK)
     filled = model.fill_mask(text, top=3)
     assert len(filled) == len(places) == 2
@@ -106,6 +213,165 @@ def test_fill_mask_gives_the_likeliest_pieces(model):
         )
     with pytest.raises(ValueError, match=r"no \[MASK\] in 'a river'"):
         model.fill_mask("a river")
+
+
+def test_fill_mask_answers_for_every_text(model):
+    texts = ["the [MASK] moves [MASK].", "a [MASK]", "the quiet [MASK] of " + "river " * 12]
+    expected = [model.fill_mask(text, top=4) for text in texts]
+    for given_texts in (texts, iter(texts), np.array(texts)):
+        filled = model.fill_mask(given_texts, top=4, batch_size=2)
+        assert [[[g.id for g in place] for place in text] for text in filled] == [
+            [[g.id for g in place] for place in text] for text in expected
+        ]
+    assert model.fill_mask([texts[1]], top=1)[0][0][0].id == expected[1][0][0].id
+    assert model.fill_mask([]) == []
+    everything = model.fill_mask(texts[1], top=1000)[0]
+    assert sorted(g.id for g in everything) == list(range(96))
+    with pytest.raises(ValueError, match=r"Text 1: There is no \[MASK\] in 'a river'"):
+        model.fill_mask(["a [MASK]", "a river"])
+    with pytest.raises(ValueError, match=r"Text 1 has .* pieces and the model 40 positions"):
+        model.fill_mask(["a [MASK]", "[MASK] " + "river " * 50])
+    for top in (0, -1, 2.0, True):
+        with pytest.raises(ValueError, match=r"top is .*; it must be a whole number of at least 1"):
+            model.fill_mask("a [MASK]", top=top)
+
+
+def test_fill_mask_computes_logits_where_masks_are(model):
+    rows = inference._padded(model.tokenize("the [MASK] moves"), 40)
+    traced = jax.make_jaxpr(
+        lambda rows: model._likeliest(model.params, rows, np.zeros((1, 1), int), pieces=96, top=5)
+    )(rows)
+    assert "f32[1,1,96]" in str(traced)
+    assert "16,96]" not in str(traced)
+
+
+class Series:
+    """As a sorted pandas Series: iterates in its order, and is indexed by other labels."""
+
+    def __init__(self, values):
+        order = sorted(range(len(values)), key=values.__getitem__)
+        self.index, self.values, self.ndim = order, values, 1
+
+    def __iter__(self):
+        return iter([self.values[label] for label in self.index])
+
+    def __len__(self):
+        return len(self.values)
+
+    def __getitem__(self, label):
+        return self.values[label]
+
+
+TEXTS = ["the river", "a small bright garden under the bridge", "wheel", "the ancient village"]
+
+
+def test_any_iterable_of_texts_gives_vectors_in_its_order(model):
+    expected = dict(zip(TEXTS, model.encode(TEXTS), strict=True))
+    series = Series(TEXTS)
+    assert [series[0]] != list(series)[:1]
+    for texts in (
+        tuple(TEXTS),
+        (text for text in TEXTS),
+        np.array(TEXTS),
+        np.array(TEXTS, object),
+        series,
+        dict.fromkeys(TEXTS).keys(),
+        map(str, TEXTS),
+    ):
+        order = list(series) if texts is series else TEXTS
+        found = model.encode(texts, batch_size=3)
+        np.testing.assert_allclose(found, [expected[text] for text in order], atol=1e-5)
+    rows = model.tokenize(iter(TEXTS), iter(TEXTS))
+    assert rows["input_ids"].shape[0] == 4
+
+
+def test_a_sorted_pandas_series_gives_vectors_in_its_order(model):
+    pandas = pytest.importorskip("pandas")
+    series = pandas.Series(TEXTS).sort_values()
+    assert list(series.index) != [0, 1, 2, 3]
+    np.testing.assert_allclose(model.encode(series), model.encode(list(series)), atol=1e-5)
+    with pytest.raises(ValueError, match="is a DataFrame of 2 axes; give one column"):
+        model.encode(series.to_frame())
+    with pytest.raises(ValueError, match=r"text 1 \(the first is 0\) is nan, of type float"):
+        model.encode(pandas.Series(["a", float("nan")], dtype=object))
+
+
+@pytest.mark.parametrize(
+    ("texts", "words"),
+    [
+        (["a", None], r"text 1 \(the first is 0\) is None, of type NoneType; it must be a str"),
+        ([b"a"], "text 0 .* of type bytes"),
+        (b"a river", "text is a bytes, which is not a list of texts"),
+        ({"a": 1}, "text is a dict, which is not a list"),
+        ({"a", "b"}, "text is a set, which has no order and is not a list"),
+        (5, "text is a int, which is not a list"),
+        (np.array([["a", "b"]]), "text is a ndarray of 2 axes; give one column of texts"),
+        (["a", ["b"]], "text 1 .* of type list"),
+    ],
+)
+def test_what_is_no_list_of_texts_is_refused(model, texts, words):
+    for function in (model.encode, model.tokenize, model.fill_mask):
+        with pytest.raises(ValueError, match=words):
+            function(texts)
+
+
+@pytest.mark.parametrize("batch_size", [-1, 0, 1.5, True, None, "2"])
+def test_a_batch_of_no_texts_is_refused(model, batch_size):
+    for function in (model.encode, model.fill_mask):
+        with pytest.raises(ValueError, match=r"batch_size is .*; it must be a whole number of at"):
+            function(["a [MASK]"], batch_size=batch_size)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_a_model_can_be_copied_after_it_was_used(copied, vocabulary, tmp_path):
+    moved = tmp_path / "moved.model"
+    shutil.copy(vocabulary, moved)
+    weights = random_weights(lacking=["sop_head"], **SIZES)
+    weights.tokenizer = Tokenizer(moved)
+    model = Pretrained(weights)
+    before = model.encode(["a river"]), model.fill_mask("a [MASK]"), model([[2, 5, 3]])
+    moved.unlink()
+    again = copied(model)
+    np.testing.assert_array_equal(again.encode(["a river"]), before[0])
+    assert again.fill_mask("a [MASK]") == before[1]
+    np.testing.assert_array_equal(again([[2, 5, 3]]).pooled_output, before[2].pooled_output)
+    assert again.missing == ["sop_head"]
+    again.save(tmp_path / "saved", format="huggingface")
+
+
+@pytest.fixture
+def padded(vocabulary):
+    """A model of 104 rows for 96 pieces, whose head prefers the rows that are no piece."""
+    weights = random_weights(**SIZES | {"vocab_size": 104})
+    weights.params["mlm_head/output_bias"][96:] = 50
+    weights.tokenizer = Tokenizer(vocabulary)
+    return weights
+
+
+@pytest.mark.parametrize("kind", ["albert", "huggingface"])
+def test_rows_that_are_no_piece_are_never_predicted(padded, kind, tmp_path):
+    formats.write(padded, tmp_path / "m", kind)
+    words = "has 96 pieces and the model in .* 104 rows for them: the last 8 are no piece"
+    with pytest.warns(UserWarning, match=words):
+        model = albert.load(tmp_path / "m")
+    assert "never predicted" in model.vocabulary_note
+    logits = model([[2, 20, 3]], output_mlm_logits=True).mlm_logits
+    assert logits.shape == (1, 3, 104)
+    assert np.isneginf(logits[..., 96:]).all()
+    assert np.isfinite(logits[..., :96]).all()
+    (guesses,) = model.fill_mask("a [MASK]", top=1000)
+    assert sorted(g.id for g in guesses) == list(range(96))
+    np.testing.assert_allclose(sum(g.probability for g in guesses), 1, rtol=1e-5)
+    model.save(tmp_path / "again", format=kind)
+    assert_same(formats.read(tmp_path / "again"), padded)
+
+
+def test_far_more_rows_than_pieces_are_another_model(padded, tmp_path):
+    weights = random_weights(**SIZES | {"vocab_size": 300})
+    weights.tokenizer = padded.tokenizer
+    formats.write(weights, tmp_path / "m", "huggingface")
+    with pytest.raises(CheckpointError, match=r"96 pieces and the model in .* 300: it belongs to"):
+        albert.load(tmp_path / "m")
 
 
 def test_sentence_vectors_do_not_depend_on_their_company(model):
@@ -137,7 +403,7 @@ def test_missing_heads_give_none_and_are_told(vocabulary):
     whole = Pretrained(random_weights(**SIZES))
     model = Pretrained(weights)
     assert model.missing == ["pooler", "mlm_head", "sop_head"]
-    output = model([[2, 20, 3]])
+    output = model([[2, 20, 3]], output_mlm_logits=True)
     assert output.pooled_output is output.mlm_logits is output.sop_logits is None
     assert model.params.keys() == {"embeddings", "encoder"}
     whole.params = {**whole.params, **model.params}
@@ -297,7 +563,7 @@ def test_a_checkpoint_written_on_eight_devices_loads_on_one(tmp_path):
         "import jax, numpy, albert, sys\n"
         "assert jax.device_count() == 1\n"
         f"model = albert.load({str(tmp_path / 'w')!r})\n"
-        "print(float(model([[2, 5, 3]]).mlm_logits[0, 1, 7]))\n"
+        "print(float(model([[2, 5, 3]], output_mlm_logits=True).mlm_logits[0, 1, 7]))\n"
     )
     environment = {**os.environ, "XLA_FLAGS": ""}
     done = subprocess.run(
@@ -308,7 +574,7 @@ def test_a_checkpoint_written_on_eight_devices_loads_on_one(tmp_path):
         capture_output=True,
         text=True,
     )
-    ours = Pretrained(weights)([[2, 5, 3]]).mlm_logits[0, 1, 7]
+    ours = Pretrained(weights)([[2, 5, 3]], output_mlm_logits=True).mlm_logits[0, 1, 7]
     np.testing.assert_allclose(float(done.stdout.split()[-1]), ours, rtol=1e-5)
 
 

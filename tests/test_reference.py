@@ -41,6 +41,8 @@ def test_random_models_agree_with_float64(shape, rows, length, seed):
     mask = (np.arange(length) < rng.integers(1, length + 1, (rows, 1))).astype(int)
     variables = {e.name: e.write(weights.params[e.path]) for e in entries(config, name_of)}
     expected = reference.forward(config, variables, ids, mask, types)
-    output = Pretrained(weights)(ids, mask, types)
+    output = Pretrained(weights)(
+        ids, mask, types, output_hidden_states=True, output_mlm_logits=True
+    )
     for name, value in expected.items():
         np.testing.assert_allclose(getattr(output, name), value, rtol=2e-5, atol=2e-5, err_msg=name)

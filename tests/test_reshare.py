@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from albert.checkpoints.store import CheckpointError
+from albert.checkpoints import CheckpointError
 from albert.inference import Pretrained
 from albert.interop import formats
 from albert.interop.reshare import reshare
@@ -30,7 +30,7 @@ def changed(weights, **fields):
 
 def outputs(weights):
     model = Pretrained(weights)
-    return np.asarray(model(*random_rows()).hidden_states)
+    return np.asarray(model(*random_rows(), output_hidden_states=True).hidden_states)
 
 
 @pytest.mark.parametrize(

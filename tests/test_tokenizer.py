@@ -10,6 +10,7 @@ from albert.data.tokenizer import (
     CLS,
     SEP,
     SPECIAL,
+    OtherVocabularyError,
     Tokenizer,
     VocabularyError,
     normalise,
@@ -119,8 +120,13 @@ def test_a_comma_behind_a_digit_stands_alone(tokenizer):
     assert "," in tokenizer.pieces(ids)
 
 
-def test_a_tokenizer_travels_between_processes(tokenizer):
-    again = pickle.loads(pickle.dumps(tokenizer))
+def test_a_tokenizer_travels_between_processes(tokenizer, tmp_path):
+    # Where the file is not, or not the same.
+    moved = tmp_path / "moved.model"
+    tokenizer.save(moved)
+    packed = pickle.dumps(Tokenizer(moved))
+    moved.unlink()
+    again = pickle.loads(packed)
     assert again.encode("a quiet village") == tokenizer.encode("a quiet village")
     assert again.fingerprint == tokenizer.fingerprint
 
@@ -140,9 +146,75 @@ def test_unusable_vocabularies_are_named(tmp_path):
             minloglevel=2,
         )
     with pytest.raises(
-        VocabularyError, match=r"plain\.model is not an ALBERT vocabulary: <pad> has id"
+        VocabularyError,
+        match=r"plain\.model is not an ALBERT vocabulary: there is no <pad>; id 0 is",
     ):
         Tokenizer(tmp_path / "plain.model")
+
+
+@pytest.mark.parametrize(
+    ("pieces", "unknown", "words"),
+    [
+        # Other names, as of BERT: SentencePiece gives the id of what is unknown for any name.
+        (
+            ["<pad>", "[UNK]", "[CLS]", "[SEP]", "[MASK]"],
+            1,
+            "there is no <unk>; id 1 is '\\[UNK\\]'",
+        ),
+        (
+            ["<unk>", "<pad>", "[CLS]", "[SEP]", "[MASK]"],
+            0,
+            "<pad> has id 1 and not 0; <unk> has id 0",
+        ),
+        (["<pad>", "<unk>"], 1, "there is no \\[CLS\\], and no id 2"),
+        (
+            ["<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]", "?"],
+            5,
+            "<unk> is an ordinary piece; what is unknown becomes '\\?', id 5",
+        ),
+    ],
+)
+def test_what_is_wrong_with_special_pieces_is_said_truly(pieces, unknown, words, tmp_path):
+    from sentencepiece import sentencepiece_model_pb2 as proto
+
+    model = proto.ModelProto()
+    for number, piece in enumerate(pieces):
+        entry = model.pieces.add(piece=piece, score=0.0)
+        if number == unknown:
+            entry.type = proto.ModelProto.SentencePiece.UNKNOWN
+    model.trainer_spec.unk_id = unknown
+    model.trainer_spec.unk_piece = pieces[unknown]
+    with pytest.raises(OtherVocabularyError, match=words) as caught:
+        Tokenizer(tmp_path / "other.model", serialized=model.SerializeToString())
+    for name, number in SPECIAL.items():
+        assert f"{name} has id {number} and not {number}" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("ids", "words"),
+    [
+        ([5, -100], r"id 1 \(the first is 0\) is -100; the vocabulary has ids 0 to 95"),
+        ([96], r"id 0 .* is 96; the vocabulary has"),
+        ([5.0], r"is 5\.0, of type float; it must be a whole number"),
+        (["5"], "is '5', of type str"),
+        ("56", "ids is '56'; it must be a list"),
+        (5, "ids is 5; it must be a list"),
+        ([[5, 6]], r"is \[5, 6\], of type list"),
+    ],
+)
+def test_ids_that_are_not_of_the_vocabulary_are_refused(tokenizer, ids, words):
+    for function in (tokenizer.decode, tokenizer.pieces):
+        with pytest.raises(ValueError, match=words):
+            function(ids)
+
+
+def test_what_is_no_text_is_refused(tokenizer):
+    for wrong in (None, 5, b"a river", float("nan"), ["a"]):
+        for function in (tokenizer.encode, tokenizer.tokenize, tokenizer.encode_special):
+            with pytest.raises(ValueError, match="a text must be a str"):
+                function(wrong)
+    with pytest.raises(ValueError, match="takes several texts"):
+        tokenizer.encode_batch("a river")
 
 
 def test_too_little_text_for_a_vocabulary(tmp_path):

@@ -76,7 +76,7 @@ def test_what_we_save_gives_equal_outputs_there(peer, changes, tmp_path):
     batch = rows(50)
     theirs = outputs(torch, model, *batch)
     pooled = outputs(torch, model.albert, *batch).pooler_output
-    ours = Pretrained(weights)(*batch)
+    ours = Pretrained(weights)(*batch, output_hidden_states=True, output_mlm_logits=True)
     close(ours.mlm_logits, theirs.prediction_logits, "prediction_logits")
     close(ours.sop_logits, theirs.sop_logits, "sop_logits")
     close(ours.pooled_output, pooled, "pooler_output")
@@ -120,7 +120,7 @@ def test_what_it_saves_gives_equal_outputs_here(peer, kind, missing, changes, tm
     assert all(name.startswith("classifier") for name in weights.left_over)
     batch = rows(60)
     theirs = outputs(torch, model, *batch)
-    ours = Pretrained(weights)(*batch)
+    ours = Pretrained(weights)(*batch, output_hidden_states=True, output_mlm_logits=True)
     for step, state in enumerate(theirs.hidden_states):
         close(ours.hidden_states[step], state, f"hidden state {step}")
     if "mlm_head" not in missing:

@@ -4,12 +4,9 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from albert.checkpoints import CheckpointError
 from albert.runtime import RunError
 from albert.runtime.console import warn
-
-
-class CheckpointError(RuntimeError):
-    """There is no such checkpoint, or it cannot be read or written."""
 
 
 class CannotAgree(RunError):

@@ -20,8 +20,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from albert.checkpoints import manifest
-from albert.checkpoints.agreement import CannotAgree, CheckpointError, agreed_error, this_process
+from albert.checkpoints import CheckpointError, manifest
+from albert.checkpoints.agreement import CannotAgree, agreed_error, this_process
 from albert.checkpoints.manifest import describe, describe_on_host, differences, named
 from albert.checkpoints.orbax import (
     TEMPORARY,
@@ -36,6 +36,8 @@ from albert.checkpoints.orbax import (
 )
 from albert.runtime.console import warn
 from albert.runtime.paths import is_remote, remove_folder
+
+__all__ = ["CheckpointError", "Checkpoints"]
 
 _REMOVED = ".removed"
 # Seconds that the writers of a failed save get to end, and to remove what they left.

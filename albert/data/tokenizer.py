@@ -5,6 +5,7 @@ Source: `tokenization.py` and the README of google-research/albert. Never import
 
 import hashlib
 import itertools
+import operator
 import os
 import re
 import unicodedata
@@ -32,6 +33,20 @@ _SKIN_TONES = frozenset(map(chr, range(0x1F3FB, 0x1F400)))
 
 class VocabularyError(ValueError):
     """The vocabulary file is missing, damaged or not one that ALBERT can use."""
+
+
+class OtherVocabularyError(VocabularyError):
+    """The vocabulary is sound, and of another kind of model than ALBERT.
+
+    Made of two sentences: the reason, and what to do when it was to be learned from.
+    """
+
+    @property
+    def reason(self) -> str:
+        return self.args[0]
+
+    def __str__(self):
+        return " ".join(self.args)
 
 
 def normalise(text: str, lower_case: bool, strip_accents: bool) -> str:
@@ -92,7 +107,6 @@ class Tokenizer:
         self.path = place(str(model_path))
         self.lower_case = lower_case
         self.strip_accents = strip_accents
-        self._given = serialized
         if serialized is None:
             if not self.path.is_file():
                 raise VocabularyError(
@@ -111,15 +125,11 @@ class Tokenizer:
             ) from error
         self.vocab_size = self._sp.get_piece_size()
         self._pieces = [self._sp.id_to_piece(i) for i in range(self.vocab_size)]
-        wrong = [
-            f"{name} has id {self._sp.piece_to_id(name)} and not {expected}"
-            for name, expected in SPECIAL.items()
-            if expected >= self.vocab_size or self._pieces[expected] != name
-        ]
-        if wrong:
-            raise VocabularyError(
-                f"{self.path} is not an ALBERT vocabulary: {'; '.join(wrong)}. Train one with "
-                "data.tokenizer left empty, or with the spm_train flags that the README gives."
+        if wrong := self._misplaced():
+            raise OtherVocabularyError(
+                f"{self.path} is not an ALBERT vocabulary: {'; '.join(wrong)}.",
+                "Train one with data.tokenizer left empty, or with the spm_train flags of the "
+                "released one.",
             )
         self.starts_word = np.array([starts_word(piece) for piece in self._pieces])
         self._digit_comma = {i for i, p in enumerate(self._pieces) if ends_in_digit_comma(p)}
@@ -128,7 +138,29 @@ class Tokenizer:
         return f"Tokenizer({str(self.path)!r}, {self.vocab_size} pieces)"
 
     def __reduce__(self):
-        return (Tokenizer, (self.path, self.lower_case, self.strip_accents, self._given))
+        # The file may be gone where it is unpickled, or be another one.
+        return (Tokenizer, (self.path, self.lower_case, self.strip_accents, self._serialized))
+
+    def _misplaced(self) -> list[str]:
+        """What is wrong with the special pieces, one phrase each."""
+        wrong = []
+        for name, expected in SPECIAL.items():
+            there = self._pieces[expected] if expected < self.vocab_size else None
+            if there == name:
+                continue
+            if name in self._pieces:
+                wrong.append(f"{name} has id {self._pieces.index(name)} and not {expected}")
+            elif there is None:
+                wrong.append(f"there is no {name}, and no id {expected}")
+            else:
+                wrong.append(f"there is no {name}; id {expected} is {there!r}")
+        unknown = self._sp.unk_id()
+        if not wrong and unknown != UNK:
+            wrong.append(
+                f"<unk> is an ordinary piece; what is unknown becomes {self._pieces[unknown]!r}, "
+                f"id {unknown}"
+            )
+        return wrong
 
     def save(self, path: Path) -> None:
         """Writes the SentencePiece model; an equal file is left alone, others may be reading it."""
@@ -140,9 +172,11 @@ class Tokenizer:
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text."""
+        """Ids of each text; raises ValueError where something is no text."""
+        if isinstance(texts, str):
+            raise ValueError("encode_batch takes several texts; for one there is encode.")
         batch = self._sp.encode(
-            [normalise(text, self.lower_case, self.strip_accents) for text in texts],
+            [normalise(_text(text), self.lower_case, self.strip_accents) for text in texts],
             out_type=int,
             num_threads=1,  # preparation runs a process per core already
         )
@@ -168,7 +202,7 @@ class Tokenizer:
 
     def tokenize(self, text: str) -> list[str]:
         """The pieces of `text` as they are written there, those outside the vocabulary too."""
-        text = normalise(text, self.lower_case, self.strip_accents)
+        text = normalise(_text(text), self.lower_case, self.strip_accents)
         pieces = self._sp.encode(text, out_type=str)
         return list(itertools.chain.from_iterable(map(self._split_piece, pieces)))
 
@@ -178,7 +212,7 @@ class Tokenizer:
         `encode` reads them as plain characters, which is right for text that is learned from.
         """
         ids: list[int] = []
-        for part in _SPECIAL_IN_TEXT.split(text):
+        for part in _SPECIAL_IN_TEXT.split(_text(text)):
             ids += [SPECIAL[part]] if part in SPECIAL else self.encode(part)
         return ids
 
@@ -189,9 +223,14 @@ class Tokenizer:
 
         What is longer than `max_length` loses pieces at the end of its longer part.
         """
-        parts = [self.encode_special(text)]
-        if pair is not None:
-            parts.append(self.encode_special(pair))
+        texts = [text] if pair is None else [text, pair]
+        return self.with_ends([self.encode_special(each) for each in texts], max_length)
+
+    def with_ends(
+        self, parts: list[list[int]], max_length: int | None = None
+    ) -> tuple[list[int], list[int]]:
+        """`encode_pair` of one or two texts that are ids already."""
+        parts = [list(part) for part in parts]
         if max_length is not None:
             room = max_length - 1 - len(parts)
             if room < len(parts):
@@ -205,13 +244,47 @@ class Tokenizer:
         return ids, types
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
-        """The vocabulary entry of each id."""
-        return [self._pieces[i] for i in ids]
+        """The vocabulary entry of each id; raises ValueError where one is not an id of it."""
+        return [self._pieces[i] for i in self._known(ids)]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Readable text; special pieces are kept, as words of their own."""
+        """Readable text; special pieces are kept, as words of their own.
+
+        Raises ValueError where one is not an id of the vocabulary, such as the -100 of labels that
+        are to be left out.
+        """
         text = "".join(
-            f" {p} " if i < len(SPECIAL) else p
-            for i, p in ((int(i), self._pieces[int(i)]) for i in ids)
+            f" {self._pieces[i]} " if i < len(SPECIAL) else self._pieces[i]
+            for i in self._known(ids)
         )
         return " ".join(text.replace(WORD_MARK, " ").split())
+
+    def _known(self, ids: Iterable[int]) -> list[int]:
+        if isinstance(ids, str) or not isinstance(ids, Iterable):
+            raise ValueError(f"ids is {ids!r}; it must be a list of whole numbers.")
+        known = []
+        for place_in_list, value in enumerate(ids):
+            try:
+                number = operator.index(value)
+            except TypeError:
+                raise ValueError(
+                    f"id {place_in_list} (the first is 0) is {value!r}, of type "
+                    f"{type(value).__name__}; it must be a whole number."
+                ) from None
+            if not 0 <= number < self.vocab_size:
+                raise ValueError(
+                    f"id {place_in_list} (the first is 0) is {number}; the vocabulary has ids 0 to "
+                    f"{self.vocab_size - 1}."
+                )
+            known.append(number)
+        return known
+
+
+def _text(text: str) -> str:
+    if not isinstance(text, str):
+        shown = repr(text)
+        raise ValueError(
+            f"{shown if len(shown) <= 40 else f'{shown[:40]}...'} is of type "
+            f"{type(text).__name__}; a text must be a str."
+        )
+    return text

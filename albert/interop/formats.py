@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from albert.checkpoints.store import CheckpointError
+from albert.checkpoints import CheckpointError
 from albert.interop import huggingface, original, workdir
 from albert.interop.weights import Weights, check_vocabulary, new_folder
 from albert.runtime.paths import is_remote

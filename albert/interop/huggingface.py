@@ -10,7 +10,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from albert.checkpoints.store import CheckpointError
+from albert.checkpoints import CheckpointError
 from albert.data.tokenizer import SPECIAL
 from albert.interop import huggingface_tokenizer
 from albert.interop.weights import (
@@ -34,6 +34,7 @@ ACTIVATIONS = {
     "relu": "relu",
 }
 MODEL, CONFIG = "model.safetensors", "config.json"
+INDEX = f"{MODEL}.index.json"  # of a model in several files
 _MAPPING = "encoder/embedding_hidden_mapping_in"
 # Copies of tensors that it ties, and a buffer of older versions.
 _TIED = {
@@ -81,27 +82,14 @@ def read(folder: Path, vocabulary: Path | None = None) -> Weights:
     """A folder written by `save_pretrained`, of any class that holds an ALBERT encoder.
 
     Args:
-      folder: holds config.json and model.safetensors.
+      folder: holds config.json and model.safetensors, or the files that its index names.
       vocabulary: a .model file; None takes the one in the folder.
 
     Raises:
       CheckpointError: something is missing, damaged, does not fit or has no counterpart here.
     """
     config = _read_config(folder / CONFIG)
-    path = folder / MODEL
-    if not path.is_file():
-        hint = (
-            f" Load pytorch_model.bin with transformers and save it again: it then writes {MODEL}."
-            if (folder / "pytorch_model.bin").is_file()
-            else ""
-        )
-        raise CheckpointError(f"There is no {MODEL} in {folder}.{hint}")
-    try:
-        tensors = safetensors.numpy.load_file(path)
-    except (safetensors.SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} is damaged, cut off, not safetensors or of a type that NumPy lacks: {error}."
-        ) from error
+    path, tensors = _read_tensors(folder)
     # The encoder alone, saved from an AlbertModel, has its names without the prefix.
     prefix = "" if any(name.startswith("albert.") for name in tensors) else "albert."
     stored = {prefix + name: name for name in tensors}
@@ -129,8 +117,64 @@ def read(folder: Path, vocabulary: Path | None = None) -> Weights:
     narrow = sorted({str(tensors[n].dtype) for n in weights.names.values()} - {"float32"})
     if narrow:
         weights.notes.append(f"{', '.join(narrow)} became float32")
-    weights.tokenizer = huggingface_tokenizer.read(folder, vocabulary)
+    weights.tokenizer, weights.vocabulary_note = huggingface_tokenizer.read(folder, vocabulary)
     return weights
+
+
+def _read_tensors(folder: Path) -> tuple[Path, dict[str, np.ndarray]]:
+    """The tensors of a folder by their names, and the file that they are said to be in."""
+    path, index = folder / MODEL, folder / INDEX
+    if path.is_file():
+        return path, _load(path)
+    if index.is_file():
+        return index, _read_shards(index)
+    hint = (
+        f" Load pytorch_model.bin with transformers and save it again: it then writes {MODEL}."
+        if any(folder.glob("pytorch_model*.bin"))
+        else ""
+    )
+    raise CheckpointError(f"There is no {MODEL} in {folder}, nor a {INDEX}.{hint}")
+
+
+def _read_shards(index: Path) -> dict[str, np.ndarray]:
+    """The tensors of a model in several files; raises CheckpointError naming what is missing."""
+    placed = read_json(index).get("weight_map")
+    if (
+        not isinstance(placed, dict)
+        or not placed
+        or not all(isinstance(name, str) and Path(name).name == name for name in placed.values())
+    ):
+        raise CheckpointError(
+            f"{index} is damaged: its weight_map does not name a file beside it for every tensor."
+        )
+    shards = sorted(set(placed.values()))
+    if lacking := [name for name in shards if not (index.parent / name).is_file()]:
+        raise CheckpointError(
+            f"{index} names {len(shards)} files, and {', '.join(lacking)} "
+            f"{'is' if len(lacking) == 1 else 'are'} not in {index.parent}: copy "
+            f"{'it' if len(lacking) == 1 else 'them'} there."
+        )
+    tensors: dict[str, np.ndarray] = {}
+    for shard in shards:
+        found = _load(index.parent / shard)
+        own = {name for name, file in placed.items() if file == shard}
+        if wrong := sorted(own ^ found.keys()):
+            verb = "is not in it" if wrong[0] in own else "is not said to be in it"
+            raise CheckpointError(
+                f"{index.parent / shard} is not the file that {index.name} describes: {wrong[0]} "
+                f"{verb}. The files may be of two models."
+            )
+        tensors |= found
+    return tensors
+
+
+def _load(path: Path) -> dict[str, np.ndarray]:
+    try:
+        return safetensors.numpy.load_file(path)
+    except (safetensors.SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is damaged, cut off, not safetensors or of a type that NumPy lacks: {error}."
+        ) from error
 
 
 def write(weights: Weights, folder: Path) -> dict[str, str]:

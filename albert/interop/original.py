@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from albert.checkpoints.store import CheckpointError
+from albert.checkpoints import CheckpointError
 from albert.interop.weights import (
     Weights,
     entries,

@@ -20,14 +20,15 @@ import ml_dtypes
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from albert.checkpoints.store import CheckpointError
+from albert.checkpoints import CheckpointError
 from albert.data.tokenizer import Tokenizer, VocabularyError
 from albert.models import sharing as parameter_sharing
 from albert.models.config import AlbertConfig
 from albert.models.encoder import Albert, abstract_params
+from albert.models.heads import HEADS
 
 # Parts that a checkpoint may lack as a whole: nothing else is computed from them.
-HEADS = ("pooler", "mlm_head", "sop_head")
+OPTIONAL_PARTS = ("pooler", *(f"{name}_head" for name in HEADS))
 _GROUPS = "num_hidden_groups"
 _STACKED = "encoder/layers/"  # where a run keeps its layers, one entry for each set of weights
 FLOATS = tuple(map(np.dtype, (np.float32, ml_dtypes.bfloat16, np.float16, np.float64)))
@@ -66,11 +67,17 @@ class Weights:
     names: dict[str, str] = dataclasses.field(default_factory=dict)  # of each path in the file
     left_over: list[str] = dataclasses.field(default_factory=list)  # in the file, not read
     notes: list[str] = dataclasses.field(default_factory=list)
+    # Why there is no vocabulary, or what is particular to it; a sentence, mostly empty.
+    vocabulary_note: str = ""
 
     @property
     def missing(self) -> list[str]:
         """The parts of the model that the file does not have."""
-        return [head for head in HEADS if not any(part_of(path) == head for path in self.params)]
+        return [
+            head
+            for head in OPTIONAL_PARTS
+            if not any(part_of(path) == head for path in self.params)
+        ]
 
     @property
     def tree(self) -> dict:
@@ -211,7 +218,9 @@ def take(
     """
     wanted = list(wanted)
     found = {part_of(entry.path) for entry in wanted if entry.name in shapes}
-    wanted = [e for e in wanted if part_of(e.path) in found or part_of(e.path) not in HEADS]
+    wanted = [
+        e for e in wanted if part_of(e.path) in found or part_of(e.path) not in OPTIONAL_PARTS
+    ]
     missing = [entry.name for entry in wanted if entry.name not in shapes]
     if missing:
         raise CheckpointError(
@@ -311,14 +320,26 @@ def open_vocabulary(path: Path, lower_case: bool = True, strip_accents: bool = T
         raise CheckpointError(str(error)) from error
 
 
+def is_padding(pieces: int, rows: int) -> bool:
+    """Whether a model of so many word embeddings may be that of so many pieces: equal, or padded to
+    a round number (8, 64, 128 or a power of two are common)."""
+    return pieces <= rows <= max(pieces + 127, pieces + pieces // 10)
+
+
 def check_vocabulary(weights: Weights, where: str | Path) -> None:
-    """Raises CheckpointError when the vocabulary is not of the model's size."""
+    """Notes rows of the model that are no piece; raises CheckpointError when the vocabulary is of
+    another model."""
     tokenizer, size = weights.tokenizer, weights.config.vocab_size
-    if tokenizer is not None and tokenizer.vocab_size != size:
-        raise CheckpointError(
-            f"The vocabulary {tokenizer.path} has {tokenizer.vocab_size} pieces and the model in "
-            f"{where} {size}: it belongs to another model."
-        )
+    if tokenizer is None or tokenizer.vocab_size == size:
+        return
+    sizes = f"{tokenizer.path} has {tokenizer.vocab_size} pieces and the model in {where} {size}"
+    if not is_padding(tokenizer.vocab_size, size):
+        raise CheckpointError(f"The vocabulary {sizes}: it belongs to another model.")
+    note = (
+        f"The vocabulary {sizes} rows for them: the last {size - tokenizer.vocab_size} are no "
+        "piece and are never predicted; they are saved with the model as they are."
+    )
+    weights.vocabulary_note = " ".join(filter(None, [note, weights.vocabulary_note]))
 
 
 def check_new(path: Path) -> None:

@@ -3,12 +3,14 @@ named checkpoint, and the vocabulary beside it."""
 
 import contextlib
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from albert.checkpoints.store import CheckpointError, Checkpoints
+from albert.checkpoints import CheckpointError
 from albert.interop.weights import (
     Weights,
     entries,
@@ -20,6 +22,9 @@ from albert.interop.weights import (
 from albert.models.config import AlbertConfig, model_from_json
 from albert.runtime.fields import ConfigError
 from albert.runtime.paths import resolved
+
+if TYPE_CHECKING:
+    from albert.checkpoints.store import Checkpoints
 
 CHECKPOINTS, VOCABULARY = "checkpoints", "tokenizer.model"
 
@@ -47,6 +52,8 @@ def read(path: Path, with_moments: bool = False, vocabulary: Path | None = None)
 
     Raises CheckpointError when there is none or it cannot be read.
     """
+    from albert.checkpoints.store import Checkpoints  # Orbax is for workdirs alone
+
     path = resolved(path)
     workdir = path.parent.parent if _is_checkpoint(path) else path
     with contextlib.closing(Checkpoints(workdir / CHECKPOINTS)) as checkpoints:
@@ -63,7 +70,11 @@ def read(path: Path, with_moments: bool = False, vocabulary: Path | None = None)
 
 
 def _read(
-    workdir: Path, checkpoints: Checkpoints, step: int, with_moments: bool, vocabulary: Path | None
+    workdir: Path,
+    checkpoints: "Checkpoints",
+    step: int,
+    with_moments: bool,
+    vocabulary: Path | None,
 ) -> Weights:
     where = checkpoints.folder / str(step)
     info = checkpoints.info(step)
@@ -93,12 +104,15 @@ def _read(
     elif with_moments:
         training = checkpoints.restore_arrays(step, "training")
         weights.step = int(training["step"]) - int(training["bad_steps"])
+        shapes = {path: value.shape for path, value in stored.items()}
         weights.mu, weights.nu = (
-            _find(config, training["opt_state"], name, stored.keys()) for name in ("mu", "nu")
+            _find(config, training["opt_state"], name, shapes) for name in ("mu", "nu")
         )
         if weights.mu is None or weights.nu is None:
             weights.mu = weights.nu = None
-            weights.notes.append("the run's optimiser has no two moments: left out")
+            weights.notes.append(
+                "the run's optimiser has no two moments of every parameter: left out"
+            )
     else:
         weights.step = step
         weights.notes.append("optimiser slots are there and were not read")
@@ -107,22 +121,37 @@ def _read(
     return weights
 
 
-def _find(config: AlbertConfig, tree, name: str, paths) -> dict[str, np.ndarray] | None:
-    """The subtree of an optimiser's state that has this name and the shape of the parameters."""
-    if isinstance(tree, dict) and isinstance(tree.get(name), dict):
-        flat = flatten_dict(tree[name], sep="/")
-        if flat.keys() == paths:
-            return unstacked(config, flat)
-    children = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ()
-    for child in children:
-        found = _find(config, child, name, paths)
-        if found is not None:
-            return found
-    return None
+def _find(
+    config: AlbertConfig, tree, name: str, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, np.ndarray] | None:
+    """The subtree of an optimiser's state that has this name and a number for every number of the
+    parameters; None where there is none, or one number for a whole tensor."""
+    if isinstance(tree, dict):
+        if isinstance(tree.get(name), dict):
+            flat = {
+                path: _stack(value) for path, value in flatten_dict(tree[name], sep="/").items()
+            }
+            if {path: value.shape for path, value in flat.items()} == shapes:
+                return unstacked(config, flat)
+        children = list(tree.values())
+    else:
+        children = list(tree) if isinstance(tree, (list, tuple)) else []
+    found = (_find(config, child, name, shapes) for child in children)
+    return next((moments for moments in found if moments is not None), None)
+
+
+def _stack(value) -> np.ndarray:
+    """A leaf as one array; an optimiser may hold the tensors of a stack one by one."""
+    if isinstance(value, (list, tuple)) and value and all(isinstance(x, np.ndarray) for x in value):
+        same = len({x.shape for x in value}) == 1
+        return np.stack(value) if same else np.empty(0)
+    return value if isinstance(value, np.ndarray) else np.empty(0)
 
 
 def write(weights: Weights, folder: Path) -> dict[str, str]:
     """Writes a workdir with one checkpoint; returns path -> path."""
+    from albert.checkpoints.store import Checkpoints
+
     tokenizer = weights.tokenizer
     training = None
     if weights.mu is not None and weights.nu is not None:

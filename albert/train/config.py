@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 from albert import __version__
-from albert.checkpoints.store import CheckpointError
+from albert.checkpoints import CheckpointError
 from albert.data.pretraining.prepare import MAX_SEED
 from albert.interop.reshare import INIT_METHODS
 from albert.models.attention import attention_problems

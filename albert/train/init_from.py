@@ -4,7 +4,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from albert.checkpoints.store import CheckpointError
+from albert.checkpoints import CheckpointError
 from albert.interop import formats
 from albert.interop.reshare import STRUCTURE, reshare, same_tensors
 from albert.interop.weights import Weights, stacked

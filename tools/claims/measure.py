@@ -12,13 +12,13 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from albert.tasks.losses import pretraining_loss
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from albert.models.encoder import Albert
 from albert.runtime.fields import ConfigError
 from albert.runtime.paths import replace_text
-from albert.tasks.losses import pretraining_loss
 from albert.train.config import Config
 from albert.train.cost import flops_per_token, parameters_by_part, state_bytes
 from albert.train.optimizers import make_optimizer

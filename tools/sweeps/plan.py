@@ -8,7 +8,7 @@ import shutil
 import typing
 from pathlib import Path
 
-from albert.checkpoints.store import CheckpointError
+from albert.checkpoints import CheckpointError
 from albert.runtime.fields import ConfigError
 from albert.runtime.paths import file_name_part
 from albert.train.config import Config, check, field_type, split_overrides
