@@ -15,7 +15,12 @@ import numba
 import numpy as np
 
 from albert.data.pretraining.masking import choose_masked, corrupt
-from albert.data.pretraining.plan import MIX_STREAM, ROW_STREAM, CorpusPlan, ExampleOptions
+from albert.data.pretraining.plan import (
+    MIX_STREAM,
+    CorpusPlan,
+    ExampleOptions,
+    example_stream,
+)
 from albert.data.sources.base import SourceError
 from albert.data.tokenizer import CLS, SEP, SPECIAL, WORD_MARK, Tokenizer
 
@@ -120,7 +125,7 @@ class Examples:
             plan, row_of_plan = self._locate(row)
             offset = masked = 0
             for number, (chunk, key) in enumerate(zip(*plan.row(row_of_plan), strict=True)):
-                rng = np.random.Generator(np.random.Philox(key=[self._seed * 8 + ROW_STREAM, key]))
+                rng = example_stream(self._seed, key)
                 a, b, label = self._segments(plan, chunk.tolist(), rng)
                 length = len(a) + len(b) + options.special_tokens
                 budget = int(options.budgets[length])

@@ -20,6 +20,9 @@ SINGLE_SEGMENT = ("split", "drop", "random")
 MASKING_UNITS = ("word", "piece")
 # First number of every key, and all keys of one length: no two streams of a run ever meet.
 PLAN_STREAM, MIX_STREAM, ROW_STREAM, ORDER_STREAM = 1, 2, 3, 4
+# Bits of an example's key: the corpus, the epoch and the chunk. Later epochs go on above these 64.
+CORPUS_BITS, EPOCH_BITS, CHUNK_BITS = 10, 20, 34
+_SEED_BITS = 34  # of a seed below 2^31 with the number of its stream
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,9 +103,9 @@ class CorpusPlan:
         number, position = divmod(row, self.rows_per_epoch)
         epoch = self.epoch(number)
         members = epoch.row(position % len(epoch))
-        # 10 bits of corpus, 20 of epoch, 34 of chunk.
-        base = self._seed[1] << 54 | self._copy(number) << 34
-        return epoch.chunks[members], [base + member for member in members.tolist()]
+        corpus, copy = self._seed[1], self._copy(number)
+        keys = [example_key(corpus, copy, member) for member in members.tolist()]
+        return epoch.chunks[members], keys
 
     def padding(self) -> float:
         """Share of the positions of the first epoch's rows that hold no token."""
@@ -136,6 +139,28 @@ class CorpusPlan:
         bounds = np.zeros(count + 1, np.int64)
         np.cumsum(np.bincount(place, minlength=count), out=bounds[1:])
         return Epoch(chunks, lengths, members, bounds)
+
+
+def example_key(corpus: int, epoch: int, chunk: int) -> int:
+    """What an example's stream is keyed by, another for every example; over 64 bits in late epochs.
+
+    Raises ValueError where a number has no room.
+    """
+    late, within = divmod(epoch, 1 << EPOCH_BITS)
+    if corpus >> CORPUS_BITS or chunk >> CHUNK_BITS or late >> (64 - _SEED_BITS):
+        raise ValueError(
+            f"corpus {corpus}, epoch {epoch}, chunk {chunk}: a run has room for "
+            f"{1 << CORPUS_BITS} corpora of {1 << CHUNK_BITS} chunks"
+        )
+    return late << 64 | corpus << (EPOCH_BITS + CHUNK_BITS) | within << CHUNK_BITS | chunk
+
+
+def example_stream(seed: int, key: int) -> np.random.Generator:
+    """The random numbers of the example with this key (`example_key`) in a run of this seed."""
+    late, low = divmod(key, 1 << 64)
+    # As uint64: in a list of Python's integers numpy takes those above 2^63 for floats.
+    words = np.array([late << _SEED_BITS | (seed * 8 + ROW_STREAM), low], np.uint64)
+    return np.random.Generator(np.random.Philox(key=words))
 
 
 def plan_chunks(

@@ -13,6 +13,7 @@ from albert.data.corpus.reader import Corpus, differences
 from albert.data.corpus.writer import corpus_folder, prepare_corpus
 from albert.data.pretraining.examples import Examples
 from albert.data.pretraining.plan import (
+    CORPUS_BITS,
     MASKING_UNITS,
     OBJECTIVES,
     SINGLE_SEGMENT,
@@ -30,7 +31,7 @@ _HASH_BUCKETS = 10_000  # the finest step of valid_fraction
 # Held-out rows are the same in every run, whatever its seed, and share no stream with training,
 # whose seed is below.
 MAX_SEED = _HELDOUT_SEED = 2**31 - 1
-_MAX_SOURCES = 1024  # ten bits of a row's key
+_MAX_SOURCES = 1 << CORPUS_BITS
 
 
 @dataclasses.dataclass(frozen=True)
