@@ -1,11 +1,16 @@
 import dataclasses
+import gc
+import os
 import pickle
+import tempfile
 
 import numpy as np
 import pytest
 
 from albert.data.loader import BatchSource, heldout_batch, iterate
-from rows import OPTIONS, make_examples
+from albert.data.pretraining.plan import CorpusPlan
+from albert.data.scratch import Scratch
+from rows import OPTIONS, make_examples, read_corpus
 
 
 @pytest.fixture(params=[0, 4], ids=["unpacked", "packed"])
@@ -71,3 +76,72 @@ def test_a_broken_row_reaches_the_caller(examples):
 
     with pytest.raises(ValueError, match="row 17 is broken"):
         list(iterate(Broken(examples, 8, tuple(range(8)), 4), 0, 0))
+
+
+def test_a_worker_plans_nothing(tmp_path, text, tokenizer):
+    """What planning needs and reading does not is gone before the workers start."""
+    corpus = read_corpus(text, tokenizer, tmp_path)
+    for packing in (0, 4):
+        options = dataclasses.replace(OPTIONS, packing=packing)
+        source = BatchSource(make_examples(corpus, tokenizer, options), 8, tuple(range(8)), 6)
+        expected = [source[step] for step in range(6)]
+        (corpus.path / "document_starts.npy").rename(tmp_path / "away.npy")
+        for step, batch in enumerate(iterate(source, 0, 2)):
+            assert_same(batch, expected[step])
+        (tmp_path / "away.npy").rename(corpus.path / "document_starts.npy")
+
+
+def test_an_epoch_is_planned_once_by_all_who_share_it(corpus, tokenizer, monkeypatch):
+    examples = make_examples(corpus, tokenizer)
+    rows = [3 * examples.rows_per_epoch + row for row in range(5)]
+    others = [pickle.loads(pickle.dumps(examples)) for _ in range(3)]
+    planned = []
+    original = CorpusPlan._plan_epoch
+    monkeypatch.setattr(
+        CorpusPlan,
+        "_plan_epoch",
+        lambda self, number: planned.append(number) or original(self, number),
+    )
+    batches = [each.batch(rows) for each in [*others, examples]]
+    assert planned == [3]
+    for batch in batches:
+        assert_same(batch, batches[0])
+
+
+def test_a_plan_outlives_the_process_that_shared_it(corpus, tokenizer):
+    examples = make_examples(corpus, tokenizer)
+    expected = examples.batch(range(8))
+    sent = pickle.dumps(examples)
+    folder = examples.plans[0]._scratch.folder
+    assert any(folder.iterdir())
+    del examples
+    gc.collect()
+    assert not folder.exists()
+    assert_same(pickle.loads(sent).batch(range(8)), expected)
+
+
+def test_a_full_folder_for_temporary_files_is_told(corpus, tokenizer, monkeypatch):
+    examples = make_examples(corpus, tokenizer)
+    expected = examples.batch(range(8))
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "save", full)
+        with pytest.warns(UserWarning, match=r"No space left on device.*plans for itself"):
+            again = pickle.loads(pickle.dumps(examples))
+        with pytest.warns(UserWarning, match="No space left on device"):
+            assert_same(again.batch(range(8)), expected)
+
+
+def test_what_a_killed_owner_left_is_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    old = tmp_path / "albert-scratch-old"
+    old.mkdir()
+    (old / "owner.lock").touch()
+    living = Scratch()
+    for folder in (old, living.folder):
+        os.utime(folder, (0, 0))
+    again = Scratch()
+    assert sorted(tmp_path.iterdir()) == sorted([living.folder, again.folder])

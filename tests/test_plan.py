@@ -9,7 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from albert.data.pretraining.plan import CorpusPlan, pack, plan_chunks
+from albert.data.pretraining.plan import (
+    CHUNK_BITS,
+    CORPUS_BITS,
+    EPOCH_BITS,
+    CorpusPlan,
+    example_key,
+    example_stream,
+    pack,
+    plan_chunks,
+)
 from rows import OPTIONS, released_chunks
 
 
@@ -238,3 +247,42 @@ def test_padding_is_counted(corpus):
             for r in range(plan.rows_per_epoch)
         )
         assert plan.padding() == 1 - tokens / (plan.rows_per_epoch * 32)
+
+
+CORPORA = st.integers(0, (1 << CORPUS_BITS) - 1)
+# Also behind the last epoch that has bits of its own.
+EPOCHS = st.integers(0, (1 << EPOCH_BITS + 2) - 1)
+CHUNKS = st.integers(0, (1 << CHUNK_BITS) - 1)
+SEEDS = st.integers(0, 2**31 - 1)
+EXAMPLE = st.tuples(SEEDS, CORPORA, EPOCHS, CHUNKS)
+
+
+def first_numbers(seed, corpus, epoch, chunk):
+    return tuple(example_stream(seed, example_key(corpus, epoch, chunk)).integers(0, 2**63, 4))
+
+
+@given(EXAMPLE, st.sampled_from([1, 2, 3, 1000, 2047]), st.integers(0, 3))
+@settings(deadline=None)
+def test_neighbouring_examples_have_streams_of_their_own(example, step, part):
+    """In every part of the key, over its whole range."""
+    limits = (2**31, 1 << CORPUS_BITS, 1 << EPOCH_BITS + 2, 1 << CHUNK_BITS)
+    other = list(example)
+    other[part] = (example[part] + step) % limits[part]
+    assert first_numbers(*example) != first_numbers(*other)
+
+
+def test_the_last_examples_of_all_have_streams_of_their_own():
+    last = ((1 << CORPUS_BITS) - 1, (1 << EPOCH_BITS) - 1, (1 << CHUNK_BITS) - 1)
+    corners = itertools.product(*[(0, 1, limit - 1, limit) for limit in last], (0, 2**31 - 1))
+    streams = [first_numbers(seed, *parts) for *parts, seed in corners]
+    assert len(set(streams)) == len(streams) == 128
+    with pytest.raises(ValueError, match="room for 1024 corpora"):
+        example_key(1 << CORPUS_BITS, 0, 0)
+
+
+@given(SEEDS, st.integers(0, 511), st.integers(0, (1 << EPOCH_BITS) - 1), CHUNKS)
+@settings(deadline=None)
+def test_keys_that_numpy_took_for_integers_have_the_streams_they_had(seed, corpus, epoch, chunk):
+    before = np.random.Philox(key=[seed * 8 + 3, corpus << 54 | epoch << 34 | chunk])
+    expected = tuple(np.random.Generator(before).integers(0, 2**63, 4))
+    assert first_numbers(seed, corpus, epoch, chunk) == expected

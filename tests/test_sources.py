@@ -50,6 +50,80 @@ def test_folders_and_globs_in_name_order(tmp_path):
     assert documents(f"{tmp_path}/[ab].txt") == [["a.txt"], ["b.txt"]]
 
 
+def test_hidden_files_and_loops_of_links_are_left_out_and_told(tmp_path):
+    (tmp_path / "a.txt").write_text("a\n")
+    (tmp_path / "notes.md").write_text("not a corpus")
+    for name in (".ipynb_checkpoints", ".git", "sub"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "b.txt").write_text(f"{name}\n")
+    (tmp_path / "sub" / "._b.txt").write_text("resource fork\n")
+    (tmp_path / "sub" / "again").symlink_to(tmp_path)
+    (tmp_path / "linked.txt").symlink_to(tmp_path / "sub" / "b.txt")
+    (tmp_path / "twice").symlink_to(tmp_path / "sub")
+    source = parse_source(str(tmp_path), "text")
+    assert documents(tmp_path) == [["a"], ["sub"]]
+    hidden, others, links = source.left_out
+    assert hidden == "4 hidden (.git, .ipynb_checkpoints, ._b.txt, ...)"
+    assert others == "1 of another kind (notes.md)"
+    assert "that links lead to again" in links
+    assert "linked.txt" in links or "linked.txt" in " ".join(source.left_out)
+    # By name they are read.
+    assert documents(tmp_path / ".git") == [[".git"]]
+    globbed = parse_source(f"{tmp_path}/**/*.txt", "text")
+    assert [f.rsplit("/", 1)[-1] for f in globbed.files] == ["a.txt", "b.txt"]
+
+
+def test_an_empty_folder_says_what_is_hidden_in_it(tmp_path):
+    (tmp_path / ".a.txt").write_text("a\n")
+    with pytest.raises(SourceError, match=r"holds no .txt.*Left out: 1 hidden \(\.a\.txt\)"):
+        parse_source(str(tmp_path), "text")
+
+
+def test_square_brackets_that_are_in_names_stand_for_themselves(tmp_path):
+    folder = tmp_path / "run [1]" / "b[ab]"
+    folder.mkdir(parents=True)
+    for name in ("a.txt", "b.txt", "[c].txt"):
+        (folder / name).write_text(f"{name}\n")
+    assert documents(folder) == [["[c].txt"], ["a.txt"], ["b.txt"]]
+    assert documents(f"{folder}/*.txt") == documents(folder)
+    assert documents(f"{folder}/[ab].txt") == [["a.txt"], ["b.txt"]]
+    assert documents(f"{folder}/[c].txt") == [["[c].txt"]]
+    assert documents(f"{tmp_path}/run [1]/*/a.*") == [["a.txt"]]
+    (folder / "[ab].txt").write_text("literal\n")
+    assert documents(f"{folder}/[ab].txt") == [["literal"]]
+
+
+def test_addresses(tmp_path):
+    (tmp_path / "a b.txt").write_text("a\n")
+    for address in (f"file://{tmp_path}/a%20b.txt", f"lines:file://localhost{tmp_path}/a b.txt"):
+        assert documents(address) == [["a"]]
+    assert documents(f"file://{tmp_path}/*.txt") == [["a"]]
+    for address in ("https://x.org/a.txt", "hdfs://node/a.txt", "HTTP://x.org/", "file://far/a"):
+        for spec in (address, f"text:{address}"):
+            with pytest.raises(SourceError, match="text is read from this machine's file systems"):
+                parse_source(spec, "text")
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
+def test_line_breaks_of_every_system(tmp_path, newline, monkeypatch):
+    lines = ["One.", "Two.", "", " \t", "Three.", "bad \udcff", "Four.", ""] * 3
+    path = tmp_path / "a.txt"
+    path.write_bytes(newline.join(lines).encode(errors="surrogateescape"))
+    expected = [["One.", "Two."], ["Three.", "Four."]] * 3
+    for size in (*range(1, 12), 1 << 20):
+        monkeypatch.setattr(text_files, "BLOCK_BYTES", size)
+        monkeypatch.setattr(text_files, "PART_BYTES", 3 * size)
+        assert documents(path, max_bad_share=0.5) == expected, size
+        with pytest.raises(SourceError, match=r"line 6: (.|\n)*line 14: (.|\n)*line 22: not UTF-8"):
+            documents(path)
+    records = [json.dumps({"text": text}) for text in ("One.", "Two.", "Three.")]
+    (tmp_path / "a.jsonl").write_bytes(newline.join([*records, ""]).encode())
+    for size in (5, 1 << 20):
+        monkeypatch.setattr(text_files, "BLOCK_BYTES", size)
+        monkeypatch.setattr(text_files, "PART_BYTES", size)
+        assert documents(tmp_path / "a.jsonl") == [["One."], ["Two."], ["Three."]]
+
+
 def test_json_lines(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "One.\\nTwo."}\n\n{"text": "Three."}\n')
@@ -213,7 +287,7 @@ def test_a_file_without_line_breaks_is_cut_in_no_time_and_memory(tmp_path, monke
 
 @given(
     st.lists(st.lists(st.sampled_from(["a", "bc d", "\u00e9", "x" * 40]), max_size=6), max_size=12),
-    st.sampled_from(["\n", "\r\n"]),
+    st.sampled_from(["\n", "\r\n", "\r"]),
     st.sampled_from(["", " ", "\t"]),
     st.integers(5, 60),
     st.integers(1, 200),
@@ -283,13 +357,30 @@ def test_every_row_of_a_damaged_parquet_file_counts(tmp_path):
     assert good == texts[: len(good)]
 
 
-def test_strings_of_parquet_that_are_no_text(tmp_path):
+PARQUET_STRINGS = {
+    "string": lambda c: c.view(pyarrow.string()),
+    "large_string": lambda c: c.cast(pyarrow.large_binary()).view(pyarrow.large_string()),
+    "string_view": lambda c: c.cast(pyarrow.binary_view()).view(pyarrow.string_view()),
+    "dictionary": lambda c: pyarrow.DictionaryArray.from_arrays(
+        pyarrow.array(range(3), pyarrow.int32()), c.view(pyarrow.string())
+    ),
+    "binary": lambda c: c,
+    "large_binary": lambda c: c.cast(pyarrow.large_binary()),
+}
+
+
+@pytest.mark.parametrize("kind", PARQUET_STRINGS)
+def test_strings_of_parquet_that_are_no_text(tmp_path, kind):
     path = tmp_path / "a.parquet"
-    column = pyarrow.array([b"One.", b"bad \xff", b"Two."]).view(pyarrow.string())
+    column = PARQUET_STRINGS[kind](pyarrow.array([b"One.", b"bad \xff", b"Two."]))
     pyarrow.parquet.write_table(pyarrow.table({"text": column}), path)
     with pytest.raises(SourceError, match=r"row 1: not UTF-8"):
         documents(path)
     assert documents(path, max_bad_share=0.5) == [["One."], ["Two."]]
+
+
+def test_numbers_of_parquet_are_no_text(tmp_path):
+    path = tmp_path / "a.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"text": [1, 2]}), path)
     with pytest.raises(SourceError, match=r"row 0: no text in the field"):
         documents(path)

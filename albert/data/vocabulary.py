@@ -9,19 +9,20 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import sentencepiece
 
 from albert.data.cache import StoreError, fingerprint_of, made_once
+from albert.data.corpus.prepared import PreparedText
 from albert.data.sentences import split_sentences
 from albert.data.sources.base import Source, SourceError, read_documents
 from albert.data.tokenizer import PAD, UNK, VocabularyError, normalise
 
 
 def prepare_vocabulary(
-    sources: list[Source],
+    sources: Sequence[Source | PreparedText],
     vocab_size: int,
     language: str,
     lower_case: bool,
@@ -40,7 +41,6 @@ def prepare_vocabulary(
       VocabularyError: the text is too small for so many pieces.
     """
     made_from = {
-        "sources": [source.identity() for source in sources],
         "vocab_size": vocab_size,
         "lower_case": lower_case,
         "strip_accents": strip_accents,
@@ -50,10 +50,14 @@ def prepare_vocabulary(
         "sentencepiece": importlib.metadata.version("sentencepiece"),
         "sentencex": importlib.metadata.version("sentencex"),
     }
+    there = [source for source in sources if not isinstance(source, PreparedText)]
+    if len(there) < len(sources):
+        return _trained_before(sources, made_from, folder)
+    made_from["sources"] = [source.identity() for source in there]
     with made_once(folder / f"vocabulary-{fingerprint_of(made_from)}") as (final, temporary):
         if temporary is not None:
             print(f"Training a vocabulary of {vocab_size} pieces ...", file=sys.stderr, flush=True)
-            names = ", ".join(source.spec for source in sources)
+            names = ", ".join(source.spec for source in there)
             failure: list[SourceError] = []
             any_text = False
 
@@ -61,7 +65,7 @@ def prepare_vocabulary(
                 # SentencePiece reports an exception of its iterator as one of its own.
                 nonlocal any_text
                 try:
-                    for source in sources:
+                    for source in there:
                         documents = read_documents(source, max_bad_share)
                         for document in itertools.islice(documents, max_documents or None):
                             any_text = True
@@ -89,6 +93,35 @@ def prepare_vocabulary(
                 raise failure[0]
             (temporary / "vocabulary.json").write_text(json.dumps(made_from, indent=1))
     return final / "tokenizer.model"
+
+
+def _trained_before(
+    sources: Sequence[Source | PreparedText], made_from: dict, folder: Path
+) -> Path:
+    """The vocabulary in `folder` that was trained on these sources, some of which are gone.
+
+    Raises SourceError when there is none.
+    """
+    # Of any versions of the libraries: it cannot be trained again.
+    fields = made_from.keys() - {"sentencepiece", "sentencex"}
+    texts = [
+        source.identities() if isinstance(source, PreparedText) else [source.identity()]
+        for source in sources
+    ]
+    paths = folder.glob("vocabulary-*/vocabulary.json")
+    for path in sorted(paths, key=lambda path: -path.stat().st_mtime):
+        before = json.loads(path.read_text())
+        if (
+            all(before[name] == made_from[name] for name in fields)
+            and len(before["sources"]) == len(texts)
+            and all(text in known for text, known in zip(before["sources"], texts, strict=True))
+        ):
+            return path.with_name("tokenizer.model")
+    gone = next(source for source in sources if isinstance(source, PreparedText))
+    raise SourceError(
+        f"{gone.problem} No vocabulary that was trained on it with these values is in {folder}: "
+        "name one with --config.data.tokenizer, or bring the text back."
+    )
 
 
 def train_vocabulary(

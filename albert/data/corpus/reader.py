@@ -148,10 +148,14 @@ class Corpus:
 
     def read(self, first: int, last: int) -> np.ndarray:
         """The ids of sentences first, ..., last - 1, one behind the other: int32 [tokens]."""
+        return self.read_tokens(first, 0, int(self.sentence_lengths[first:last].sum()))
+
+    def read_tokens(self, sentence: int, skip: int, count: int) -> np.ndarray:
+        """So many ids from a sentence on, but the first `skip` of it: int32 [count]."""
         starts, lengths = self._passage_starts, self.sentence_lengths
-        passage = int(starts.searchsorted(first, side="right")) - 1
-        begin = int(lengths[starts[passage] : first].sum())
-        end = begin + int(lengths[first:last].sum())
+        passage = int(starts.searchsorted(sentence, side="right")) - 1
+        begin = int(lengths[starts[passage] : sentence].sum()) + skip
+        end = begin + count
         ids = self._passage(passage)
         while len(ids) < end:
             passage += 1

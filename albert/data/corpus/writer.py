@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from albert.data.cache import StoreError, fingerprint_of, made_once
 from albert.data.corpus.parts import PARTS, Encoded, PartWriter, write_json
+from albert.data.corpus.prepared import FORMAT, PreparedText
 from albert.data.corpus.reader import (
     SPLIT,
     Corpus,
@@ -41,10 +42,6 @@ from albert.data.corpus.reader import (
 from albert.data.sentences import split_sentences
 from albert.data.sources.base import BadRecord, Source, SourceError, Tally
 from albert.data.tokenizer import Tokenizer
-
-# Part of every fingerprint: raise it when the folder's contents change meaning, and when parts are
-# cut elsewhere, since those of an unfinished folder are gone on with.
-FORMAT = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +100,7 @@ class Preparation:
 
 
 def prepare_corpus(
-    source: Source,
+    source: Source | PreparedText,
     tokenizer: Tokenizer,
     language: str,
     max_documents: int,
@@ -119,6 +116,8 @@ def prepare_corpus(
       SourceError: the source cannot be read, holds no text, or too many of its records are bad.
       StoreError: the folder cannot be written, most often because the disk is full.
     """
+    if isinstance(source, PreparedText):
+        return source.corpus(tokenizer, language, max_documents)
     preparation = Preparation(source, tokenizer, language, max_documents, max_bad_share)
     return made(preparation, folder, _write_on_cores)
 
@@ -156,6 +155,8 @@ def made(
                     "that are finished are kept: make room, or name another data.folder, and run "
                     "the same command again."
                 ) from error
+    with contextlib.suppress(OSError):  # of a folder that cannot be written nothing is used last
+        os.utime(final / "corpus.json")
     return Corpus(final)
 
 

@@ -15,7 +15,12 @@ import numba
 import numpy as np
 
 from albert.data.pretraining.masking import choose_masked, corrupt
-from albert.data.pretraining.plan import MIX_STREAM, ROW_STREAM, CorpusPlan, ExampleOptions
+from albert.data.pretraining.plan import (
+    MIX_STREAM,
+    CorpusPlan,
+    ExampleOptions,
+    example_stream,
+)
 from albert.data.sources.base import SourceError
 from albert.data.tokenizer import CLS, SEP, SPECIAL, WORD_MARK, Tokenizer
 
@@ -120,7 +125,7 @@ class Examples:
             plan, row_of_plan = self._locate(row)
             offset = masked = 0
             for number, (chunk, key) in enumerate(zip(*plan.row(row_of_plan), strict=True)):
-                rng = np.random.Generator(np.random.Philox(key=[self._seed * 8 + ROW_STREAM, key]))
+                rng = example_stream(self._seed, key)
                 a, b, label = self._segments(plan, chunk.tolist(), rng)
                 length = len(a) + len(b) + options.special_tokens
                 budget = int(options.budgets[length])
@@ -159,6 +164,14 @@ class Examples:
         shares = np.average([plan.padding() for plan in self.plans], weights=self._counts)
         return float(shares)
 
+    def dropped_share(self) -> float:
+        """Share of the tokens of the text that stand in no row of an epoch; see `CorpusPlan`.
+
+        The text of each corpus counts by its share of the rows.
+        """
+        shares = [plan.dropped_share() for plan in self.plans]
+        return float(np.average(shares, weights=self._counts))
+
     def _locate(self, row: int) -> tuple[CorpusPlan, int]:
         if len(self.plans) == 1:
             return self.plans[0], row
@@ -177,16 +190,16 @@ class Examples:
     def _segments(self, plan, chunk, rng) -> tuple[np.ndarray, np.ndarray, int]:
         """Segments A and B, truncated to fit a row, and the label."""
         objective = self.options.sentence_objective
-        limit = self.options.seq_length - self.options.special_tokens
+        limit = self.options.text_tokens
         first, last, other_first, other_last = chunk
-        ids = plan.corpus.read(first, last)
+        ids = plan.pieces.read(first, last)
         label = IN_ORDER
         if objective == "none":
             a, b, label = ids, ids[:0], -1
         elif other_last:
-            a, b, label = ids, plan.corpus.read(other_first, other_last), SWAPPED
+            a, b, label = ids, plan.pieces.read(other_first, other_last), SWAPPED
         else:
-            cut = self._cut(plan.corpus.sentence_lengths[first:last], ids, rng)
+            cut = self._cut(plan.pieces.lengths(first, last), ids, rng)
             a, b = ids[:cut], ids[cut:]
             if objective == "sop" and rng.random() < 0.5:
                 a, b, label = b, a, SWAPPED

@@ -5,14 +5,17 @@ Never imports jax.
 
 import dataclasses
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from albert.data.corpus.prepared import PreparedText, open_source, prepared_corpora
 from albert.data.corpus.reader import Corpus, differences
 from albert.data.corpus.writer import corpus_folder, prepare_corpus
 from albert.data.pretraining.examples import Examples
 from albert.data.pretraining.plan import (
+    CORPUS_BITS,
     MASKING_UNITS,
     OBJECTIVES,
     SINGLE_SEGMENT,
@@ -30,7 +33,7 @@ _HASH_BUCKETS = 10_000  # the finest step of valid_fraction
 # Held-out rows are the same in every run, whatever its seed, and share no stream with training,
 # whose seed is below.
 MAX_SEED = _HELDOUT_SEED = 2**31 - 1
-_MAX_SOURCES = 1024  # ten bits of a row's key
+_MAX_SOURCES = 1 << CORPUS_BITS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +66,10 @@ class DataConfig:
     workers: int  # processes that make batches; 0: a thread
 
     def text_problems(self) -> list[str]:
-        """Sources that are not there, one sentence each; looks for the files, reads none."""
+        """Sources that are not there, one sentence each; looks for the files, reads none.
+
+        A source that was prepared before need not be there any more.
+        """
         found = []
         if not self.train_sources:
             found.append(
@@ -76,7 +82,8 @@ class DataConfig:
                 try:
                     parse_source(spec, self.text_field)
                 except SourceError as error:
-                    found.append(f"{name}: {error}")
+                    if not prepared_corpora(spec, self.text_field, self.prepared_folder):
+                        found.append(f"{name}: {error}")
         if self.tokenizer and not place(self.tokenizer).is_file():
             found.append(f"tokenizer: there is no file {self.tokenizer}")
         return found
@@ -146,6 +153,11 @@ class DataConfig:
         return found
 
     @property
+    def prepared_folder(self) -> Path:
+        """The folder of prepared corpora and vocabularies."""
+        return Path(self.folder).expanduser()
+
+    @property
     def example_options(self) -> ExampleOptions:
         names = [field.name for field in dataclasses.fields(ExampleOptions)]
         return ExampleOptions(**{name: getattr(self, name) for name in names})
@@ -160,18 +172,23 @@ class PreparedData:
 
 
 def prepare(
-    config: DataConfig, vocab_size: int, seed: int, tokenizer: Tokenizer | None = None
+    config: DataConfig,
+    vocab_size: int,
+    seed: int,
+    tokenizer: Tokenizer | None = None,
+    wanted: Sequence[str] = (),
 ) -> PreparedData:
     """Makes or finds the vocabulary and the corpora, and plans the first epoch.
 
-    With a `tokenizer` no vocabulary is looked for.
+    With a `tokenizer` no vocabulary is looked for. Where a text is gone, what was prepared from it
+    is used; corpora with the `wanted` fingerprints, of a run that resumes, rather than others.
 
     Raises:
       SourceError: a source cannot be read or holds too little text.
       VocabularyError: the vocabulary cannot be used, or has not `vocab_size` pieces.
     """
     # One object per source: what it learned of itself once serves vocabulary and corpus.
-    sources = [parse_source(spec, config.text_field) for spec in config.train_sources]
+    sources = _open_sources(config.train_sources, config, wanted)
     if tokenizer is None:
         path = place(config.tokenizer)
         if not config.tokenizer:
@@ -184,11 +201,11 @@ def prepare(
                 config.max_documents,
                 config.max_bad_share,
                 config.character_coverage,
-                Path(config.folder).expanduser(),
+                config.prepared_folder,
             )
         tokenizer = open_tokenizer(path, config, vocab_size)
     corpora = _prepare_all(sources, config, tokenizer)
-    valid = prepare_valid(config, tokenizer, corpora)
+    valid = prepare_valid(config, tokenizer, corpora, wanted)
     if config.valid_sources:
         warn_of_overlap(corpora, [plan.corpus for plan in valid.plans])
         documents = [np.arange(corpus.num_documents) for corpus in corpora]
@@ -234,18 +251,24 @@ def prepare_with_beam(
             "once: set --config.data.max_documents=0."
         )
     tokenizer = open_tokenizer(place(config.tokenizer), config, vocab_size)
-    return [
-        prepare_corpus_with_beam(
-            parse_source(spec, config.text_field),
-            tokenizer,
-            config.language,
-            config.max_bad_share,
-            Path(config.folder).expanduser(),
-            runner,
-            options,
-        )
-        for spec in dict.fromkeys((*config.train_sources, *config.valid_sources))
-    ]
+    corpora = []
+    for spec in dict.fromkeys((*config.train_sources, *config.valid_sources)):
+        source = open_source(spec, config.text_field, config.prepared_folder)
+        if isinstance(source, PreparedText):
+            corpora.append(source.corpus(tokenizer, config.language, 0))
+        else:
+            corpora.append(
+                prepare_corpus_with_beam(
+                    source,
+                    tokenizer,
+                    config.language,
+                    config.max_bad_share,
+                    config.prepared_folder,
+                    runner,
+                    options,
+                )
+            )
+    return corpora
 
 
 def open_tokenizer(path: Path, config: DataConfig, vocab_size: int) -> Tokenizer:
@@ -260,31 +283,44 @@ def open_tokenizer(path: Path, config: DataConfig, vocab_size: int) -> Tokenizer
 
 
 def prepare_valid(
-    config: DataConfig, tokenizer: Tokenizer, train_corpora: list[Corpus] | None = None
+    config: DataConfig,
+    tokenizer: Tokenizer,
+    train_corpora: list[Corpus] | None = None,
+    wanted: Sequence[str] = (),
 ) -> Examples:
     """Held-out rows: of valid_sources, or of the held-out documents of train_sources.
 
     Their randomness is the same in every run. Raises SourceError as `prepare` does.
     """
     if config.valid_sources:
-        sources = [parse_source(spec, config.text_field) for spec in config.valid_sources]
+        sources = _open_sources(config.valid_sources, config, wanted)
         corpora = _prepare_all(sources, config, tokenizer)
         documents = [np.arange(corpus.num_documents) for corpus in corpora]
     else:
         corpora = train_corpora or _prepare_all(
-            [parse_source(spec, config.text_field) for spec in config.train_sources],
-            config,
-            tokenizer,
+            _open_sources(config.train_sources, config, wanted), config, tokenizer
         )
         documents = [np.flatnonzero(_held_out(corpus, config)) for corpus in corpora]
     return _examples(corpora, documents, (), 1.0, config, tokenizer, _HELDOUT_SEED, "held-out")
 
 
-def _prepare_all(sources: list[Source], config: DataConfig, tokenizer: Tokenizer) -> list[Corpus]:
-    folder = Path(config.folder).expanduser()
+def _open_sources(
+    specs: Sequence[str], config: DataConfig, wanted: Sequence[str]
+) -> list[Source | PreparedText]:
+    return [open_source(spec, config.text_field, config.prepared_folder, wanted) for spec in specs]
+
+
+def _prepare_all(
+    sources: Sequence[Source | PreparedText], config: DataConfig, tokenizer: Tokenizer
+) -> list[Corpus]:
     return [
         prepare_corpus(
-            source, tokenizer, config.language, config.max_documents, config.max_bad_share, folder
+            source,
+            tokenizer,
+            config.language,
+            config.max_documents,
+            config.max_bad_share,
+            config.prepared_folder,
         )
         for source in sources
     ]
@@ -312,7 +348,7 @@ def _examples(corpora, documents, weights, temperature, config, tokenizer, seed,
 
 def found_corpora(config: DataConfig, fingerprints: list[str]) -> list[Corpus]:
     """Those of the prepared corpora that are still in the config's folder."""
-    folders = [corpus_folder(Path(config.folder).expanduser(), f) for f in fingerprints]
+    folders = [corpus_folder(config.prepared_folder, f) for f in fingerprints]
     return [Corpus(folder) for folder in folders if folder.is_dir()]
 
 

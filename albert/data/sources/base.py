@@ -56,6 +56,11 @@ class Source(Protocol):
         """Whether the strings of a document are paragraphs; else they are sentences already."""
         ...
 
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Files of a folder or glob that are not read, a phrase for each kind of them."""
+        ...
+
     def identity(self) -> dict:
         """What decides its content; JSON-serialisable, part of a prepared corpus's fingerprint."""
         ...

@@ -14,6 +14,8 @@ Text and JSON files may end in .gz, .xz or .zst. PATH may begin with gs://, s3:/
 imports jax.
 """
 
+from pathlib import Path
+
 from albert.data.sources.base import Source, SourceError
 from albert.data.sources.files import find_files, text_suffix
 from albert.data.sources.python_docs import PythonDocs
@@ -23,8 +25,11 @@ from albert.data.sources.text_files import JsonSource, TextSource
 _KINDS = {".txt": "lines", ".jsonl": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
 
 
-def parse_source(spec: str, text_field: str) -> Source:
-    """The source that `spec` names; raises SourceError when there is no such thing."""
+def parse_source(spec: str, text_field: str, memory: Path | None = None) -> Source:
+    """The source that `spec` names; raises SourceError when there is no such thing.
+
+    `memory`: a folder that remembers digests of files, so that they are read once.
+    """
     kind, _, rest = spec.partition(":")
     if spec == "python-docs":
         return PythonDocs()
@@ -33,7 +38,7 @@ def parse_source(spec: str, text_field: str) -> Source:
         return TfdsSource(spec, name, split or "train", text_field)
     if kind not in ("lines", "text", "jsonl", "parquet"):
         kind, rest = "", spec
-    files = tuple(find_files(spec, rest, tuple(_KINDS)))
+    files, left_out = find_files(spec, rest, tuple(_KINDS))
     if not kind:
         kinds = {_KINDS.get(text_suffix(file)) for file in files}
         kind = kinds.pop() or "" if len(kinds) == 1 else ""
@@ -44,7 +49,7 @@ def parse_source(spec: str, text_field: str) -> Source:
                 "jsonl:PATH or parquet:PATH."
             )
     if kind == "jsonl":
-        return JsonSource(spec, files, text_field)
+        return JsonSource(spec, files, text_field, left_out=left_out, memory=memory)
     if kind == "parquet":
-        return ParquetSource(spec, files, text_field)
-    return TextSource(spec, files, paragraphs=kind == "text")
+        return ParquetSource(spec, files, text_field, left_out=left_out, memory=memory)
+    return TextSource(spec, files, paragraphs=kind == "text", left_out=left_out, memory=memory)

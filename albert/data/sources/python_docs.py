@@ -52,6 +52,7 @@ class PythonDocs:
 
     spec = "python-docs"
     paragraphs = True
+    left_out = ()
 
     def identity(self) -> dict:
         top_level = importlib.metadata.packages_distributions()

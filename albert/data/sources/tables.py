@@ -3,7 +3,8 @@
 import dataclasses
 from collections.abc import Iterator
 from functools import cached_property
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from etils import epath
 
@@ -32,12 +33,14 @@ class ParquetSource:
     spec: str
     files: tuple[str, ...]
     text_field: str
+    left_out: tuple[str, ...] = dataclasses.field(default=(), kw_only=True)
+    memory: Path | None = dataclasses.field(default=None, kw_only=True)  # of digests of files
 
     paragraphs = True
 
     @cached_property
     def _file_identities(self) -> list[dict]:
-        return file_identities(self.files)
+        return file_identities(self.files, self.memory)
 
     def identity(self) -> dict:
         return {"kind": "parquet", "text_field": self.text_field, "files": self._file_identities}
@@ -66,10 +69,7 @@ class ParquetSource:
                         "the column that holds the text with --config.data.text_field."
                     )
                 for batch in table.iter_batches(_ROWS_PER_BLOCK, columns=[self.text_field]):
-                    column = batch.column(0)
-                    if pyarrow.types.is_string(column.type):
-                        column = column.cast(pyarrow.binary())  # it may be no UTF-8 at all
-                    yield Rows(file, first, column.to_pylist())
+                    yield Rows(file, first, _values(batch.column(0)))
                     first += batch.num_rows
         except (pyarrow.ArrowException, OSError) as error:
             if isinstance(error, OSError) and error.errno:
@@ -99,6 +99,7 @@ class TfdsSource:
     text_field: str
 
     paragraphs = True
+    left_out = ()
 
     def __reduce__(self):
         return (TfdsSource, (self.spec, self.name, self.split, self.text_field))
@@ -155,6 +156,25 @@ class TfdsSource:
 
     def place(self, record: BadRecord) -> str:
         return record.where
+
+
+def _values(column: Any) -> list:
+    """The rows of a column as Python's objects; strings as bytes, since they may be no UTF-8."""
+    import pyarrow
+
+    kinds = pyarrow.types
+    if kinds.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if isinstance(column, pyarrow.ExtensionArray):
+        column = column.storage
+    for is_kind, as_bytes in (
+        (kinds.is_string, pyarrow.binary()),
+        (kinds.is_large_string, pyarrow.large_binary()),
+        (kinds.is_string_view, pyarrow.binary_view()),
+    ):
+        if is_kind(column.type):
+            column = column.cast(as_bytes)
+    return column.to_pylist()
 
 
 def _parse(records: Iterator[tuple[str, object]], text_field: str) -> Parsed:

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from functools import cached_property
+from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from albert.data.sources.base import MAX_PARTS, Bad, BadRecord, Parsed, SourceError
@@ -16,6 +17,7 @@ from albert.data.sources.files import (
     is_compressed,
     line_number,
     open_file,
+    unified_line_breaks,
 )
 
 PART_BYTES = 1 << 27  # as stored; more where a source would have over MAX_PARTS
@@ -23,7 +25,10 @@ BLOCK_BYTES = 1 << 20  # read at a time
 # A document of text that is longer is cut at the end of a line; a longer line is a bad record.
 MAX_DOCUMENT_BYTES = 1 << 24
 MAX_LINE_BYTES = 1 << 20
-_BLANK_LINE = re.compile(rb"\n[ \t\r\f\v]*\n")
+_LINE_BREAK = rb"(?>\r\n|\r|\n)"  # atomic: what Windows writes is one, never two
+_FIRST_LINE_BREAK = re.compile(_LINE_BREAK)
+_FIRST_BLANK_LINE = re.compile(_LINE_BREAK + rb"[ \t\f\v]*" + _LINE_BREAK)
+_BLANK_LINE = re.compile(rb"\n[ \t\f\v]*\n")  # of unified line breaks
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -51,12 +56,17 @@ class _LineFiles(abc.ABC):
 
     spec: str
     files: tuple[str, ...]
+    left_out: tuple[str, ...] = dataclasses.field(default=(), kw_only=True)
+    memory: Path | None = dataclasses.field(default=None, kw_only=True)  # of digests of files
 
     longest_line = 0  # bytes
 
     @abc.abstractmethod
     def _end_of_first(self, data: bytes) -> int:
-        """Where the first document in `data` ends; 0 where none surely does."""
+        """Where the first document in `data` ends; 0 where none surely does.
+
+        `data` is as it is stored, with line breaks of any system.
+        """
 
     @abc.abstractmethod
     def _end_of_last(self, data: bytes) -> int:
@@ -64,7 +74,7 @@ class _LineFiles(abc.ABC):
 
     @cached_property
     def _file_identities(self) -> list[dict]:
-        return file_identities(self.files)
+        return file_identities(self.files, self.memory)
 
     def parts(self) -> list[tuple[Range, ...]]:
         """Runs of small files, and pieces of large ones that are not compressed."""
@@ -104,12 +114,17 @@ class _LineFiles(abc.ABC):
         data = b""
         while more := stream.read(BLOCK_BYTES):
             data += more
-            if end := self._end_of_first(data):
-                return passed + end
-            if passed + len(data) > MAX_DOCUMENT_BYTES and (end := data.find(b"\n") + 1):
+            end = self._end_of_first(data)
+            if not end and passed + len(data) > MAX_DOCUMENT_BYTES:
+                end = _end_of_first_line(data)
+            if end:
+                if data[end - 1 : end + 1] == b"\r" and stream.read(1) == b"\n":
+                    end += 1  # the other half of what Windows writes
                 return passed + end
             # The end of a document may have begun with the last line break.
-            last = data.rfind(b"\n")
+            last = max(data.rfind(b"\n"), data.rfind(b"\r"))
+            if data[max(last - 1, 0) : last + 1] == b"\r\n":
+                last -= 1
             keep = data[last:] if last >= 0 and len(data) - last < BLOCK_BYTES else b""
             passed += len(data) - len(keep)
             data = keep
@@ -133,11 +148,14 @@ class _LineFiles(abc.ABC):
     def _cut(self, stream: BinaryIO, size: int) -> Iterator[bytes]:
         """The next `size` bytes in blocks; of a line that is far too long, the beginning."""
         rest = b""
+        half = b""  # a carriage return, which may be half of a line break
         damage: Exception | None = None
         while True:
-            data, damage = _read(stream, min(BLOCK_BYTES, size))
-            size -= len(data)
-            rest += data
+            read, damage = _read(stream, min(BLOCK_BYTES, size))
+            size -= len(read)
+            data = half + read
+            half = data[-1:] if read and data.endswith(b"\r") else b""
+            rest += unified_line_breaks(data.removesuffix(half))
             end = self._end_of_last(rest)
             if not end and len(rest) > MAX_DOCUMENT_BYTES:
                 end = rest.rfind(b"\n") + 1
@@ -145,14 +163,14 @@ class _LineFiles(abc.ABC):
                     rest = rest[: self.longest_line + 1]
             if damage:
                 end = rest.rfind(b"\n") + 1  # half a line is none
-            elif not data:
+            elif not read:
                 end = len(rest)
             if end:
                 yield rest[:end]
                 rest = rest[end:]
             if damage:
                 raise damage
-            if not data:
+            if not read:
                 return
 
     def _lines(self, block: Block, bad: Bad) -> list[tuple[int, str]]:
@@ -166,7 +184,7 @@ class _LineFiles(abc.ABC):
                 return [(number, line.strip()) for number, line in enumerate(lines)]
         except UnicodeDecodeError:
             pass
-        found = []
+        good = []
         for number, raw in enumerate(data.split(b"\n")):
             if len(raw) > self.longest_line:
                 reason = f"longer than {self.longest_line} bytes"
@@ -174,7 +192,7 @@ class _LineFiles(abc.ABC):
                 reason = f"a NUL byte at position {raw.index(0) + 1}"
             else:
                 try:
-                    found.append((number, raw.decode().strip()))
+                    good.append((number, raw.decode().strip()))
                     continue
                 except UnicodeDecodeError as error:
                     reason = (
@@ -182,7 +200,7 @@ class _LineFiles(abc.ABC):
                         "convert the file, for example with iconv"
                     )
             bad.add(BadRecord(block.file, reason, block.begin, block.line + number))
-        return found
+        return good
 
     def place(self, record: BadRecord) -> str:
         if record.line < 0:
@@ -203,14 +221,14 @@ class TextSource(_LineFiles):
         return {"kind": "text" if self.paragraphs else "lines", "files": self._file_identities}
 
     def _end_of_first(self, data: bytes) -> int:
-        found = _BLANK_LINE.search(data)
-        return found.end() if found else 0
+        blank = _FIRST_BLANK_LINE.search(data)
+        return blank.end() if blank else 0
 
     def _end_of_last(self, data: bytes) -> int:
         end = data.rfind(b"\n\n")
         if end >= 0:
             return end + 2
-        return max((found.end() for found in _BLANK_LINE.finditer(data)), default=0)
+        return max((blank.end() for blank in _BLANK_LINE.finditer(data)), default=0)
 
     def parse(self, block: Block) -> Parsed:
         bad = Bad()
@@ -240,7 +258,7 @@ class JsonSource(_LineFiles):
         return {"kind": "jsonl", "text_field": self.text_field, "files": self._file_identities}
 
     def _end_of_first(self, data: bytes) -> int:
-        return data.find(b"\n") + 1
+        return _end_of_first_line(data)
 
     def _end_of_last(self, data: bytes) -> int:
         return data.rfind(b"\n") + 1
@@ -267,6 +285,11 @@ class JsonSource(_LineFiles):
             else:
                 bad.add(BadRecord(block.file, reason, block.begin, block.line + number))
         return bad.parsed(documents, len(documents))
+
+
+def _end_of_first_line(data: bytes) -> int:
+    end = _FIRST_LINE_BREAK.search(data)
+    return end.end() if end else 0
 
 
 def _read(stream: BinaryIO, size: int) -> tuple[bytes, Exception | None]:
