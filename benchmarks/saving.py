@@ -32,19 +32,20 @@ def main() -> None:
 
     from albert.checkpoints import manifest
     from albert.checkpoints.store import Checkpoints
-    from albert.models.encoder import Albert
+    from albert.tasks.pretraining import Pretraining
     from albert.train.cost import state_bytes
     from albert.train.optimizers import make_optimizer
+    from albert.train.progress import Progress
     from albert.train.saving import Saver
     from albert.train.sharding import batch_sharding, make_mesh, put_batch
-    from albert.train.step import on_mesh
+    from albert.train.step import shard_training
     from tools.claims.measure import random_rows
 
     config = cli.checked(_CONFIG, needs_text=False)
     optimizer, schedule = make_optimizer(config.optimizer, config.train.num_steps)
     mesh = make_mesh(config.sharding)
-    _, create, train_step = on_mesh(
-        Albert(config.model),
+    _, create, train_step = shard_training(
+        Pretraining(config),
         optimizer,
         schedule,
         config.train.accumulation,
@@ -67,7 +68,7 @@ def main() -> None:
         checkpoints = Checkpoints(folder, keep_last=1, create=True)
         saver = Saver(checkpoints, {"config": {}, "data": {}}, config.train, print)
         state, metrics = train_step(state, rows)
-        saver.save(1, state, [])  # compiles
+        saver.save(1, state, Progress())  # compiles
         saver.finish()
         jax.block_until_ready(metrics)
         step, saving, begin = 1, None, time.monotonic()
@@ -83,7 +84,7 @@ def main() -> None:
                     saving = None
                 saver.look()
             since = time.monotonic()
-            saver.save(step, state, [])
+            saver.save(step, state, Progress())
             waited.append(time.monotonic() - since)
             saving = step, since
             print(f"step {step}: saving kept the loop for {1000 * waited[-1]:.0f} ms", flush=True)

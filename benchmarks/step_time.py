@@ -33,15 +33,15 @@ def our_step(config, batch):
     import flax.linen as nn
     import jax
 
-    from albert.models.encoder import Albert
+    from albert.tasks.pretraining import Pretraining
     from albert.train.optimizers import make_optimizer
     from albert.train.sharding import batch_sharding, make_mesh, put_batch
-    from albert.train.step import on_mesh
+    from albert.train.step import shard_training
 
     optimizer, schedule = make_optimizer(config.optimizer, config.train.num_steps)
     mesh = make_mesh(config.sharding)
-    _, create, step_function = on_mesh(
-        Albert(config.model),
+    _, create, step_function = shard_training(
+        Pretraining(config),
         optimizer,
         schedule,
         config.train.accumulation,
@@ -122,8 +122,8 @@ def peer_step(config, batch):
 def main() -> None:
     import jax
 
-    from albert.models.encoder import DTYPES
-    from albert.train.cost import flops_per_token
+    from albert.models.config import DTYPES
+    from albert.tasks.pretraining import flops_per_token
     from albert.train.hardware import peak_flops
     from tools.claims.measure import random_rows
 

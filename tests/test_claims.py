@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec
 
 from albert.runtime.fields import ConfigError
 from albert.train.config import check
-from albert.train.cost import parameters_by_part, state_bytes
+from albert.train.cost import parameters_of, state_bytes
 from configs import base, laptop
 from tools.claims import energy, measure, tpu
 from tools.claims.compiled import (
@@ -63,7 +63,7 @@ def test_bytes_exchanged_and_held_by_a_step(change):
     sent = exchanged(lower_step(of, data_mesh(jax.devices())).compile().as_text())
     # The CPU's compiler sums what a layer contributes over the devices at every depth, shared or
     # not; the TPU's once, see below. The word embeddings have two gradients, of lookup and head.
-    parts = parameters_by_part(of.model)
+    parts = parameters_of(of)
     words = of.model.vocab_size * of.model.embedding_size
     again = (of.model.depth - 1) * parts["layers"] if of.model.sharing == "all" else 0
     expected = 4 * (sum(parts.values()) + words + again)
@@ -154,8 +154,8 @@ def test_sizes():
     assert size_of(config) == "base"
     assert size_of(sized(config, "xlarge")) == "xlarge"
     assert size_of(resized(config, 8, 128, 20, hidden_size=96)) == "this config"
-    bert = bert_of(config).model
-    backbone = sum(v for k, v in parameters_by_part(bert).items() if "head" not in k)
+    bert = bert_of(config)
+    backbone = sum(v for k, v in parameters_of(bert).items() if "head" not in k)
     assert round(backbone / 1e6, 1) == 109.1
 
 

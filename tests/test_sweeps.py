@@ -17,7 +17,8 @@ import psutil
 import pytest
 
 from albert.runtime.fields import ConfigError
-from albert.train.cost import flops_per_token, parameters_by_part
+from albert.tasks.pretraining import flops_per_token
+from albert.train.cost import parameters_of
 from tools.sweeps import plan as plan_module
 from tools.sweeps import runner
 from tools.sweeps.grid import Sweep, chain, choices, product, zip_runs
@@ -272,7 +273,7 @@ def test_figures_of_a_run_are_named_by_what_they_judge(tmp_path):
         path.write_text(json.dumps({"sop_accuracy": accuracy}))
     found = collect(sweep, [runs["nsp"]])[0].mean
     assert (found["NSP accuracy, %"], found["SOP accuracy, %"]) == (91.0, 52.0)
-    backbone = parameters_by_part(runs["sop"].config.model)
+    backbone = parameters_of(runs["sop"].config)
     assert rows["sop"].parameters == sum(v for k, v in backbone.items() if "head" not in k)
 
 

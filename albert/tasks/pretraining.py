@@ -125,7 +125,8 @@ class Pretraining(Task):
         if data:
             self.opening = [
                 f"{data.train.rows_per_epoch:,} rows an epoch, "
-                f"{100 * data.train.padding():.1f} % of their positions padding."
+                f"{100 * data.train.padding():.1f} % of their positions padding, "
+                f"{100 * data.train.dropped_share():.1f} % of the tokens in none of them."
             ]
 
     @classmethod

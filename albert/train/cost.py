@@ -13,6 +13,12 @@ from albert.train.config import Config
 from albert.train.optimizers import make_optimizer
 
 
+def parameters_of(config: Config) -> dict[str, int]:
+    """Number of parameters of each part of a config's model."""
+    task = find_task(config.task)
+    return parameters_by_part(task.abstract_params(task.make_model(config)))
+
+
 def state_bytes(config: Config) -> dict[str, int]:
     """Bytes of parameters, their gradients and the optimiser's slots, over all devices."""
     task = find_task(config.task)
@@ -38,7 +44,7 @@ def activation_bytes(config: Config) -> int:
 def describe(config: Config) -> dict:
     """Every figure that `--describe` prints, JSON-serialisable."""
     task = find_task(config.task)
-    parts = parameters_by_part(task.abstract_params(task.make_model(config)))
+    parts = parameters_of(config)
     tokens = config.train.batch_size * task.tokens_per_row(config)
     per_token = task.flops_per_row(config) / task.tokens_per_row(config)
     return {

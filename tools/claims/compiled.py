@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from albert.models.encoder import Albert
+from albert.tasks.pretraining import Pretraining
 from albert.train.config import Config
 from albert.train.optimizers import make_optimizer
 from albert.train.sharding import MESH_AXES, batch_sharding
-from albert.train.step import on_mesh
+from albert.train.step import shard_training
 
 _ITEM = {
     "pred": 1,
@@ -84,8 +84,8 @@ def data_mesh(devices) -> Mesh:
 def lower_step(config: Config, mesh: Mesh):
     """The loop's training step for these devices, not yet compiled."""
     optimizer, schedule = make_optimizer(config.optimizer, config.train.num_steps)
-    state, _, step = on_mesh(
-        Albert(config.model),
+    state, _, step = shard_training(
+        Pretraining(config),
         optimizer,
         schedule,
         config.train.accumulation,

@@ -12,17 +12,17 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from albert.tasks.losses import pretraining_loss
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from albert.models.encoder import Albert
+from albert.models.encoder import Albert, init_params
 from albert.runtime.fields import ConfigError
 from albert.runtime.paths import replace_text
+from albert.tasks.pretraining import Pretraining, apply_model, flops_per_token
 from albert.train.config import Config
-from albert.train.cost import flops_per_token, parameters_by_part, state_bytes
+from albert.train.cost import parameters_of, state_bytes
 from albert.train.optimizers import make_optimizer
-from albert.train.step import apply_model, make_train_step, new_state
+from albert.train.step import make_train_step, new_state
 from tools.claims import energy, tpu
 from tools.claims.compiled import (
     bert_of,
@@ -119,7 +119,7 @@ def parameters(config: Config) -> dict:
         for name, of in pair(one).items():
             sizes = state_bytes(of)
             found.setdefault(size, {})[name] = {
-                "parts": parameters_by_part(of.model),
+                "parts": parameters_of(of),
                 "checkpoint": sizes["parameters"] + sizes["optimizer"],
                 "optimizer": sizes["optimizer"],
                 "flops_per_token": flops_per_token(
@@ -292,21 +292,21 @@ def _programs(config: Config) -> dict[str, Callable[[], object]]:
 
     The step goes on from its own outcome and takes its memory over, as that of the loop does.
     """
-    model = Albert(config.model)
+    task = Pretraining(config)
     optimizer, schedule = make_optimizer(config.optimizer, config.train.num_steps)
-    state = jax.jit(lambda: _unboxed(new_state(model, optimizer, 0)))()
+    init = functools.partial(task.init, task.model)
+    state = jax.jit(lambda: _unboxed(new_state(init, optimizer, 0)))()
     batch = {k: jnp.asarray(v) for k, v in random_rows(config).items()}
-    weight = batch["mlm_weights"].sum(), jnp.float32(config.train.batch_size)
 
     def loss(params, batch):
-        return pretraining_loss(apply_model(model, params, batch), batch, *weight)[0]
+        return task.loss(task.sums(params, batch, None), task.denominators(batch))
 
     params = jax.tree.map(jnp.copy, state.params)  # those of the state are given away
     programs: dict[str, Callable[[], object]] = {
         part: functools.partial(jax.jit(function).lower(params, batch).compile(), params, batch)
         for part, function in (("forward", loss), ("gradient", jax.grad(loss)))
     }
-    step = jax.jit(make_train_step(model, optimizer, schedule, 1, 0), donate_argnums=0)
+    step = jax.jit(make_train_step(task, optimizer, schedule, 1, 0), donate_argnums=0)
     compiled = step.lower(state, batch).compile()
 
     def next_step():
@@ -324,8 +324,8 @@ def latencies(config: Config, shapes: tuple[tuple[int, int], ...]) -> dict:
         runs = {}
         for name, of in pair(resized(config, rows, length, 1)).items():
             model = Albert(of.model)
-            create = functools.partial(new_state, model, make_optimizer(of.optimizer, 10)[0], 0)
-            params = jax.jit(lambda create=create: _unboxed(create().params))()
+            create = functools.partial(init_params, model, jax.random.key(0))
+            params = jax.jit(lambda create=create: _unboxed(create()))()
             batch = {k: jnp.asarray(v) for k, v in random_rows(of).items()}
 
             def pooled(params, batch, model=model):

@@ -11,8 +11,9 @@ from pathlib import Path
 from albert.checkpoints import CheckpointError
 from albert.runtime.fields import ConfigError
 from albert.runtime.paths import file_name_part
-from albert.train.config import Config, check, field_type, split_overrides
-from albert.train.cost import flops_per_token, state_bytes
+from albert.tasks import find_task
+from albert.train.config import Config, check, field_types, split_overrides
+from albert.train.cost import state_bytes
 from tools.sweeps.grid import Overrides, Sweep
 
 _ROOT = Path(__file__).resolve().parent.parent.parent
@@ -102,7 +103,7 @@ def parse_overrides(arguments: list[str]) -> Overrides:
     found: Overrides = {}
     for argument in kept:
         name, _, text = argument.lstrip("-").removeprefix("config.").partition("=")
-        found[name] = _parsed(text, field_type(name))
+        found[name] = _parsed(text, field_types(name)[0])
     return found
 
 
@@ -212,9 +213,9 @@ def _value_name(value: object) -> str:
 
 def steps_of(config: Config, kind: str, amount: float) -> int:
     """Training steps that a budget of steps, tokens or FLOPs pays for; at least one."""
-    tokens = config.train.batch_size * config.data.seq_length
-    flops = flops_per_token(config.model, config.data.seq_length, config.data.max_predictions)
-    cost = {"steps": 1, "tokens": tokens, "flops": tokens * flops}[kind]
+    task, rows = find_task(config.task), config.train.batch_size
+    tokens, flops = rows * task.tokens_per_row(config), rows * task.flops_per_row(config)
+    cost = {"steps": 1, "tokens": tokens, "flops": flops}[kind]
     return max(1, int(amount / cost))
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from tensorboardX import SummaryWriter
 
-from albert.train.cost import parameters_by_part, without_heads
+from albert.models.cost import without_heads
+from albert.train.cost import parameters_of
 from tools.sweeps.grid import Overrides, Sweep
 from tools.sweeps.plan import Run, is_finished
 
@@ -56,7 +57,7 @@ def collect(sweep: Sweep, runs: list[Run]) -> list[Row]:
         rows.append(
             Row(
                 overrides=overrides,
-                parameters=without_heads(parameters_by_part(config.model)),
+                parameters=without_heads(parameters_of(config)),
                 steps=config.train.num_steps,
                 tokens=config.train.num_steps * config.train.batch_size * config.data.seq_length,
                 seeds=len(done),
