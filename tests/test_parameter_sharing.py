@@ -1,6 +1,7 @@
 """Every way of sharing: who uses which weights, what it counts, and that it equals a plain loop."""
 
 import dataclasses
+import re
 
 import flax.linen as nn
 import jax
@@ -11,7 +12,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from albert.models.config import AlbertConfig
 from albert.models.cost import parameters_by_part
-from albert.models.encoder import Albert, Layer, abstract_params, init_params
+from albert.models.encoder import Albert, abstract_params, init_params
+from albert.models.layers import Layer
 from albert.models.sharing import tables
 from configs import base
 from models import TINY, random_rows
@@ -180,7 +182,7 @@ def test_every_strategy_equals_a_written_out_loop(sharing, more):
                 kernel = leaf.replace("lora_a", "kernel")
                 own[kernel] = own[kernel] + jnp.tensordot(a, b, axes=1)
             plain = dataclasses.replace(config, sharing="none", lora_rank=0)
-            x = Layer(plain, True).apply({"params": unflatten_dict(own, sep="/")}, x, bias)
+            x, _ = Layer(plain).apply({"params": unflatten_dict(own, sep="/")}, x, bias)
             states.append(x)
         return jnp.sum(jnp.sin(jnp.stack(states))), jnp.stack(states)
 
@@ -283,3 +285,12 @@ def test_impossible_sharing_is_told(changes, words):
     found = config_of(**{"sharing": "all", **changes}).problems()
     assert len(found) == 1
     assert words in found[0]
+
+
+@pytest.mark.parametrize("sharing", ["cycle:3", "groups:3"])
+def test_a_gradient_is_added_to_its_own_set_alone(sharing):
+    """The compiled backward loop adds arrays of one set and never the whole stack, which has an
+    axis of 3 in front."""
+    text = lowered(config_of(sharing)).compile().as_text()
+    assert re.search(r"= f32\[3,16,32\]\S* dynamic-update-slice\(", text)
+    assert not re.search(r"= f32\[3,16,32\]\S* add\(", text)

@@ -1,7 +1,10 @@
 """The same numbers on one device and on eight, however they are arranged."""
 
+import math
+import re
 from functools import partial
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -15,7 +18,7 @@ from albert.train.sharding import (
     placed,
     put_batch,
 )
-from albert.train.step import new_state
+from albert.train.step import new_state, shard_training
 from steps import configured, losses, pretraining_of, random_batch
 
 
@@ -64,3 +67,35 @@ def test_rows_of_a_process(tiny):
     for name, array in put_batch(batch, sharding).items():
         np.testing.assert_array_equal(np.asarray(array), batch[name])
         assert array.addressable_shards[0].data.shape[0] == 4
+
+
+def all_reduces(text):
+    """(is in a loop, bytes of float32) of every all-reduce of a compiled program."""
+    bodies = set(re.findall(r"body=%?([\w.\-]+)", text))
+    found, computation = [], None
+    for line in text.splitlines():
+        if head := re.match(r"(?:ENTRY )?%?([\w.\-]+) .*\{$", line):
+            computation = head[1]
+        if re.search(r" all-reduce(-start)?\(", line):
+            shapes = re.findall(r"f32\[([\d,]*)\]", line.split(" all-reduce")[0])
+            sizes = [math.prod(map(int, filter(None, shape.split(",")))) for shape in shapes]
+            found.append((computation in bodies, 4 * sum(sizes)))
+    return found
+
+
+def test_accumulated_gradients_are_summed_over_devices_once(tiny):
+    """However many parts: no loop sends anything, and what is sent does not grow."""
+    sent = {}
+    for parts in (2, 4):
+        config = configured(tiny, parts)
+        mesh = make_mesh(config.sharding)
+        optimizer, schedule = make_optimizer(config.optimizer, 10)
+        task = pretraining_of(config.model)
+        state, _, step = shard_training(task, optimizer, schedule, parts, 0, mesh, config.sharding)
+        with jax.set_mesh(mesh), nn.logical_axis_rules(config.sharding.rules):
+            batch = random_batch(rows=64, length=32, predictions=6, vocab=96)
+            text = step.lower(state, batch).compile().as_text()
+        assert not [size for in_loop, size in all_reduces(text) if in_loop]
+        sent[parts] = sum(size for _, size in all_reduces(text))
+    weights = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    assert sent[2] == sent[4] < 4 * weights * 1.1
