@@ -34,7 +34,7 @@ STACKED = re.compile(r"\['layers'\]")
 # What muon takes as a matrix: kernels of layers, and the mapping in front of them.
 _MATRIX = re.compile(r"\['(layers|embedding_hidden_mapping_in)'\].*\['kernel'\]$")
 _ATTENTION_OUTPUT = re.compile(r"\['attention'\]\['output'\]")
-# Optional fields of the config: which of them are in [0, 1), and which may be 0.
+# Fields that may be unset and that an optimizer may read; the first ones lie in [0, 1).
 _SHARES = ("b1", "b2", "momentum")
 _OPTIONAL = (*_SHARES, "eps", "weight_decay", "consistent_rms")
 
@@ -69,7 +69,8 @@ class OptimizerConfig:
         if self.name in OPTIMIZERS:
             found += self._unread("name", _OPTIONAL, OPTIMIZERS, lambda entry: tuple(entry.fields))
         if self.schedule in SCHEDULES:
-            found += self._unread("schedule", ("cooldown_steps",), SCHEDULES, lambda e: e.fields)
+            fields = "cooldown_steps", "final_learning_rate"
+            found += self._unread("schedule", fields, SCHEDULES, lambda entry: entry.fields)
         for name in ("learning_rate", "eps", "consistent_rms"):
             value = getattr(self, name)
             if value is not None and value <= 0:
@@ -302,10 +303,10 @@ def per_tensor(inner: optax.GradientTransformation) -> optax.GradientTransformat
         leaves = jax.tree_util.tree_leaves_with_path(params)
         return {_keys(path): len(x) if _is_stacked(path) else None for path, x in leaves}
 
-    def of_length(tree, lengths, length):
-        """`tree` without slots of tensors in stacks of another length."""
+    def of_length(tree, sizes, length):
+        """`tree` without parameters, or slots of such, in stacks of another length."""
         return jax.tree_util.tree_map_with_path(
-            lambda path, x: x if lengths.get(_keys(path), length) == length else optax.MaskedNode(),
+            lambda path, x: x if sizes.get(_keys(path), length) == length else optax.MaskedNode(),
             tree,
         )
 
@@ -315,31 +316,32 @@ def per_tensor(inner: optax.GradientTransformation) -> optax.GradientTransformat
 
         return jax.tree.map(one_of, *trees, is_leaf=_is_masked)
 
-    def mapped(state, lengths):
+    def mapped_axes(state, sizes):
+        """0 for what every tensor has, None for what there is once, such as a counter."""
         return jax.tree_util.tree_map_with_path(
-            lambda path, _: 0 if _keys(path) in lengths else None, state
+            lambda path, _: 0 if _keys(path) in sizes else None, state
         )
 
     def init(params):
-        of, states = lengths(params), []
-        for length in dict.fromkeys(of.values()):
-            chosen = of_length(params, of, length)
+        sizes, states = lengths(params), []
+        for length in dict.fromkeys(sizes.values()):
+            chosen = of_length(params, sizes, length)
             if length is None:
                 states.append(inner.init(chosen))
                 continue
             tensor = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), chosen)
-            axes = mapped(jax.eval_shape(inner.init, tensor), of)
+            axes = mapped_axes(jax.eval_shape(inner.init, tensor), sizes)
             states.append(jax.vmap(inner.init, out_axes=axes, axis_size=length)(chosen))
         return merged(states)
 
     def update(grads, state, params):
-        of, results = lengths(params), []
-        for length in dict.fromkeys(of.values()):
-            chosen = [of_length(tree, of, length) for tree in (grads, state, params)]
+        sizes, results = lengths(params), []
+        for length in dict.fromkeys(sizes.values()):
+            chosen = [of_length(tree, sizes, length) for tree in (grads, state, params)]
             if length is None:
                 results.append(inner.update(*chosen))
             else:
-                axes = mapped(chosen[1], of)
+                axes = mapped_axes(chosen[1], sizes)
                 step = jax.vmap(inner.update, (0, axes, 0), (0, axes), axis_size=length)
                 results.append(step(*chosen))
         updates, states = zip(*results, strict=True)
@@ -387,8 +389,10 @@ def with_axis_names(inner: optax.GradientTransformation) -> optax.GradientTransf
         }
 
         def boxed(path, slot):
-            box = boxes.get(_keys(path))
-            names = box and _axis_names(slot.shape, box)
+            if _keys(path) not in boxes:
+                return slot
+            box = boxes[_keys(path)]
+            names = _axis_names(slot.shape, box)
             return slot if names is None else box.replace(value=slot, names=names)
 
         return jax.tree_util.tree_map_with_path(boxed, inner.init(nn.meta.unbox(params)))
@@ -491,7 +495,7 @@ OPTIMIZERS: dict[str, Entry] = {
         "sgd": _of_optax("sgd", "momentum"),
         "sign_sgd": _of_optax("sign_sgd"),
         "signum": _of_optax("signum", momentum="beta"),
-        "yogi": _of_optax("yogi", *_ADAM),
+        "yogi": _of_optax("yogi", *_ADAM, adam_moments=True),
     }.items()
 }
 
