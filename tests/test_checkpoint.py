@@ -342,7 +342,7 @@ def test_an_old_checkpoint_that_stays_is_told_and_the_new_one_is_saved(
         assert checkpoints.steps() == [1, 2]
     told = capsys.readouterr().out
     assert "Warning: Step 2 is saved; an older checkpoint could not be removed: " in told
-    assert "checkpoints/1: Permission denied." in told
+    assert "PermissionError: [Errno 13] Permission denied: '" in told
 
 
 @pytest.mark.parametrize("name", ["a[1]b*?", "[!x]", "100% #1", "тест", "a\nb"])

@@ -181,6 +181,7 @@ print((run.workdir / runner.LOG).read_text(), end="")
 
 def test_a_sweep_from_another_folder_reads_the_callers_files(tmp_path):
     """Its own configs are found, and what is checked is what the runs then read."""
+    (tmp_path / "own.txt").write_text("A text.")
     done = subprocess.run(
         [sys.executable, "-c", STARTS],
         cwd=tmp_path,
@@ -195,9 +196,11 @@ def test_the_command_of_a_run_works_in_the_callers_folder(tmp_path, monkeypatch)
     sweep = load_sweep("configs/ablations/sharing.py:laptop")
     sweep = dataclasses.replace(sweep, evaluations=(("--layers", "layers_{step}.json"),))
     own = {"data.train_sources": ("own.txt",)}
-    here = runner._stages(sweep, plan(sweep, tmp_path, own, (0,))[0], ROOT, "python")
+    monkeypatch.chdir(ROOT)
+    here = runner._stages(sweep, plan(sweep, tmp_path, TEXT, (0,))[0], ROOT, "python")
     assert [stage[1] for stage in here] == ["train.py", "eval.py"]
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.txt").write_text("A text.")
     run = plan(sweep, tmp_path / "work", own, (0,))[0]
     (command, evaluation) = runner._stages(sweep, run, ROOT, sys.executable)
     assert evaluation[1] == str(ROOT / "eval.py")

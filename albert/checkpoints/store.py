@@ -140,10 +140,12 @@ class Checkpoints:
             ) from error
 
     def _make_room(self, step: int) -> None:
+        """Removes what a failed save has left, and what this one replaces: a damaged checkpoint, or
+        one of before a roll-back."""
         if self._has_failed:
             self._remove_unfinished()
         if jax.process_index() == 0 and (self.folder / str(step)).is_dir():
-            remove_folder(self.folder / str(step), _REMOVED)  # it was damaged
+            remove_folder(self.folder / str(step), _REMOVED)
 
     def _verify(self) -> None:
         """As `_verify_saved`, in Orbax's thread. Of several processes the others wait there for
@@ -184,11 +186,11 @@ class Checkpoints:
         if jax.process_index() == 0:
             try:
                 self._remove_old(step)
-            except OSError as left:
+            except Exception as left:  # of the file system, or of the library of a store
                 # Saved it is, and no other process could be told otherwise.
                 warn(
                     f"Step {step} is saved; an older checkpoint could not be removed: "
-                    f"{left.filename}: {left.strerror}.",
+                    f"{type(left).__name__}: {left}.",
                     this_process(),
                 )
         return True

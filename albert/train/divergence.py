@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +32,8 @@ def save_rows(workdir: Path, source: BatchSource, divergence: Divergence) -> lis
         suffix = f"_process_{jax.process_index()}" if jax.process_count() > 1 else ""
         paths.append(folder / f"step_{step}{suffix}.npz")
         rows = io.BytesIO()
-        np.savez_compressed(rows, **source[step])
+        arrays: dict[str, Any] = dict(source[step])
+        np.savez_compressed(rows, **arrays)  # no options: NumPy 2.0 takes them for arrays
         paths[-1].write_bytes(rows.getvalue())
     return paths
 
