@@ -270,11 +270,13 @@ def cut_for_training(sentence: str) -> Iterator[str]:
 
 def unknown_share(processor: sentencepiece.SentencePieceProcessor, texts: Sequence[str]) -> float:
     """Share of the characters of normalised texts, without spaces, that become <unk>."""
+    vocabulary = {processor.id_to_piece(i) for i in range(processor.get_piece_size())}
     unknown = 0
     for text, ids in zip(texts, processor.encode(list(texts), out_type=int), strict=True):
         if UNK in ids:
-            pieces = processor.encode(text, out_type="immutable_proto").pieces
-            unknown += sum(len(p.surface.replace(" ", "")) for p in pieces if p.id == UNK)
+            # What is not in the vocabulary stands among the pieces as it is written.
+            pieces = processor.encode(text, out_type=str)
+            unknown += sum(len(piece) for piece in pieces if piece not in vocabulary)
     total = sum(len(text) - text.count(" ") for text in texts)
     return unknown / total if total else 0.0
 
