@@ -258,7 +258,7 @@ def main() -> None:
     source = parse_source(_TEXT.value, "text")
     with tempfile.TemporaryDirectory() as folder:
         path = _TOKENIZER.value or prepare_vocabulary(
-            [source], 8000, "en", True, True, 0, 1.0, 0.99995, Path(folder)
+            [source], 8000, "en", True, True, 0, 1.0, 0.99995, 1.0, Path(folder)
         )
         tokenizer = Tokenizer(path)
         measure_preparation(source, tokenizer, facts)  # first, while this process holds no text

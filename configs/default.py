@@ -54,6 +54,7 @@ def get_config(arg: str = "") -> ConfigDict:
     data.language = "en"  # for splitting paragraphs into sentences
     data.max_documents = 0  # of each source; 0 for all
     data.max_bad_share = 0.001  # broken records that are left out; more of them stop the run
+    data.max_unknown_share = 0.1  # of the characters, <unk> to the vocabulary; more stop the run
     data.tokenizer = ""  # SentencePiece .model; empty: train one with model.vocab_size pieces
     data.lower_case = True
     data.strip_accents = True

@@ -349,7 +349,7 @@ def test_the_manifest_says_what_it_was_made_from(text, tokenizer, prepared):
 
 def test_vocabularies_are_trained_once(tmp_path, text, monkeypatch):
     sources = [parse_source(str(text), "text")]
-    arguments = (sources, VOCABULARY, "en", True, True, 0, 0.0, 1.0, tmp_path)
+    arguments = (sources, VOCABULARY, "en", True, True, 0, 0.0, 1.0, 1.0, tmp_path)
     path = prepare_vocabulary(*arguments)
     monkeypatch.setattr(vocabulary_module, "train_vocabulary", lambda *_: pytest.fail("made again"))
     assert prepare_vocabulary(*arguments) == path
@@ -361,7 +361,7 @@ def test_too_little_text_for_a_vocabulary_is_named(tmp_path):
         path.write_text(content)
         sources = [parse_source(str(path), "text")]
         with pytest.raises(ValueError, match=words):
-            prepare_vocabulary(sources, 5000, "en", True, True, 0, 0.0, 1.0, tmp_path / "out")
+            prepare_vocabulary(sources, 5000, "en", True, True, 0, 0.0, 1.0, 1.0, tmp_path / "out")
 
 
 def test_what_a_killed_process_left_is_made_anew(tmp_path, text, tokenizer):
@@ -381,4 +381,6 @@ def test_a_bad_source_is_named_while_training_a_vocabulary(tmp_path):
     path.write_bytes(b"bad \xff\n")
     sources = [parse_source(str(path), "text")]
     with pytest.raises(SourceError, match=r"a\.txt, line 1: not UTF-8"):
-        prepare_vocabulary(sources, VOCABULARY, "en", True, True, 0, 0.0, 1.0, tmp_path / "out")
+        prepare_vocabulary(
+            sources, VOCABULARY, "en", True, True, 0, 0.0, 1.0, 1.0, tmp_path / "out"
+        )

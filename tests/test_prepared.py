@@ -90,7 +90,7 @@ def test_what_was_never_prepared_is_missed(data, tmp_path):
     ):
         prepare(other, VOCABULARY, 0)
     with pytest.raises(SourceError, match="No vocabulary that was trained on it"):
-        prepare(dataclasses.replace(data, character_coverage=0.9), VOCABULARY, 0)
+        prepare(dataclasses.replace(data, character_coverage=0.99), VOCABULARY, 0)
     elsewhere = dataclasses.replace(data, folder=str(tmp_path / "empty"))
     assert "There is no file" in elsewhere.text_problems()[0]
     with pytest.raises(SourceError, match="There is no file"):

@@ -23,12 +23,16 @@ the vocabulary is given. A worker makes a part: 128 MB of a plain file, a whole 
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from albert import cli
+
+if TYPE_CHECKING:
+    from albert.data.corpus.reader import Corpus
 
 _CONFIG = cli.define_config()
 _RUNNER = flags.DEFINE_string(
@@ -52,15 +56,24 @@ def main() -> None:
         corpora = [plan.corpus for plan in [*data.train.plans, *data.valid.plans]]
         print(
             f"{data.train.rows_per_epoch:,} rows of {config.data.seq_length} an epoch, "
-            f"{100 * data.train.padding():.1f} % padding; vocabulary {data.tokenizer.path}"
+            f"{100 * data.train.padding():.1f} % padding, "
+            f"{100 * data.train.dropped_share():.1f} % of the tokens in no row; vocabulary "
+            f"{data.tokenizer.path}"
         )
     for corpus in dict.fromkeys(corpora):
         facts = corpus.manifest
         print(
             f"{facts['spec']}: {facts['documents']:,} documents, {facts['sentences']:,} sentences, "
             f"{facts['tokens']:,} tokens, {facts['bad_records']:,} bad records left out, "
-            f"in {corpus.path}"
+            f"{_unknown(corpus)}in {corpus.path}"
         )
+
+
+def _unknown(corpus: "Corpus") -> str:
+    from albert.data.corpus.reader import unknown_characters
+
+    share = unknown_characters(corpus)
+    return "" if share is None else f"{share:.2%} of the characters unknown, "
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import dataclasses
 import os
 import signal
 from collections.abc import Sequence
+from multiprocessing import resource_tracker
 from typing import Protocol
 
 import grain
@@ -54,14 +55,30 @@ def iterate(source: BatchSource, first_step: int, workers: int) -> grain.Dataset
     )
     if workers:
         _parse_absl_flags()
-        # Grain's workers leave one batch of shared memory to Python's resource tracker, which
-        # frees it at exit as it should, but warns of a leak in the middle of our last lines.
-        os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")
+        _start_quiet_resource_tracker()
         dataset = dataset.mp_prefetch(
             grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=4),
             worker_init_fn=_leave_ctrl_c_to_the_parent,
         )
     return iter(dataset)
+
+
+def _start_quiet_resource_tracker() -> None:
+    """Starts Python's resource tracker, if it is not running, without its warning at exit.
+
+    Grain's workers leave one batch of shared memory to it. It frees that as it should, but warns
+    of a leak in the middle of a run's last lines. It is a process of its own, whose warnings are
+    only told by its environment, so that it is started with another one.
+    """
+    before = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = before or "ignore:resource_tracker:UserWarning"
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONWARNINGS"]
+        else:
+            os.environ["PYTHONWARNINGS"] = before
 
 
 def _leave_ctrl_c_to_the_parent(number: int, count: int) -> None:

@@ -61,7 +61,7 @@ class _BeamShard:
     def __call__(self) -> Iterator[tuple[int, dict]]:
         source = self.preparation.source
         tally = Tally(source, self.preparation.max_bad_share)
-        counts = {"documents": 0, "passages": 0, "characters": 0}
+        counts = {"documents": 0, "passages": 0, "characters": 0, "unknown_characters": 0}
         for block in source.blocks(self.part):
             encoded = self.preparation.encode(block)
             tally.add(encoded.records, encoded.bad, encoded.examples)
@@ -71,6 +71,7 @@ class _BeamShard:
                     counts["passages"] += 1
             counts["documents"] += len(encoded.documents)
             counts["characters"] += encoded.characters
+            counts["unknown_characters"] += encoded.unknown_characters
         counts |= {"records": tally.records, "bad": tally.bad}
         write_report(self.report, counts, tally.examples)
 

@@ -16,11 +16,15 @@ from albert.data.sources.base import MAX_EXAMPLES, BadRecord
 PARTS = "parts"  # folder of what belongs to single parts, while a corpus is not finished
 
 
+_ADDED = ("characters", "unknown_characters", "records", "bad")  # over the blocks of a part
+
+
 class Encoded(NamedTuple):
     """A block, tokenised."""
 
     documents: list[list[Any]]  # each as its passages: features, or records of ArrayRecord
     characters: int  # of text that was read
+    unknown_characters: int  # of these, those that the vocabulary does not know
     records: int
     bad: int
     examples: list[BadRecord]
@@ -42,7 +46,7 @@ class PartWriter:
         self._report = folder / f"{number:05d}.json"
         self._temporary = folder / f"{number:05d}.tmp"
         self._writer: Any = None
-        self._counts = {"documents": 0, "passages": 0, "characters": 0, "records": 0, "bad": 0}
+        self._counts = {"documents": 0, "passages": 0, **dict.fromkeys(_ADDED, 0)}
         self._examples: list[BadRecord] = []
 
     def is_finished(self) -> bool:
@@ -62,7 +66,7 @@ class PartWriter:
                     self._writer.write(record)
         self._counts["passages"] += sum(map(len, encoded.documents))
         self._counts["documents"] += len(encoded.documents)
-        for name in ("characters", "records", "bad"):
+        for name in _ADDED:
             self._counts[name] += getattr(encoded, name)
         self._examples = [*self._examples, *encoded.examples][:MAX_EXAMPLES]
 

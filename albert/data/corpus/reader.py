@@ -243,6 +243,14 @@ def write_index(folder: Path, spec: str) -> dict[str, int]:
     return {"documents": documents, "sentences": sentences, "tokens": tokens}
 
 
+def unknown_characters(corpus: Corpus) -> float | None:
+    """Share of the characters of the whole source that are <unk>; None where it was not counted."""
+    manifest = corpus.manifest
+    if "unknown_characters" not in manifest:
+        return None
+    return manifest["unknown_characters"] / manifest["characters"]
+
+
 def differences(before: dict, now: dict) -> list[str]:
     """What differs between two descriptions of corpora, in words."""
     changed = [

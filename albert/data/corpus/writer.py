@@ -17,7 +17,7 @@ import shutil
 import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ from albert.data.corpus.reader import (
 )
 from albert.data.sentences import split_sentences
 from albert.data.sources.base import BadRecord, Source, SourceError, Tally
-from albert.data.tokenizer import Tokenizer
+from albert.data.tokenizer import UNK, WORD_MARK, Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +83,12 @@ class Preparation:
             split_sentences(document, self.source.paragraphs, self.language)
             for document in parsed.documents
         ]
-        encoded = iter(self.tokenizer.encode_batch([s for document in split for s in document]))
+        texts = [sentence for document in split for sentence in document]
+        ids_of_all = self.tokenizer.encode_batch(texts)
+        unknown = sum(
+            self._unknown(text) for text, ids in zip(texts, ids_of_all, strict=True) if UNK in ids
+        )
+        encoded = iter(ids_of_all)
         documents = []
         bad, examples = parsed.bad, list(parsed.examples)
         for document in split:
@@ -96,7 +101,24 @@ class Preparation:
                 bad += 1
                 examples.append(BadRecord("a document", f"{document[:1]} has no piece to learn"))
         characters = sum(len(text) for document in parsed.documents for text in document)
-        return Encoded(documents, characters, parsed.records, bad, examples)
+        return Encoded(documents, characters, round(unknown), parsed.records, bad, examples)
+
+    @cached_property
+    def _vocabulary(self) -> frozenset[str]:
+        return frozenset(self.tokenizer.pieces(range(self.tokenizer.vocab_size)))
+
+    def _unknown(self, text: str) -> float:
+        """How many characters of a text are <unk>.
+
+        As a share of its pieces' characters, since normalising may change how many there are.
+        """
+        known = unknown = 0
+        for piece in self.tokenizer.tokenize(text):
+            if piece in self._vocabulary:
+                known += len(piece) - piece.count(WORD_MARK)
+            else:
+                unknown += len(piece)
+        return len(text) * unknown / (known + unknown) if unknown else 0.0
 
 
 def prepare_corpus(
@@ -340,9 +362,12 @@ def add_up(preparation: Preparation, reports: list[dict]) -> dict:
     named = tally.finish()
     if not any(report["documents"] for report in reports):
         raise SourceError(f"{spec} holds no text.")
-    characters = sum(report["characters"] for report in reports)
+    counted = {"characters": sum(report["characters"] for report in reports)}
+    # Parts that an earlier version has finished do not say it.
+    if all("unknown_characters" in report for report in reports):
+        counted["unknown_characters"] = sum(report["unknown_characters"] for report in reports)
     return {
-        "characters": characters,
+        **counted,
         "records": tally.records,
         "bad_records": tally.bad,
         "bad_examples": named,

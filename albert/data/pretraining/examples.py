@@ -11,9 +11,9 @@ not depend on where it stands: packed or not, it is the same. Never imports jax.
 from collections.abc import Sequence
 from functools import lru_cache
 
-import numba
 import numpy as np
 
+from albert.data.compiled import compiled
 from albert.data.pretraining.masking import choose_masked, corrupt
 from albert.data.pretraining.plan import (
     MIX_STREAM,
@@ -248,7 +248,7 @@ def truncate(
     return segments[0], segments[1]
 
 
-@numba.njit(cache=True)
+@compiled
 def _write_example(
     ids,
     types,

@@ -5,13 +5,13 @@ with n-grams as in section 4.1 of the paper. Compiled by Numba; `tests/test_mask
 equal, draw by draw, to a plain loop. Never imports jax.
 """
 
-import numba
 import numpy as np
 
+from albert.data.compiled import compiled
 from albert.data.tokenizer import MASK
 
 
-@numba.njit(cache=True)
+@compiled
 def choose_masked(
     word_starts: np.ndarray, budget: int, max_ngram: int, draws: np.ndarray
 ) -> np.ndarray:
@@ -65,7 +65,7 @@ def choose_masked(
     return np.flatnonzero(covered)
 
 
-@numba.njit(cache=True)
+@compiled
 def corrupt(
     ids: np.ndarray, vocab_size: int, mask_share: float, keep_share: float, draws: np.ndarray
 ) -> np.ndarray:

@@ -11,9 +11,9 @@ import warnings
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
 
-import numba
 import numpy as np
 
+from albert.data.compiled import compiled
 from albert.data.corpus.reader import Corpus
 from albert.data.pretraining.pieces import Pieces
 from albert.data.scratch import Scratch
@@ -313,7 +313,7 @@ _SOP, _NSP, _NONE = range(3)
 _SPLIT, _DROP, _RANDOM = range(3)
 
 
-@numba.njit(cache=True)
+@compiled
 def _cut_documents(lengths, starts, documents, targets, objective, single, rng, chunks, tokens):
     """Fills chunks and tokens; returns how many there are, and the tokens of those left out."""
     count = 0
@@ -355,7 +355,7 @@ def _cut_documents(lengths, starts, documents, targets, objective, single, rng, 
     return count, left_out
 
 
-@numba.njit(cache=True)
+@compiled
 def _random_segment(lengths, starts, documents, own, wanted, rng):
     """Sentences of another document from a random one on, until there are `wanted` tokens."""
     other = own
@@ -372,7 +372,7 @@ def _random_segment(lengths, starts, documents, own, wanted, rng):
     return begin, stop, size
 
 
-@numba.njit(cache=True)
+@compiled
 def pack(lengths, order, capacity, budgets, max_predictions, most):
     """Best fit, longest first: every example into the fullest open row that has room for it.
 

@@ -4,6 +4,7 @@ Never imports jax.
 """
 
 import dataclasses
+import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from albert.data.corpus.prepared import PreparedText, open_source, prepared_corpora
-from albert.data.corpus.reader import Corpus, differences
+from albert.data.corpus.reader import Corpus, differences, unknown_characters
 from albert.data.corpus.writer import corpus_folder, prepare_corpus
 from albert.data.pretraining.examples import Examples
 from albert.data.pretraining.plan import (
@@ -26,13 +27,14 @@ from albert.data.sentences import language_problem
 from albert.data.sources.base import Source, SourceError
 from albert.data.sources.parse import parse_source
 from albert.data.tokenizer import Tokenizer, VocabularyError
-from albert.data.vocabulary import prepare_vocabulary
+from albert.data.vocabulary import MIN_COVERAGE, TOLD_UNKNOWN, prepare_vocabulary
 from albert.runtime.paths import place
 
 _HASH_BUCKETS = 10_000  # the finest step of valid_fraction
 # Held-out rows are the same in every run, whatever its seed, and share no stream with training,
 # whose seed is below.
 MAX_SEED = _HELDOUT_SEED = 2**31 - 1
+_TOLD_DROPPED = 0.4  # of the tokens: more that stand in no row are told
 _MAX_SOURCES = 1 << CORPUS_BITS
 
 
@@ -47,6 +49,7 @@ class DataConfig:
     language: str  # ISO code, for splitting paragraphs into sentences
     max_documents: int  # read from each source; 0 for all
     max_bad_share: float  # of the records of a source: so many broken ones are left out
+    max_unknown_share: float  # of the characters of a training source: more <unk> stop the run
     tokenizer: str  # SentencePiece .model; empty: train one with model.vocab_size pieces
     lower_case: bool
     strip_accents: bool
@@ -121,11 +124,14 @@ class DataConfig:
         for name, least in least_values.items():
             if getattr(self, name) < least:
                 found.append(f"{name} is {getattr(self, name)}; it must be at least {least}")
-        for name in ("masking_rate", "short_seq_prob", "max_bad_share"):
+        for name in ("masking_rate", "short_seq_prob", "max_bad_share", "max_unknown_share"):
             if not 0 <= getattr(self, name) <= 1:
                 found.append(f"{name} is {getattr(self, name)}; it must be in [0, 1]")
-        if not 0 < self.character_coverage <= 1:
-            found.append(f"character_coverage is {self.character_coverage}; it must be in (0, 1]")
+        if not MIN_COVERAGE <= self.character_coverage <= 1:
+            found.append(
+                f"character_coverage is {self.character_coverage}; it must be in "
+                f"[{MIN_COVERAGE}, 1], as SentencePiece takes it"
+            )
         if self.temperature <= 0:
             found.append(f"temperature is {self.temperature}; it must be positive")
         if min(self.corruption) < 0 or abs(sum(self.corruption) - 1) > 1e-9:
@@ -201,10 +207,13 @@ def prepare(
                 config.max_documents,
                 config.max_bad_share,
                 config.character_coverage,
+                config.max_unknown_share,
                 config.prepared_folder,
             )
         tokenizer = open_tokenizer(path, config, vocab_size)
     corpora = _prepare_all(sources, config, tokenizer)
+    for corpus in corpora:
+        _check_unknown(corpus, config, tokenizer)
     valid = prepare_valid(config, tokenizer, corpora, wanted)
     if config.valid_sources:
         warn_of_overlap(corpora, [plan.corpus for plan in valid.plans])
@@ -221,6 +230,7 @@ def prepare(
         seed,
         "train",
     )
+    _tell_of_dropped(train)
     identity = {
         "train": [corpus.fingerprint for corpus in corpora],
         "train_weights": list(config.train_weights),
@@ -229,6 +239,9 @@ def prepare(
         "seed": seed,
         **dataclasses.asdict(config.example_options),
     }
+    pieces = [plan.pieces.num_cut for plan in train.plans]
+    if any(pieces):  # said only then: rows of other text are those of versions that cut none
+        identity["sentences_in_pieces"] = pieces
     return PreparedData(tokenizer, train, valid, identity)
 
 
@@ -324,6 +337,40 @@ def _prepare_all(
         )
         for source in sources
     ]
+
+
+def _check_unknown(corpus: Corpus, config: DataConfig, tokenizer: Tokenizer) -> None:
+    """Tells of a text whose characters the vocabulary does not know; VocabularyError for many."""
+    share = unknown_characters(corpus)
+    if share is None or share <= TOLD_UNKNOWN:
+        return
+    told = (
+        f"{corpus.manifest['spec']}: {share:.1%} of the characters are unknown to the vocabulary "
+        f"{tokenizer.path}"
+    )
+    advice = (
+        "Use one that was trained on such text (data.tokenizer empty trains one), with "
+        "data.lower_case and data.strip_accents as it was trained"
+    )
+    if share > config.max_unknown_share:
+        raise VocabularyError(
+            f"{told}, more than data.max_unknown_share {config.max_unknown_share:g} allows. "
+            f"{advice}, or raise --config.data.max_unknown_share."
+        )
+    print(f"Warning: {told}. {advice}.", file=sys.stderr, flush=True)
+
+
+def _tell_of_dropped(train: Examples) -> None:
+    share = train.dropped_share()
+    if share > _TOLD_DROPPED:
+        print(
+            f"Warning: {share:.0%} of the tokens of the training text stand in no row of an epoch: "
+            f"they are cut off from examples that are longer than data.seq_length "
+            f"{train.options.seq_length}, or stand in chunks that give no example. "
+            "tools/corpus_stats.py shows it by source, with the lengths of sentences.",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _held_out(corpus: Corpus, config: DataConfig) -> np.ndarray:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from tqdm import tqdm
 
-from albert.data.corpus.reader import Corpus
+from albert.data.corpus.reader import Corpus, unknown_characters
 from albert.data.pretraining.plan import CorpusPlan
 from albert.data.tokenizer import SPECIAL, UNK, Tokenizer
 
@@ -60,7 +60,9 @@ class Text:
     documents: int
     sentences: int
     tokens: int
-    unknown: float  # share of the tokens that are <unk>
+    unknown: float  # share of the tokens that are <unk>; one may be a whole line
+    unknown_characters: float | None  # share of the characters, as above of the whole source
+    dropped: float  # share of the tokens that stand in no row of an epoch
     word_starts: float  # share of the tokens that begin a word, as masking counts words
     repeated: int  # equal to one that stands before it in the same text
     in_other_sources: int  # that also stand in another text of the same split
@@ -110,7 +112,11 @@ def make_report(
         text, _ = _text(plan, tokenizer, packing, shared, seen)
         if split_by_hash:
             text = dataclasses.replace(
-                text, records=None, bad_records=None, characters_per_token=None
+                text,
+                records=None,
+                bad_records=None,
+                characters_per_token=None,
+                unknown_characters=None,
             )
         texts.append(text)
     return Report(
@@ -154,6 +160,8 @@ def _text(
         sentences=int(sentences.sum()),
         tokens=tokens,
         unknown=int(pieces[UNK]) / tokens,
+        unknown_characters=unknown_characters(corpus),
+        dropped=plan.dropped_share(),
         word_starts=int(pieces[tokenizer.starts_word].sum()) / tokens,
         repeated=len(hashes) - len(np.unique(hashes)),
         in_other_sources=int(np.isin(hashes, shared).sum()),
