@@ -14,12 +14,14 @@ from ml_collections import config_flags
 
 from albert.runtime.console import tell
 from albert.runtime.signals import EXIT_CODE, Preempted, StopNow
+from albert.train.config_files import find_config
 
 _bad_overrides: list[str] = []
 
 
 def define_config(default: str = "configs/quickstart.py"):
     """The flag --config, and with it --config.SECTION.FIELD for every field."""
+    sys.argv = [_with_config_found(argument) for argument in sys.argv]
     # ml_collections reads the overrides from sys.argv, here, and stops at the first mistake.
     if any(argument.lstrip("-").startswith(("config.", "noconfig.")) for argument in sys.argv):
         from albert.train.config import split_overrides
@@ -28,11 +30,20 @@ def define_config(default: str = "configs/quickstart.py"):
         _bad_overrides.extend(problems)
     return config_flags.DEFINE_config_file(
         "config",
-        default,
+        find_config(default),
         "Config file, with an optional argument behind a colon, such as configs/base.py:v1 or "
         "configs/base.py:tiny. Set any field with --config.SECTION.FIELD=VALUE; "
         "configs/default.py says what each one means.",
     )
+
+
+def _with_config_found(argument: str) -> str:
+    """--config=configs/NAME.py with the file that it names from any working folder."""
+    flag, equals, path = argument.partition("=")
+    if flag in ("--config", "-config") and equals:
+        return f"{flag}={find_config(path)}"
+    # Also behind a space: no other argument begins so.
+    return find_config(argument) if argument.startswith("configs/") else argument
 
 
 def checked(holder, needs_text: bool = True):

@@ -21,6 +21,7 @@ FOLDERS = [
     "diagnostics",
     "inference",
     "cli",
+    "programs",
 ]
 # Imported inside a function when it is called, so that importing the package costs nothing.
 LAZY = {("albert", "albert.inference")}
