@@ -17,6 +17,7 @@ from ml_collections import config_flags
 
 from albert.runtime.console import print_any_letter, tell
 from albert.runtime.signals import EXIT_CODE, Preempted, StopNow
+from albert.train.config_files import find_config
 
 _bad_overrides: list[str] = []
 _GOOGLE = "0x1ae0"  # the maker of a PCI device
@@ -61,6 +62,7 @@ def has_only_an_idle_tpu_library(environment: Mapping[str, str], root: Path) -> 
 def define_config(default: str = "configs/quickstart.py"):
     """The flag --config, and with it --config.SECTION.FIELD for every field."""
     set_environment()
+    sys.argv = [_with_config_found(argument) for argument in sys.argv]
     # ml_collections reads the overrides from sys.argv, here, and stops at the first mistake.
     if any(argument.lstrip("-").startswith(("config.", "noconfig.")) for argument in sys.argv):
         from albert.train.config import split_overrides
@@ -69,11 +71,20 @@ def define_config(default: str = "configs/quickstart.py"):
         _bad_overrides.extend(problems)
     return config_flags.DEFINE_config_file(
         "config",
-        default,
+        find_config(default),
         "Config file, with an optional argument behind a colon, such as configs/base.py:v1 or "
         "configs/base.py:tiny. Set any field with --config.SECTION.FIELD=VALUE; "
         "configs/default.py says what each one means.",
     )
+
+
+def _with_config_found(argument: str) -> str:
+    """--config=configs/NAME.py with the file that it names from any working folder."""
+    flag, equals, path = argument.partition("=")
+    if flag in ("--config", "-config") and equals:
+        return f"{flag}={find_config(path)}"
+    # Also behind a space: no other argument begins so.
+    return find_config(argument) if argument.startswith("configs/") else argument
 
 
 def checked(holder, needs_text: bool = True):

@@ -2,7 +2,9 @@
 What needs transformers itself is in test_transformers.py."""
 
 import json
+import re
 import shutil
+import warnings
 
 import ml_dtypes
 import numpy as np
@@ -12,7 +14,7 @@ import safetensors.numpy
 import albert
 from albert.checkpoints import CheckpointError
 from albert.data.tokenizer import Tokenizer
-from albert.interop import formats, huggingface
+from albert.interop import formats, huggingface, huggingface_tokenizer
 from models import assert_same, random_weights
 from original import GOLDEN
 
@@ -292,3 +294,390 @@ def test_a_vocabulary_of_another_size(tmp_path, vocabulary):
         match=r"spiece\.model has 96 pieces and the model in .*hf 50: it belongs to another",
     ):
         formats.read(tmp_path / "hf")
+
+
+def shard(folder, parts=2):
+    """Cuts model.safetensors as transformers does; returns the files' names."""
+    tensors = safetensors.numpy.load_file(folder / huggingface.MODEL)
+    names = sorted(tensors)
+    files = [f"model-{n + 1:05}-of-{parts:05}.safetensors" for n in range(parts)]
+    placed = {name: files[i * parts // len(names)] for i, name in enumerate(names)}
+    for file in files:
+        own = {name: tensors[name] for name, f in placed.items() if f == file}
+        safetensors.numpy.save_file(own, folder / file, {"format": "pt"})
+    index = {"metadata": {"total_size": 1}, "weight_map": placed}
+    (folder / huggingface.INDEX).write_text(json.dumps(index))
+    (folder / huggingface.MODEL).unlink()
+    return files
+
+
+def test_a_model_in_several_files(folder):
+    whole = formats.read(folder)
+    shard(folder, 3)
+    assert_same(formats.read(folder), whole)
+
+
+def replace_in_index(folder, before, after):
+    path = folder / huggingface.INDEX
+    path.write_text(path.read_text().replace(before, after))
+
+
+BAD_SHARDS = {
+    "one missing": (
+        lambda f, files: (f / files[1]).unlink(),
+        r"index\.json names 2 files, and model-00002-of-00002\.safetensors is not in .*copy it",
+    ),
+    "all missing": (
+        lambda f, files: [(f / file).unlink() for file in files],
+        r"names 2 files, and model-00001-of-00002\.safetensors, model-00002.* are not in .*"
+        "copy them",
+    ),
+    "cut off": (
+        lambda f, files: truncate(f, files[0]),
+        r"model-00001-of-00002\.safetensors is damaged, cut off",
+    ),
+    "of another model": (
+        lambda f, files: shutil.copy(f / files[0], f / files[1]),
+        r"model-00002-of-00002\.safetensors is not the file that model\.safetensors\.index\.json "
+        r"describes: .* The files may be of two models",
+    ),
+    "an index without names": (
+        lambda f, files: (f / huggingface.INDEX).write_text("{}"),
+        r"index\.json is damaged: its weight_map does not name a file",
+    ),
+    "an index of elsewhere": (
+        lambda f, files: replace_in_index(f, files[0], f"../{files[0]}"),
+        r"index\.json is damaged: its weight_map does not name a file beside it",
+    ),
+    "a cut index": (
+        lambda f, files: truncate(f, huggingface.INDEX),
+        r"index\.json is not a JSON file, or is cut off",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_SHARDS)
+def test_files_of_a_model_that_do_not_fit_are_named(folder, kind):
+    spoil, words = BAD_SHARDS[kind]
+    spoil(folder, shard(folder))
+    with pytest.raises(CheckpointError, match=words):
+        formats.read(folder)
+
+
+@pytest.fixture(scope="module")
+def only_pipeline(tmp_path_factory, vocabulary):
+    """A folder with a tokenizer.json and no .model file."""
+    weights = random_weights(vocab_size=96)
+    weights.tokenizer = Tokenizer(vocabulary)
+    folder = tmp_path_factory.mktemp("pipeline") / "hf"
+    formats.write(weights, folder, "huggingface")
+    (folder / huggingface_tokenizer.SENTENCEPIECE).unlink()
+    return folder
+
+
+@pytest.fixture
+def pipeline(tmp_path, only_pipeline):
+    """A copy of that folder, changed by a function of the contents of tokenizer.json."""
+    folder = shutil.copytree(only_pipeline, tmp_path / "hf")
+
+    def changed(change):
+        path = folder / huggingface_tokenizer.PIPELINE
+        values = json.loads(path.read_text(encoding="utf-8"))
+        change(values)
+        path.write_text(json.dumps(values, ensure_ascii=False), encoding="utf-8")
+        return folder
+
+    return changed
+
+
+def steps(*kinds, **more):
+    """Puts these in front of the normaliser's own steps."""
+    new = [{"type": kind, **more} for kind in kinds]
+
+    def change(values):
+        values["normalizer"]["normalizers"] = new + values["normalizer"]["normalizers"]
+
+    return change
+
+
+def only(*kinds):
+    """The normaliser's own steps of these kinds, in this order."""
+
+    def change(values):
+        own = {step["type"]: step for step in values["normalizer"]["normalizers"]}
+        values["normalizer"] = {"type": "Sequence", "normalizers": [own[kind] for kind in kinds]}
+
+    return change
+
+
+def normalizer(value):
+    return lambda values: values.update(normalizer=value)
+
+
+def words(*kinds, **metaspace):
+    def change(values):
+        marks = values["pre_tokenizer"]["pretokenizers"][1] | metaspace
+        known = {"Metaspace": marks}
+        chosen = [known.get(kind, {"type": kind}) for kind in kinds]
+        values["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": chosen}
+
+    return change
+
+
+def model(**changes):
+    return lambda values: values["model"].update(changes)
+
+
+def token(name, **changes):
+    def change(values):
+        tokens = {t["content"]: t for t in values["added_tokens"]}
+        values["added_tokens"] = [
+            *(t for n, t in tokens.items() if n != name),
+            {**tokens["[MASK]"], "content": name, **tokens.get(name, {}), **changes},
+        ]
+
+    return change
+
+
+def without_token(name):
+    def change(values):
+        values["added_tokens"] = [t for t in values["added_tokens"] if t["content"] != name]
+
+    return change
+
+
+def whole_commas(values):
+    values["model"]["vocab"][-1] = ["7,", -3.0]
+
+
+OTHER_PIPELINES = {
+    "NFKC": (steps("NFKC"), "its normaliser has the step NFKC, not known here"),
+    "NFC": (steps("NFC"), "the step NFC"),
+    "BERT": (normalizer({"type": "BertNormalizer", "lowercase": True}), "the step BertNormalizer"),
+    "Strip": (steps("Strip", strip_left=True, strip_right=True), "the step Strip"),
+    "Prepend": (steps("Prepend", prepend="_"), "the step Prepend"),
+    "Replace": (
+        steps("Replace", pattern={"String": "a"}, content="b"),
+        "its normaliser replaces 'a' by 'b'",
+    ),
+    "Replace by a pattern": (
+        steps("Replace", pattern={"Regex": "\\d"}, content="0"),
+        r"its normaliser replaces '.*d' by '0'",
+    ),
+    "nested": (
+        normalizer(
+            {
+                "type": "Sequence",
+                "normalizers": [{"type": "Sequence", "normalizers": [{"type": "NFD"}]}],
+            }
+        ),
+        "the step NFD",
+    ),
+    "another order": (
+        only("Lowercase", "NFKD", "StripAccents"),
+        "the steps Lowercase, NFKD, StripAccents; known here is the order NFKD",
+    ),
+    "twice": (steps("NFKD"), "the steps NFKD, NFKD, .* each at most once"),
+    "NFKD alone": (only("NFKD", "Lowercase"), "the step NFKD alone"),
+    "StripAccents alone": (only("StripAccents", "Lowercase"), "the step StripAccents alone"),
+    "WordPiece": (
+        model(type="WordPiece", vocab={"[PAD]": 0}),
+        "it is a WordPiece model and not a SentencePiece unigram",
+    ),
+    "BPE": (model(type="BPE", vocab={"a": 0}, merges=[]), "it is a BPE model"),
+    "bytes": (model(byte_fallback=True), r"spells unknown letters in bytes \(byte_fallback\)"),
+    "another unknown": (model(unk_id=0), "its unk_id is 0; ALBERT's is 1"),
+    "no unknown": (model(unk_id=None), "its unk_id is None"),
+    "never a mark": (
+        words("WhitespaceSplit", "Metaspace", prepend_scheme="never"),
+        "Metaspace has replacement '\u2581', prepend_scheme never and split True",
+    ),
+    "first mark": (words("WhitespaceSplit", "Metaspace", prepend_scheme="first"), "scheme first"),
+    "another mark": (words("WhitespaceSplit", "Metaspace", replacement="_"), "replacement '_'"),
+    "unsplit": (words("WhitespaceSplit", "Metaspace", split=False), "split False"),
+    "spaces kept": (words("Metaspace"), "its pre-tokeniser is Metaspace; known here is White"),
+    "no marks": (words("WhitespaceSplit"), "its pre-tokeniser is WhitespaceSplit; known here"),
+    "digits": (words("WhitespaceSplit", "Digits", "Metaspace"), "has the step Digits, not known"),
+    "no words": (
+        lambda values: values.update(pre_tokenizer=None),
+        "its pre-tokeniser is absent; known here",
+    ),
+    "a new token": (token("<ent>", id=96), "the token '<ent>' was added to its pieces"),
+    "a special piece": (
+        lambda values: token(values["model"]["vocab"][9][0], id=9)(values),
+        "is cut out of a text before any other",
+    ),
+    "a piece of its own": (
+        lambda values: token(values["model"]["vocab"][9][0], id=9, special=False)(values),
+        "is cut out of a text before any other",
+    ),
+    "a whole word": (token("[MASK]", single_word=True), r"token '\[MASK\]' is found as a whole"),
+    "a normalised token": (token("[MASK]", normalized=True), "in normalised text only"),
+    "no mask": (without_token("[MASK]"), r"\[MASK\] in a text is no token of its own there"),
+    "commas": (whole_commas, "it keeps pieces such as '7,' whole, which ALBERT cuts in two"),
+    "other ends": (
+        lambda values: values["post_processor"].update(single=[]),
+        "its post-processor TemplateProcessing does not put",
+    ),
+    "other names": (
+        lambda values: (
+            values["model"]["vocab"][0].__setitem__(0, "[PAD]"),
+            without_token("<pad>")(values),
+        ),
+        r"is not an ALBERT vocabulary: there is no <pad>; id 0 is '\[PAD\]'",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_PIPELINES)
+def test_a_pipeline_that_gives_other_ids_is_refused_by_name(pipeline, kind):
+    change, reason = OTHER_PIPELINES[kind]
+    weights = formats.read(pipeline(change))
+    assert weights.tokenizer is None
+    assert re.search(
+        rf"no vocabulary here: .*tokenizer\.json.*{reason}", weights.vocabulary_note
+    ), weights.vocabulary_note
+
+
+def test_a_model_without_a_vocabulary_says_why(pipeline):
+    folder = pipeline(steps("NFKC"))
+    with pytest.warns(UserWarning, match=r"no vocabulary here: .*tokenizer\.json.*step NFKC"):
+        model = albert.load(folder)
+    assert model.tokenizer is None
+    assert model([[2, 5, 3]]).last_hidden_state.shape == (1, 3, 16)
+    with pytest.raises(ValueError, match=r"step NFKC.*; load it with albert\.load\(PATH, tok"):
+        model.encode(["a river"])
+
+
+def test_another_vocabulary_can_be_named_beside_such_a_pipeline(pipeline, vocabulary):
+    folder = pipeline(OTHER_PIPELINES["WordPiece"][0])
+    assert albert.load(folder, tokenizer=vocabulary).tokenizer.vocab_size == 96
+
+
+def uncompiled(vocabulary, *flags):
+    """The same pieces without SentencePiece's own normalisation."""
+    from sentencepiece import sentencepiece_model_pb2 as proto
+
+    model = proto.ModelProto.FromString(vocabulary.read_bytes())
+    model.normalizer_spec.precompiled_charsmap = b""
+    return Tokenizer(vocabulary, *flags, model.SerializeToString())
+
+
+SPACES = {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}
+KNOWN_PIPELINES = {
+    "ours": (lambda values: None, (True, True)),
+    "no normaliser": (normalizer(None), (False, False)),
+    "one step": (normalizer({"type": "Lowercase"}), (True, False)),
+    "only case": (only("Lowercase", "Precompiled"), (True, False)),
+    "only accents": (only("NFKD", "StripAccents"), (False, True)),
+    "no post-processor": (lambda values: values.update(post_processor=None), (True, True)),
+    "of BERT": (
+        lambda values: values.update(
+            post_processor={"type": "BertProcessing", "sep": ["[SEP]", 3], "cls": ["[CLS]", 2]}
+        ),
+        (True, True),
+    ),
+    "no decoder": (lambda values: values.update(decoder=None), (True, True)),
+    "a mask takes the space before": (token("[MASK]", lstrip=True), (True, True)),
+    "one space of several": (
+        lambda values: values["normalizer"]["normalizers"].append(SPACES),
+        (True, True),
+    ),
+}
+SENTENCES = [
+    "The ancient river moves slowly, 1920, 7.",
+    "Caf\u00e9 \u00c9T\u00c9 under  the\u00a0bridge",
+    "\uff22\uff4f and \u212b \u4eba (x)",
+    "a [MASK] river [SEP] [MASK]",
+]
+
+
+@pytest.mark.parametrize("kind", KNOWN_PIPELINES)
+def test_a_pipeline_that_is_known_gives_the_ids_of_its_pieces(pipeline, vocabulary, kind):
+    change, flags = KNOWN_PIPELINES[kind]
+    weights = formats.read(pipeline(change))
+    found = weights.tokenizer
+    assert not weights.vocabulary_note
+    assert (found.lower_case, found.strip_accents) == flags
+    with_charsmap = kind not in ("no normaliser", "one step", "only accents")
+    expected = Tokenizer(vocabulary, *flags) if with_charsmap else uncompiled(vocabulary, *flags)
+    for text in SENTENCES:
+        assert found.encode(text) == expected.encode(text)
+        assert found.encode_special(text) == expected.encode_special(text)
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("kind", KNOWN_PIPELINES)
+def test_a_pipeline_that_is_known_gives_the_ids_of_tokenizers(pipeline, kind):
+    tokenizers = pytest.importorskip("tokenizers")
+    folder = pipeline(KNOWN_PIPELINES[kind][0])
+    theirs = tokenizers.Tokenizer.from_file(str(folder / huggingface_tokenizer.PIPELINE))
+    ours = formats.read(folder).tokenizer
+    for text in SENTENCES:
+        assert ours.encode_special(text) == theirs.encode(text, add_special_tokens=False).ids
+
+
+def test_what_transformers_makes_of_a_model_file_is_read_as_that(pipeline, vocabulary):
+    """As AlbertTokenizer writes it; see test_transformers.py for its doing so."""
+
+    def change(values):
+        quotes = [
+            {"type": "Replace", "pattern": {"String": q}, "content": '"'} for q in ("``", "''")
+        ]
+        values["normalizer"]["normalizers"] = quotes + values["normalizer"]["normalizers"]
+        for number in range(5, 13):  # the pieces that are symbols of their own
+            token(values["model"]["vocab"][number][0], id=number, special=False)(values)
+
+    folder = pipeline(change)
+    with pytest.warns(UserWarning, match="was made by transformers of a SentencePiece model"):
+        found = albert.load(folder).tokenizer
+    expected = Tokenizer(vocabulary)
+    for text in [*SENTENCES, "a (small) ``river'' of 1920, 7."]:
+        assert found.encode(text) == expected.encode(text)
+
+
+def test_a_tokenizer_json_that_is_damaged_is_told(pipeline):
+    folder = pipeline(lambda values: values["model"].pop("vocab"))
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json cannot be read: it is damaged"):
+        formats.read(folder)
+
+
+def test_a_vocabulary_of_another_kind_leaves_the_weights(folder):
+    (folder / "vocab.txt").write_text("[PAD]\n")
+    with pytest.warns(UserWarning, match=r"vocab\.txt is not one of SentencePiece"):
+        assert albert.load(folder).tokenizer is None
+
+
+def test_tokens_that_were_added_are_named(tmp_path, vocabulary):
+    weights = random_weights(vocab_size=98)
+    weights.tokenizer = Tokenizer(vocabulary)
+    formats.write(weights, tmp_path / "hf", "huggingface")
+    path = tmp_path / "hf" / huggingface_tokenizer.PIPELINE
+    values = json.loads(path.read_text(encoding="utf-8"))
+    token("<ent>", id=96)(values)
+    path.write_text(json.dumps(values))
+    (tmp_path / "hf" / "added_tokens.json").write_text(json.dumps({"<rel>": 97}))
+    with pytest.warns(UserWarning, match=r"last 2 are no piece.*added .*: <ent>, <rel>\."):
+        model = albert.load(tmp_path / "hf")
+    assert model.tokenizer.vocab_size == 96
+
+
+CASES = {
+    "model_hf": (600, 600, ""),
+    "hf_folders/sharded": (600, 600, ""),
+    "hf_folders/padded_vocab": (608, 600, "the last 8 are no piece"),
+    "hf_folders/wordpiece_json": (600, None, "it is a WordPiece model"),
+    "hf_folders/nfkc": (600, None, "the step NFKC"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_folders_that_were_reported(shared, name):
+    rows, pieces, note = CASES[name]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model = albert.load(shared / "cases" / name)
+    assert [note in str(w.message) for w in caught] == ([True] if note else [])
+    assert model.params["embeddings"]["word_embeddings"].shape == (rows, 16)
+    assert (model.tokenizer.vocab_size if model.tokenizer else None) == pieces
+    assert model([[2, 5, 3]], output_mlm_logits=True).mlm_logits.shape == (1, 3, rows)

@@ -1,5 +1,6 @@
 """The front door: load, call, tokenise, fill masks, encode, save."""
 
+import contextlib
 import copy
 import dataclasses
 import json
@@ -11,17 +12,21 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 import albert
 import reference
 from albert import inference
 from albert.checkpoints import CheckpointError, manifest
+from albert.checkpoints.store import Checkpoints
 from albert.data.tokenizer import MASK, Tokenizer
 from albert.inference import Pretrained
 from albert.interop import formats, original
-from albert.interop.weights import entries, parameter_shapes
+from albert.interop.weights import entries, parameter_shapes, unstacked
+from albert.train.optimizers import OptimizerConfig, make_optimizer
 from models import assert_same, random_weights
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -502,6 +507,61 @@ def test_moments_and_step_survive_a_workdir(tmp_path):
     without = formats.read(tmp_path / "w" / "checkpoints" / "7")
     assert without.mu is None
     assert "optimiser slots are there and were not read" in without.notes
+
+
+# Those that have a first and a second moment of every number, and some that have not.
+@pytest.mark.parametrize(
+    ("name", "has_moments"),
+    [
+        ("lamb", True),
+        ("optax.lamb", True),
+        ("optax.novograd", False),  # the second is one number for a tensor
+        ("optax.sgd", False),
+    ],
+)
+def test_moments_are_found_whatever_the_optimizer(name, has_moments, tmp_path):
+    """Two sets of weights, so that optimizers may hold their tensors one by one."""
+    weights = random_weights(moments=True, sharing="groups:2")
+    params = jax.tree.map(jnp.asarray, weights.tree)
+    config = OptimizerConfig(
+        name=name,
+        **{field: 1e-3 for field in ("learning_rate", "eps", "weight_decay")},
+        **{"warmup_steps": 1, "b1": 0.9, "b2": 0.99, "clip_norm": 1.0},
+    )
+    optimizer, _ = make_optimizer(config, 10)
+    grads = jax.tree.map(lambda p: p + 1, params)
+
+    @jax.jit
+    def after_a_step(params, grads):
+        return optimizer.update(grads, optimizer.init(params), params)[1]
+
+    opt_state = after_a_step(params, grads)
+    training = {"step": np.int32(1), "bad_steps": np.int32(0), "opt_state": opt_state}
+    info = {
+        "config": {
+            "model": dataclasses.asdict(weights.config),
+            "data": {"lower_case": True, "strip_accents": True},
+        },
+        "step": 1,
+    }
+    with contextlib.closing(Checkpoints(tmp_path / "checkpoints", create=True)) as checkpoints:
+        checkpoints.save(1, params, training, info, None)
+        checkpoints.wait()
+    found = formats.read(tmp_path, with_moments=True)
+    assert_same(found, weights)
+    if not has_moments:
+        assert found.mu is found.nu is None
+        assert "the run's optimiser has no two moments of every parameter: left out" in found.notes
+        return
+    assert found.notes == []
+    flat = flatten_dict(grads, sep="/")
+    norm = np.sqrt(sum(float((g**2).sum()) for g in flat.values()))
+    clipped = unstacked(weights.config, {k: np.asarray(g) / max(norm, 1) for k, g in flat.items()})
+    for path, value in clipped.items():
+        np.testing.assert_allclose(found.mu[path], 0.1 * value, rtol=1e-4, err_msg=path)
+        np.testing.assert_allclose(found.nu[path], 0.01 * value**2, rtol=1e-3, err_msg=path)
+    formats.write(found, tmp_path / "again", "albert")
+    assert formats.read(tmp_path / "again", with_moments=True).mu.keys() == found.params.keys()
 
 
 def test_bad_paths_are_told(tmp_path):

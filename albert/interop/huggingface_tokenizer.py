@@ -58,9 +58,9 @@ class _UnknownPipelineError(ValueError):
 def read(folder: Path, vocabulary: Path | None = None) -> tuple[Tokenizer | None, str]:
     """The vocabulary of a folder, or that .model file with the folder's options.
 
-    A tokenizer.json is read where it is a SentencePiece model as this project or transformers
-    write it for ALBERT. Ids are those of that model and of the released program then; the
-    replacements of `` and '' that transformers puts in front are not made.
+    A tokenizer.json is read where its ids are those of a SentencePiece model behind the
+    normalisation of a `Tokenizer`. That which transformers makes of ALBERT's own .model file is
+    read as that file, whose ids the model has learned, and which it does not keep to everywhere.
 
     Returns:
       The tokenizer, None where there is none or none that can be used, and why, or what is
@@ -78,7 +78,7 @@ def read(folder: Path, vocabulary: Path | None = None) -> tuple[Tokenizer | None
             return tokenizer, _note_added(folder, tokenizer)
         # From version 5 on transformers saves no SentencePiece file.
         if (folder / PIPELINE).is_file():
-            return _read_pipeline(folder / PIPELINE), ""
+            return _read_pipeline(folder / PIPELINE)
     except OtherVocabularyError as error:
         return None, f"The model has no vocabulary here: {error.reason}"
     except _UnknownPipelineError as error:
@@ -115,8 +115,8 @@ def _note_added(folder: Path, tokenizer: Tokenizer) -> str:
     return ""
 
 
-def _read_pipeline(path: Path) -> Tokenizer:
-    """A tokenizer.json as a vocabulary.
+def _read_pipeline(path: Path) -> tuple[Tokenizer, str]:
+    """A tokenizer.json as a vocabulary, and what is particular to it.
 
     Raises _UnknownPipelineError when a part of it is not known here, OtherVocabularyError when it
     is not ALBERT's vocabulary, CheckpointError when it is damaged.
@@ -136,7 +136,19 @@ def _read_pipeline(path: Path) -> Tokenizer:
             f"{path} cannot be read: it is damaged or not a tokenizer.json ({error!r}). Remove it "
             "to load the model without a vocabulary."
         ) from error
-    return Tokenizer(path, lower_case, strip_accents, model)
+    note = (
+        f"{path} was made by transformers of a SentencePiece model. Ids here are those of that "
+        "model, as the released program has them; transformers replaces `` and '' first, cuts out "
+        "some signs before words are marked and keeps a comma with the digits before it."
+    )
+    tokenizer = Tokenizer(path, lower_case, strip_accents, model)
+    return tokenizer, note if _is_of_transformers(values) else ""
+
+
+def _is_of_transformers(values: dict) -> bool:
+    """Whether it is what transformers makes of ALBERT's .model file."""
+    steps = _steps(values.get("normalizer"), "normalizers")
+    return all(quotes in steps for quotes in _QUOTES)
 
 
 def _steps(value: Any, inside: str) -> list[dict]:
@@ -194,7 +206,6 @@ def _check_model(model: dict) -> None:
 
 def _check_words(values: dict) -> None:
     """What makes words of a normalised text."""
-    normalizer = _steps(values.get("normalizer"), "normalizers")
     words = _steps(values.get("pre_tokenizer"), "pretokenizers")
     for step in words:
         if step["type"] not in ("WhitespaceSplit", "Metaspace"):
@@ -211,14 +222,13 @@ def _check_words(values: dict) -> None:
                     "always and True"
                 )
     kinds = [step["type"] for step in words]
-    one_space = _SPACES in normalizer
-    if kinds != ["WhitespaceSplit", "Metaspace"] and not (kinds == ["Metaspace"] and one_space):
+    if kinds != ["WhitespaceSplit", "Metaspace"]:
         raise _UnknownPipelineError(
-            f"its pre-tokeniser is {', '.join(kinds) or 'absent'}; known here are WhitespaceSplit "
-            "with Metaspace, or Metaspace alone where the normaliser makes one space of several"
+            f"its pre-tokeniser is {', '.join(kinds) or 'absent'}; known here is WhitespaceSplit "
+            "with Metaspace"
         )
-    if all(step in normalizer for step in _QUOTES):
-        return  # what transformers makes of ALBERT's own .model file
+    if _is_of_transformers(values):
+        return
     for piece, score in values["model"]["vocab"]:
         if ends_in_digit_comma(piece) and score > _NEVER:
             raise _UnknownPipelineError(
@@ -238,8 +248,8 @@ def _check_tokens(values: dict) -> None:
                 f"its token {name!r} is found as a whole word or in normalised text only"
             )
         # Found in any text, which a `Tokenizer` does with the special pieces of ALBERT alone.
-        if token["special"] and name not in SPECIAL:
-            raise _UnknownPipelineError(f"its piece {name!r} is special, which ALBERT's is not")
+        if name not in SPECIAL and (token["special"] or not _is_of_transformers(values)):
+            raise _UnknownPipelineError(f"its piece {name!r} is cut out of a text before any other")
     for name, number in SPECIAL.items():
         if pieces[number : number + 1] == [name] and name not in added:
             raise _UnknownPipelineError(f"{name} in a text is no token of its own there")

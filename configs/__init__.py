@@ -1,0 +1,1 @@
+"""The configs that come with the project; `default` names and explains every field."""
