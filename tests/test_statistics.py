@@ -117,6 +117,7 @@ def test_a_report_of_the_small_text(text, tokenizer, tiny):
         assert figures.sentences == len(sentences)
         assert figures.tokens == len(ids)
         assert figures.unknown == np.mean(ids == UNK)
+        assert 0 < figures.dropped < 0.9
         assert figures.word_starts == pytest.approx(np.mean(tokenizer.starts_word[ids]))
         assert figures.examples == plan.rows_per_epoch
     assert train.documents + held_out.documents == len(texts)

@@ -9,8 +9,11 @@ import stat
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numba
+
+_CONFIG: Any = numba.config  # its fields are made when it is imported
 
 
 def compiled(function: Callable) -> Callable:
@@ -26,7 +29,7 @@ def compiled(function: Callable) -> Callable:
 def _usual_cache(function):
     if "~" in os.path.expanduser("~"):  # no home is known: Numba would make a folder of that name
         folder = Path(function.__code__.co_filename).parent
-        if not os.access(folder, os.W_OK) and not numba.config.CACHE_DIR:
+        if not os.access(folder, os.W_OK) and not _CONFIG.CACHE_DIR:
             raise OSError(f"{folder} cannot be written and there is no home")
     return numba.njit(cache=True)(function)
 
@@ -41,9 +44,9 @@ def _temporary_cache(function):
     status = folder.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
         raise OSError(f"{folder} is not this user's alone")
-    before = numba.config.CACHE_DIR
-    numba.config.CACHE_DIR = str(folder)  # read when a function is given a cache, by itself only
+    before = _CONFIG.CACHE_DIR
+    _CONFIG.CACHE_DIR = str(folder)  # read when a function is given a cache, by itself only
     try:
         return numba.njit(cache=True)(function)
     finally:
-        numba.config.CACHE_DIR = before
+        _CONFIG.CACHE_DIR = before

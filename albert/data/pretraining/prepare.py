@@ -213,7 +213,7 @@ def prepare(
         tokenizer = open_tokenizer(path, config, vocab_size)
     corpora = _prepare_all(sources, config, tokenizer)
     for corpus in corpora:
-        _check_unknown(corpus, config, tokenizer)
+        _check_unknown(corpus, tokenizer, config.max_unknown_share)
     valid = prepare_valid(config, tokenizer, corpora, wanted)
     if config.valid_sources:
         warn_of_overlap(corpora, [plan.corpus for plan in valid.plans])
@@ -308,6 +308,8 @@ def prepare_valid(
     if config.valid_sources:
         sources = _open_sources(config.valid_sources, config, wanted)
         corpora = _prepare_all(sources, config, tokenizer)
+        for corpus in corpora:
+            _check_unknown(corpus, tokenizer, 1.0)  # told: any text may be evaluated on
         documents = [np.arange(corpus.num_documents) for corpus in corpora]
     else:
         corpora = train_corpora or _prepare_all(
@@ -339,8 +341,11 @@ def _prepare_all(
     ]
 
 
-def _check_unknown(corpus: Corpus, config: DataConfig, tokenizer: Tokenizer) -> None:
-    """Tells of a text whose characters the vocabulary does not know; VocabularyError for many."""
+def _check_unknown(corpus: Corpus, tokenizer: Tokenizer, most: float) -> None:
+    """Tells of a text whose characters the vocabulary does not know.
+
+    Raises VocabularyError when they are a larger share than `most`.
+    """
     share = unknown_characters(corpus)
     if share is None or share <= TOLD_UNKNOWN:
         return
@@ -352,9 +357,9 @@ def _check_unknown(corpus: Corpus, config: DataConfig, tokenizer: Tokenizer) -> 
         "Use one that was trained on such text (data.tokenizer empty trains one), with "
         "data.lower_case and data.strip_accents as it was trained"
     )
-    if share > config.max_unknown_share:
+    if share > most:
         raise VocabularyError(
-            f"{told}, more than data.max_unknown_share {config.max_unknown_share:g} allows. "
+            f"{told}, more than data.max_unknown_share {most:g} allows. "
             f"{advice}, or raise --config.data.max_unknown_share."
         )
     print(f"Warning: {told}. {advice}.", file=sys.stderr, flush=True)

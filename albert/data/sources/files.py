@@ -13,6 +13,7 @@ import json
 import lzma
 import os
 import re
+import sys
 import time
 import urllib.request
 import zlib
@@ -68,10 +69,10 @@ def find_files(spec: str, path: str, suffixes: tuple[str, ...]) -> FilesOfSource
     hidden: list[str] = []
     others: list[str] = []
     loops: list[str] = []  # links to a folder that they are in
+    files: list[str] = []
     try:
         root = epath.Path(path).expanduser()
         if root.is_dir():
-            files = []
             for file in _files_below(root, hidden, loops, set()):
                 (files if text_suffix(file) in suffixes else others).append(file)
             kinds = f"{', '.join(suffixes[:-1])} or {suffixes[-1]}"
@@ -79,7 +80,6 @@ def find_files(spec: str, path: str, suffixes: tuple[str, ...]) -> FilesOfSource
         elif root.exists():
             return FilesOfSource((str(root),), ())
         else:
-            files = []
             for file in _glob(str(root)):
                 (others if epath.Path(file).is_dir() else files).append(file)
             problem = f"There is no file {path} (source {spec!r})."
@@ -252,7 +252,15 @@ def _alone(path: Path | None) -> Iterator[None]:
         with contextlib.suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
             lock = filelock.FileLock(f"{path}.lock")
-            lock.acquire()
+            try:
+                lock.acquire(timeout=1)
+            except filelock.Timeout:
+                print(
+                    "Another process is reading the sources' contents; waiting for it.",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                lock.acquire()
     try:
         yield
     finally:
