@@ -194,14 +194,14 @@ class Task(abc.ABC):
     @classmethod
     @abc.abstractmethod
     def prepare(
-        cls, config: RunConfig, workdir: Path, resumes: bool, start: Weights | None
+        cls, config: RunConfig, workdir: Path, saved: dict | None, start: Weights | None
     ) -> "Task":
         """Reads or makes the data of a run.
 
         Args:
           config: checked.
           workdir: of the run.
-          resumes: whether it has a checkpoint to resume from.
+          saved: what `description` was in the checkpoint to resume from; None: there is none.
           start: the model of `config.init_from`, in a run's first start.
 
         Raises:

@@ -197,14 +197,16 @@ class Pretraining(Task):
         return 3 * 4 * config.data.max_predictions * config.model.vocab_size  # float32 logits
 
     @classmethod
-    def prepare(cls, config, workdir: Path, resumes: bool, start: Weights | None):
+    def prepare(cls, config, workdir: Path, saved: dict | None, start: Weights | None):
         tokenizer = start.tokenizer if start else None
         if config.data.tokenizer:
             tokenizer = None
-        elif config.init_from and resumes:
+        elif config.init_from and saved is not None:
             path = workdir / "tokenizer.model"
             tokenizer = open_tokenizer(path, config.data, config.model.vocab_size)
-        data = prepare(config.data, config.model.vocab_size, config.seed, tokenizer)
+        data = prepare(
+            config.data, config.model.vocab_size, config.seed, tokenizer, _fingerprints(saved)
+        )
         if data.train.rows_per_epoch < config.train.batch_size:
             raise SourceError(
                 f"The training text is too small: it gives {data.train.rows_per_epoch} rows of up "
@@ -216,7 +218,7 @@ class Pretraining(Task):
     @classmethod
     def to_evaluate(cls, config, tokenizer, saved, missing=()):
         assert tokenizer is not None  # see evaluation_problems; a run always has one
-        valid = prepare_valid(config.data, tokenizer)
+        valid = prepare_valid(config.data, tokenizer, wanted=_fingerprints(saved))
         if saved is not None and config.data.valid_sources:
             trained_on = found_corpora(config.data, saved["data"]["train"])
             warn_of_overlap(trained_on, [plan.corpus for plan in valid.plans])
@@ -306,6 +308,11 @@ class Pretraining(Task):
         if not self._has_sop:  # figures of a head that is not there would be made up
             sums["sop"] = jnp.zeros_like(sums["sop"])
         return sums
+
+
+def _fingerprints(saved: dict | None) -> tuple[str, ...]:
+    """Those of the corpora of a run, by its description."""
+    return (*saved["data"]["train"], *saved["held_out"]) if saved else ()
 
 
 def flops_per_token(config: AlbertConfig, seq_length: int, max_predictions: int) -> float:

@@ -31,7 +31,7 @@ from albert.train.log import RunLog
 from albert.train.log_files import last_logged_step
 from albert.train.optimizers import make_optimizer
 from albert.train.progress import Progress
-from albert.train.resume_check import check_same_run, describe_run
+from albert.train.resume_check import check_same_run, check_version, describe_run
 from albert.train.saving import Saver, restore
 from albert.train.sharding import batch_sharding, local_rows, make_mesh, put_batch
 from albert.train.step import TrainState, abstract_state, shard_training
@@ -127,9 +127,12 @@ def train(
                     return _finished(config, kind, workdir, checkpoints, saved)
                 start = read_start(config) if config.init_from and saved is None else None
                 watch("prepare", 0)
-                task = kind.prepare(config, workdir, saved is not None, start)
-                if saved is not None:
-                    check_same_run(checkpoints.info(saved), config, task, workdir, say)
+                info = None if saved is None else checkpoints.info(saved)
+                if info is not None:
+                    check_version(info, workdir)
+                task = kind.prepare(config, workdir, info, start)
+                if info is not None:
+                    check_same_run(info, config, task, workdir, say)
                 elif (logged := last_logged_step(workdir)) > 0:
                     say(
                         f"Warning: the logs in {workdir} go to step {logged}, and there is no "

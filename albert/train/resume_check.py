@@ -28,6 +28,17 @@ def describe_run(config: Config, task: Task) -> dict:
     return json.loads(json.dumps(described))
 
 
+def check_version(saved: dict, workdir: Path) -> None:
+    """Raises RunError for a run of a version that kept other things in its checkpoints."""
+    version = version_of(saved)
+    if version.split(".")[:2] != __version__.split(".")[:2]:
+        raise RunError(
+            f"{workdir} was made by albert {version}, and this is {__version__}, which keeps other "
+            "things in a checkpoint. Resume it with that version, or start from its weights in "
+            f"another --workdir with --config.init_from={workdir}."
+        )
+
+
 def check_same_run(
     saved: dict, config: Config, task: Task, workdir: Path, say: Callable[[str], None]
 ) -> None:
@@ -37,15 +48,8 @@ def check_same_run(
       saved: a checkpoint's description.
 
     Raises:
-      RunError: names every value that may not change, or the version that made the run.
+      RunError: names every value that may not change.
     """
-    version = version_of(saved)
-    if version.split(".")[:2] != __version__.split(".")[:2]:
-        raise RunError(
-            f"{workdir} was made by albert {version}, and this is {__version__}, which keeps other "
-            "things in a checkpoint. Resume it with that version, or start from its weights in "
-            f"another --workdir with --config.init_from={workdir}."
-        )
     now = describe_run(config, task)
     refused, warned = task.changes(saved)
     told: list[str] = []
