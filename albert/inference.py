@@ -6,7 +6,7 @@ import operator
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple, overload
+from typing import Any, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
@@ -227,7 +227,7 @@ class Pretrained:
         """Every output by its name; what is not used of it, jax does not compute."""
         flat = flatten_dict(params, sep="/")
         flat |= {path: jnp.zeros(shape) for path, shape in self._absent.items()}
-        output = Albert(self.config).apply(
+        output: Any = Albert(self.config).apply(
             {"params": unflatten_dict(flat, sep="/")},
             rows["input_ids"],
             rows["attention_mask"],
@@ -291,7 +291,9 @@ class Pretrained:
             )
 
     @overload
-    def fill_mask(self, text: str, top: int = 5, batch_size: int = 32) -> list[list[Guess]]: ...
+    def fill_mask(  # type: ignore[overload-overlap]  # a str is an Iterable[str] as well
+        self, text: str, top: int = 5, batch_size: int = 32
+    ) -> list[list[Guess]]: ...
 
     @overload
     def fill_mask(
@@ -337,7 +339,7 @@ class Pretrained:
                 _stacked_rows([rows[i] for i in chosen]), self.config.max_position_embeddings
             )
             positions = _grown(positions, len(batch["input_ids"]), _bucket(positions.shape[1]))
-            probabilities, ids = map(
+            probabilities, likeliest = map(
                 np.asarray,
                 self._likeliest(
                     self.params,
@@ -353,7 +355,7 @@ class Pretrained:
                         Guess(tokenizer.decode([j]) or tokenizer.pieces([j])[0], float(p), int(j))
                         for p, j in zip(
                             probabilities[number, place, :top],
-                            ids[number, place, :top],
+                            likeliest[number, place, :top],
                             strict=True,
                         )
                     ]
@@ -460,8 +462,9 @@ def _texts(texts: str | Iterable[str], name: str) -> list[str]:
     if isinstance(texts, no_lists) or not isinstance(texts, Iterable):
         reason = " has no order and" if isinstance(texts, (set, frozenset)) else ""
         raise ValueError(f"{name} is a {kind}, which{reason} is not a list of texts.")
-    if getattr(texts, "ndim", 1) != 1:  # a table would give its columns' names
-        raise ValueError(f"{name} is a {kind} of {texts.ndim} axes; give one column of texts.")
+    axes = getattr(texts, "ndim", 1)
+    if axes != 1:  # a table would give its columns' names
+        raise ValueError(f"{name} is a {kind} of {axes} axes; give one column of texts.")
     listed = list(texts)
     for number, text in enumerate(listed):
         if not isinstance(text, str):

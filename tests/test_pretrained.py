@@ -22,10 +22,10 @@ import reference
 from albert import inference
 from albert.checkpoints import CheckpointError, manifest
 from albert.checkpoints.store import Checkpoints
-from albert.data.tokenizer import MASK, Tokenizer
+from albert.data.tokenizer import MASK, Tokenizer, is_padding
 from albert.inference import Pretrained
 from albert.interop import formats, original
-from albert.interop.weights import entries, parameter_shapes, unstacked
+from albert.interop.weights import entries, parameter_shapes, predicting_pieces, unstacked
 from albert.train.optimizers import OptimizerConfig, make_optimizer
 from models import assert_same, random_weights
 
@@ -369,6 +369,31 @@ def test_rows_that_are_no_piece_are_never_predicted(padded, kind, tmp_path):
     np.testing.assert_allclose(sum(g.probability for g in guesses), 1, rtol=1e-5)
     model.save(tmp_path / "again", format=kind)
     assert_same(formats.read(tmp_path / "again"), padded)
+
+
+def test_parameters_by_which_only_pieces_are_predicted(padded):
+    before = padded.params["mlm_head/output_bias"].copy()
+    weights = dataclasses.replace(padded, params=predicting_pieces(padded), tokenizer=None)
+    logits = Pretrained(weights)([[2, 20, 3]], output_mlm_logits=True).mlm_logits
+    expected = Pretrained(padded)([[2, 20, 3]], output_mlm_logits=True).mlm_logits
+    np.testing.assert_array_equal(jax.nn.softmax(logits), jax.nn.softmax(expected))
+    np.testing.assert_array_equal(padded.params["mlm_head/output_bias"], before)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "rows", "may_be"),
+    [
+        (600, 608, True),
+        (30000, 30080, True),
+        (30000, 32768, True),
+        (30000, 30000, True),
+        (600, 599, False),
+        (96, 224, False),
+        (30000, 128100, False),
+    ],
+)
+def test_round_numbers_of_rows(pieces, rows, may_be):
+    assert is_padding(pieces, rows) is may_be
 
 
 def test_far_more_rows_than_pieces_are_another_model(padded, tmp_path):

@@ -21,7 +21,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from albert.checkpoints import CheckpointError
-from albert.data.tokenizer import Tokenizer, VocabularyError
+from albert.data.tokenizer import Tokenizer, VocabularyError, is_padding
 from albert.models import sharing as parameter_sharing
 from albert.models.config import AlbertConfig
 from albert.models.encoder import Albert, abstract_params
@@ -320,12 +320,6 @@ def open_vocabulary(path: Path, lower_case: bool = True, strip_accents: bool = T
         raise CheckpointError(str(error)) from error
 
 
-def is_padding(pieces: int, rows: int) -> bool:
-    """Whether a model of so many word embeddings may be that of so many pieces: equal, or padded to
-    a round number (8, 64, 128 or a power of two are common)."""
-    return pieces <= rows <= max(pieces + 127, pieces + pieces // 10)
-
-
 def check_vocabulary(weights: Weights, where: str | Path) -> None:
     """Notes rows of the model that are no piece; raises CheckpointError when the vocabulary is of
     another model."""
@@ -340,6 +334,17 @@ def check_vocabulary(weights: Weights, where: str | Path) -> None:
         "piece and are never predicted; they are saved with the model as they are."
     )
     weights.vocabulary_note = " ".join(filter(None, [note, weights.vocabulary_note]))
+
+
+def predicting_pieces(weights: Weights) -> dict[str, np.ndarray]:
+    """`params` with a bias in the MLM head by which rows that are no piece are never predicted and
+    take no share of the probability."""
+    name = "mlm_head/output_bias"
+    if weights.tokenizer is None or name not in weights.params:
+        return weights.params
+    bias = np.array(weights.params[name], np.float32)
+    bias[weights.tokenizer.vocab_size :] = -1e30
+    return weights.params | {name: bias}
 
 
 def check_new(path: Path) -> None:

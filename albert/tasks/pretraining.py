@@ -4,6 +4,7 @@ Sources: sections "Loss" and "Examples" of the released program, google-research
 and reductions are float32.
 """
 
+import json
 import math
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,7 @@ from albert.data.pretraining.prepare import (
 from albert.data.sources.base import SourceError
 from albert.data.tokenizer import CLS, MASK, SEP, Tokenizer, VocabularyError
 from albert.interop.weights import Weights
+from albert.interop.workdir import VOCABULARY
 from albert.models.attention import Use
 from albert.models.config import AlbertConfig
 from albert.models.cost import encoder_flops
@@ -144,7 +146,7 @@ class Pretraining(Task):
             path = place(data.tokenizer)
             if data.tokenizer and path.is_file():
                 try:
-                    open_tokenizer(path, data, model.vocab_size)
+                    open_tokenizer(path, data, model.vocab_size, padded=bool(config.init_from))
                 except VocabularyError as error:
                     found.append(f"data.tokenizer: {error}")
         return found
@@ -159,8 +161,10 @@ class Pretraining(Task):
         if "mlm_head" in model.missing:
             found.append("the model has no MLM head, so it predicts nothing to be evaluated")
         if model.tokenizer is None:
+            note = f" ({model.vocabulary_note})" if model.vocabulary_note else ""
             found.append(
-                "there is no vocabulary beside the model; name it with --config.data.tokenizer"
+                f"there is no vocabulary beside the model{note}; name it with "
+                "--config.data.tokenizer"
             )
         if not config.data.valid_sources:
             found.append("there is no text to evaluate on; name it with --text")
@@ -199,11 +203,9 @@ class Pretraining(Task):
     @classmethod
     def prepare(cls, config, workdir: Path, saved: dict | None, start: Weights | None):
         tokenizer = start.tokenizer if start else None
-        if config.data.tokenizer:
-            tokenizer = None
-        elif config.init_from and saved is not None:
-            path = workdir / "tokenizer.model"
-            tokenizer = open_tokenizer(path, config.data, config.model.vocab_size)
+        if config.init_from and (config.data.tokenizer or saved is not None):
+            path = place(config.data.tokenizer) if config.data.tokenizer else workdir / VOCABULARY
+            tokenizer = open_tokenizer(path, config.data, config.model.vocab_size, padded=True)
         data = prepare(
             config.data, config.model.vocab_size, config.seed, tokenizer, _fingerprints(saved)
         )
@@ -280,7 +282,8 @@ class Pretraining(Task):
         assert self._data is not None
         assert self._valid is not None
         held_out = [plan.corpus.fingerprint for plan in self._valid.plans]
-        return {"data": self._data.identity, "held_out": held_out}
+        described = {"data": self._data.identity, "held_out": held_out}
+        return json.loads(json.dumps(described))  # as it is read again
 
     def changes(self, saved):
         assert self._data is not None
@@ -298,8 +301,11 @@ class Pretraining(Task):
         return refused, told
 
     def _guess(self, params, rows):
-        """The likeliest piece at every masked position, int [B, P]."""
-        return jnp.argmax(apply_model(self.model, params, rows).logits["mlm"], axis=-1)
+        """The likeliest piece at every masked position, int [B, P]. A model may have more rows than
+        there are pieces."""
+        assert self.tokenizer is not None
+        logits = apply_model(self.model, params, rows).logits["mlm"]
+        return jnp.argmax(logits[..., : self.tokenizer.vocab_size], axis=-1)
 
     def _evaluate(self, params, rows):
         """Sums over rows, to be added up; see `figures`."""

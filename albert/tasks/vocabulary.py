@@ -10,7 +10,7 @@ def vocabulary_problems(config, start: Weights) -> list[str]:
     """Why the vocabulary of `config.init_from` does not fit the section `data`, a sentence each."""
     path, data = config.init_from, config.data
     if data.tokenizer:
-        named = open_tokenizer(place(data.tokenizer), data, config.model.vocab_size)
+        named = open_tokenizer(place(data.tokenizer), data, config.model.vocab_size, padded=True)
         if start.tokenizer and _pieces(named) != _pieces(start.tokenizer):
             return [
                 f"data.tokenizer {named.path} is another vocabulary than that of init_from, "
@@ -18,8 +18,10 @@ def vocabulary_problems(config, start: Weights) -> list[str]:
             ]
         return []
     if start.tokenizer is None:
+        note = f" ({start.vocabulary_note})" if start.vocabulary_note else ""
         return [
-            f"there is no vocabulary beside init_from, {path}; name it with --config.data.tokenizer"
+            f"there is no vocabulary beside init_from, {path}{note}; name it with "
+            "--config.data.tokenizer"
         ]
     problems = []
     for field in ("lower_case", "strip_accents"):

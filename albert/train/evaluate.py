@@ -18,7 +18,7 @@ from albert.checkpoints.store import CheckpointError, Checkpoints
 from albert.data.loader import heldout_batch
 from albert.data.tokenizer import Tokenizer
 from albert.interop import formats
-from albert.interop.weights import stacked
+from albert.interop.weights import predicting_pieces, stacked
 from albert.interop.workdir import VOCABULARY, is_run
 from albert.runtime.fields import ConfigError
 from albert.runtime.paths import file_name_part, place, replace_text
@@ -221,15 +221,17 @@ def evaluate_model(path: Path, config: Config, options: Options) -> None:
       ConfigError, SourceError, VocabularyError: there is no vocabulary or text, or it does not fit.
     """
     named = place(config.data.tokenizer) if config.data.tokenizer else None
-    weights = formats.read(path.expanduser(), vocabulary=named)
+    weights = formats.read(path, vocabulary=named)
     kind = find_task(config.task)
     config = dataclasses.replace(options.applied(config), model=weights.config)
     problems = kind.problems(config, needs_text=False) + kind.evaluation_problems(config, weights)
     if problems:
         raise ConfigError([f"{text} ({path})" for text in problems])
+    if weights.vocabulary_note and jax.process_index() == 0:
+        print(f"{path}: {weights.vocabulary_note}")
     task = kind.to_evaluate(config, weights.tokenizer, None, weights.missing)
     with on_these_devices(config, task) as (evaluators, like, mesh, sharding, size):
-        params = stacked(weights.config, weights.params)
+        params = stacked(weights.config, predicting_pieces(weights))
         flat = {
             name: jax.device_put(params.get(name, np.zeros(leaf.shape)), leaf.sharding)
             for name, leaf in flatten_dict(like, sep="/").items()

@@ -97,6 +97,7 @@ def describe_start(config: Config, weights: Weights) -> str:
         more = len(weights.left_over) - 5
         lines.append(f"  Left over there: {shown}{f' and {more} more' if more > 0 else ''}.")
     lines += [f"  {note[0].upper()}{note[1:]}." for note in weights.notes]
+    lines += [f"  {weights.vocabulary_note}"] if weights.vocabulary_note else []
     for field in _TOLD:
         theirs, ours = getattr(weights.config, field), getattr(config.model, field)
         if theirs != ours:

@@ -26,7 +26,7 @@ from albert.data.pretraining.plan import (
 from albert.data.sentences import language_problem
 from albert.data.sources.base import Source, SourceError
 from albert.data.sources.parse import parse_source
-from albert.data.tokenizer import Tokenizer, VocabularyError
+from albert.data.tokenizer import Tokenizer, VocabularyError, is_padding
 from albert.data.vocabulary import MIN_COVERAGE, TOLD_UNKNOWN, prepare_vocabulary
 from albert.runtime.paths import place
 
@@ -284,10 +284,16 @@ def prepare_with_beam(
     return corpora
 
 
-def open_tokenizer(path: Path, config: DataConfig, vocab_size: int) -> Tokenizer:
-    """The vocabulary in `path`; raises VocabularyError when it does not fit the model."""
+def open_tokenizer(
+    path: Path, config: DataConfig, vocab_size: int, padded: bool = False
+) -> Tokenizer:
+    """The vocabulary in `path`; raises VocabularyError when it does not fit the model.
+
+    `padded`: the model may have some more rows than there are pieces.
+    """
     tokenizer = Tokenizer(path, config.lower_case, config.strip_accents)
-    if tokenizer.vocab_size != vocab_size:
+    fits = tokenizer.vocab_size == vocab_size
+    if not (fits or (padded and is_padding(tokenizer.vocab_size, vocab_size))):
         raise VocabularyError(
             f"The vocabulary {path} has {tokenizer.vocab_size} pieces and the model "
             f"{vocab_size}: set --config.model.vocab_size={tokenizer.vocab_size}."
