@@ -20,6 +20,7 @@ from albert.runtime.signals import EXIT_CODE, Preempted, StopNow
 from albert.train.config_files import find_config
 
 _bad_overrides: list[str] = []
+_overridden: list[str] = []  # fields
 _GOOGLE = "0x1ae0"  # the maker of a PCI device
 # Whoever sets one of these knows of a TPU, or wants jax to look for one.
 _TPU_VARIABLES = ("JAX_FORCE_TPU_INIT", "TPU_LIBRARY_PATH", "TPU_NAME", "TPU_WORKER_ID")
@@ -67,6 +68,11 @@ def define_config(default: str = "configs/quickstart.py"):
     if any(argument.lstrip("-").startswith(("config.", "noconfig.")) for argument in sys.argv):
         from albert.train.config import split_overrides
 
+        names = (argument.lstrip("-").partition("=")[0] for argument in sys.argv)
+        names = (name.removeprefix("no") for name in names)
+        _overridden.extend(
+            name.removeprefix("config.") for name in names if name.startswith("config.")
+        )
         sys.argv, problems = split_overrides(sys.argv)
         _bad_overrides.extend(problems)
     return config_flags.DEFINE_config_file(
@@ -101,6 +107,22 @@ def checked(holder, needs_text: bool = True):
     if _bad_overrides:
         raise ConfigError(_bad_overrides)
     return config
+
+
+def overrides(holder) -> dict[str, object]:
+    """The fields that the command line sets, as SECTION.FIELD, with their values; raises
+    ConfigError for those that cannot be."""
+    from albert.runtime.fields import ConfigError
+
+    if _bad_overrides:
+        raise ConfigError(_bad_overrides)
+    found: dict[str, object] = {}
+    for name in _overridden:
+        value = holder.value
+        for part in name.split("."):
+            value = value[part]
+        found[name] = value
+    return found
 
 
 def config_name(holder_name: str = "config") -> str:

@@ -497,6 +497,27 @@ def processes_of(text, vocabulary, prepared, workdir, *more, own=((), ())):
 
 
 @pytest.mark.slow
+def test_two_processes_evaluate_a_run_as_one_does(run, tmp_path):
+    """Over the run's own mesh, from eval.py."""
+    printed = []
+    for number in (1, 2):
+        shutil.copytree(run, tmp_path / f"run{number}")
+        command = [sys.executable, "eval.py", f"--workdir={tmp_path / f'run{number}'}"]
+        environment = {**os.environ, "JAX_NUM_PROCESSES": str(number)}
+        if number == 2:
+            environment["XLA_FLAGS"] = os.environ["XLA_FLAGS"].replace("count=8", "count=4")
+            environment["JAX_COORDINATOR_ADDRESS"] = f"127.0.0.1:{20000 + random.randrange(20000)}"
+        together = [
+            launch(command, env={**environment, "JAX_PROCESS_ID": str(i)}) for i in range(number)
+        ]
+        printed.append([process.communicate(timeout=200)[0] for process in together])
+        assert [process.returncode for process in together] == [0] * number, printed
+    (alone,), (first, second) = printed
+    assert first.replace("run2", "run1") == alone
+    assert "MLM loss" not in second
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 def test_when_one_process_is_gone_the_others_end_and_a_restart_goes_on(

@@ -1,6 +1,8 @@
 """Starting a run from another model, and evaluating any model."""
 
 import dataclasses
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +16,7 @@ from albert.checkpoints import CheckpointError
 from albert.data.vocabulary import train_vocabulary
 from albert.interop import formats
 from albert.interop.weights import stacked
+from albert.models.config import AlbertConfig
 from albert.runtime import RunError
 from albert.runtime.fields import ConfigError
 from albert.train.config import check
@@ -244,13 +247,85 @@ def test_what_an_evaluation_lacks_is_told_at_once(run, tiny, tmp_path):
     assert "set --config.data.seq_length=64" in text
 
 
-@pytest.mark.parametrize("override", ["--config.seed=1", "--config.sede=1"])
-def test_a_run_is_not_evaluated_with_another_config(run, override):
-    done = subprocess.run(
-        [sys.executable, "eval.py", f"--workdir={run}", override],
-        cwd=Path(__file__).resolve().parent.parent,
-        capture_output=True,
-        text=True,
-    )
+@pytest.fixture
+def evaluated(run, tmp_path):
+    """Runs eval.py on a copy of the finished run."""
+    shutil.copytree(run, tmp_path / "run")
+
+    def call(*arguments):
+        return subprocess.run(
+            [
+                sys.executable,
+                "eval.py",
+                f"--workdir={tmp_path / 'run'}",
+                "--examples=0",
+                *arguments,
+            ],
+            cwd=Path(__file__).resolve().parent.parent,
+            capture_output=True,
+            text=True,
+        )
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("--config.seed=1", "seed is the run's own; what may differ is data and train"),
+        ("--config.sede=1", "sede is not a field; did you mean seed?"),
+        ("--config=configs/base.py", "model.hidden_size is 768 in --config and 32 in the run"),
+    ],
+)
+def test_another_model_is_not_evaluated_in_its_place(evaluated, argument, words):
+    done = evaluated(argument)
     assert done.returncode == 2
-    assert "--config goes with --model; a run is evaluated with its own" in done.stderr
+    assert words in done.stderr
+
+
+@pytest.mark.slow
+def test_a_run_is_evaluated_by_the_sections_of_its_config_that_were_given(evaluated, tiny):
+    fields = {
+        "model.vocab_size": tiny.model.vocab_size,
+        "data.folder": tiny.data.folder,
+        "data.train_sources": tiny.data.train_sources[0],
+        "data.tokenizer": tiny.data.tokenizer,
+        "data.max_documents": 0,
+        "data.seq_length": 32,
+        "data.max_predictions": 6,
+        "train.eval_rows": 30,
+    }
+    overrides = [f"--config.{name}={value}" for name, value in fields.items()]
+    by_config = evaluated("--config=configs/base.py:v1,tiny", *overrides)
+    assert by_config.returncode == 0, by_config.stderr
+    by_field = evaluated("--config.train.eval_rows=30")
+    assert by_field.returncode == 0, by_field.stderr
+    tables = [
+        [line for line in done.stdout.splitlines() if not line.startswith("Written")]
+        for done in (by_config, by_field)
+    ]
+    assert tables[0] == tables[1]
+    assert "over 30 examples" in by_field.stdout
+
+
+def test_a_model_with_more_rows_than_pieces_is_evaluated_and_starts_a_run(
+    tiny, tmp_path, text, tokenizer, capsys
+):
+    """Padded to a round number; what is no piece is never predicted."""
+    shape = dict(tiny.model) | {"vocab_size": 104}
+    config = AlbertConfig(**shape)
+    weights = random_weights(
+        **{f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    )
+    weights.params["mlm_head/output_bias"][100:] = 1e4  # would be predicted everywhere
+    weights.tokenizer = tokenizer
+    formats.write(weights, tmp_path / "m", "albert")
+    evaluate_model(tmp_path / "m", check(tiny), Options(text=str(text), rows=16, examples=1))
+    printed = capsys.readouterr().out
+    assert float(re.search(r"MLM loss \(nats\) +([\d.]+)", printed)[1]) < 20
+    tiny.init_from, tiny.model.vocab_size, tiny.train.num_steps = str(tmp_path / "m"), 104, 2
+    train(check(tiny), tmp_path / "run")
+    assert "104" in capsys.readouterr().out
+    tiny.init_from = ""
+    with pytest.raises(ConfigError, match="has 96 pieces and the model 104"):
+        check(tiny)

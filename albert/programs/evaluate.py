@@ -9,9 +9,10 @@
                                                               checkpoint, or another run
 
 Prints MLM and SOP figures and a few filled-in masks; for a workdir it also writes eval_STEP.json
-and TensorBoard scalars there. A run is evaluated by its own config, or by the sections data and
-train of --config, whose model must be the run's. --model is evaluated by --config, which says how
-text becomes rows and how many are computed at once; its model section is not used.
+and TensorBoard scalars there. A run is evaluated by its own config, with the fields of data and
+train that --config.SECTION.FIELD=VALUE sets, or by these two sections of --config, whose model must
+be the run's. --model is evaluated by --config, which says how text becomes rows and how many are
+computed at once; its model section is not used.
 """
 
 import sys
@@ -20,8 +21,8 @@ from absl import flags
 
 from albert import cli
 
-# Asked before the flag is defined, which takes overrides that cannot be out of sys.argv.
-_HAS_CONFIG = any(a.lstrip("-").startswith(("config", "noconfig.")) for a in sys.argv[1:])
+# Asked before the flags are parsed, since the flag has a default.
+_NAMES_CONFIG = any(a.lstrip("-").partition("=")[0] == "config" for a in sys.argv[1:])
 _CONFIG = cli.define_config("configs/default.py")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run. Default: runs/quickstart.")
 _MODEL = flags.DEFINE_string("model", None, "Any model that albert.load takes, rather than a run.")
@@ -76,7 +77,9 @@ def main() -> None:
 
         diagnose_run(workdir, _STEP.value, _TEXT.value, _ROWS.value)
         return
-    other = cli.checked(_CONFIG, needs_text=False) if _HAS_CONFIG else None
+    other = cli.checked(_CONFIG, needs_text=False) if _NAMES_CONFIG else None
+    if other is None:
+        options = options.with_fields(cli.overrides(_CONFIG))
     evaluate_run(workdir, _STEP.value, options, other)
 
 

@@ -24,7 +24,7 @@ from albert.runtime.fields import ConfigError
 from albert.runtime.paths import file_name_part, place, replace_text
 from albert.tasks import find_task
 from albert.tasks.base import Evaluation, Samples, Task
-from albert.train.config import Config, config_of_run
+from albert.train.config import Config, config_of_run, from_json
 from albert.train.log_files import write_scalars
 from albert.train.sharding import (
     ShardingConfig,
@@ -99,13 +99,29 @@ class Options:
       text: a source to evaluate on instead of the run's own held-out text.
       rows: at most so many rows instead of the config's `train.eval_rows`.
       examples: lines of what the model makes of held-out rows.
-      data: fields of the config's section `data` to replace, such as {"sentence_objective": "nsp"}.
+      data, train: fields of these sections of the config to replace, such as
+        {"sentence_objective": "nsp"}.
     """
 
     text: str | None = None
     rows: int | None = None
     examples: int = 5
     data: dict = dataclasses.field(default_factory=dict)
+    train: dict = dataclasses.field(default_factory=dict)
+
+    def with_fields(self, fields: dict[str, object]) -> "Options":
+        """With fields that are given as SECTION.FIELD; raises ConfigError for other sections."""
+        changes: dict[str, dict] = {"data": dict(self.data), "train": dict(self.train)}
+        problems = []
+        for name, value in fields.items():
+            section, _, field = name.partition(".")
+            if section in changes:
+                changes[section][field] = value
+            else:
+                problems.append(f"{name} is the run's own; what may differ is data and train")
+        if problems:
+            raise ConfigError(problems)
+        return dataclasses.replace(self, **changes)
 
     def applied(self, config: Config) -> Config:
         """The config with what these options say."""
@@ -120,13 +136,16 @@ class Options:
                 ]
             )
         data = dataclasses.replace(config.data, **changes)
-        train = dataclasses.replace(config.train, eval_rows=self.rows or config.train.eval_rows)
-        return dataclasses.replace(config, data=data, train=train)
+        rows = {"eval_rows": self.rows} if self.rows else {}
+        train = dataclasses.replace(config.train, **(self.train | rows))
+        changed = dataclasses.replace(config, data=data, train=train)
+        return from_json(dataclasses.asdict(changed)) if self.data or self.train else changed
 
     @property
     def suffix(self) -> str:
         """What tells the files of such an evaluation from those of another."""
-        parts = [str(value) for value in (self.text, *self.data.values()) if value is not None]
+        values = (self.text, *self.data.values(), *self.train.values())
+        parts = [str(value) for value in values if value is not None]
         return "".join(f"_{file_name_part(part)}" for part in parts)
 
 
