@@ -404,7 +404,7 @@ class Pretrained:
     def save(self, path: str | os.PathLike, format: str = "albert") -> None:
         """Writes the model with its vocabulary as a new folder, whole or not at all.
 
-        An optimiser's moments are not part of a loaded model; `tools/convert.py` takes them along.
+        An optimizer's moments are not part of a loaded model; `tools/convert.py` takes them along.
 
         Args:
           path: the folder; must not be there yet.

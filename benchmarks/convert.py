@@ -3,7 +3,7 @@
   python benchmarks/convert.py                              ALBERT-base, random weights
   python benchmarks/convert.py --config=configs/xxlarge.py --repeat=1
 
-Makes a checkpoint with the optimiser's moments, converts it along the whole circle and prints the
+Makes a checkpoint with the optimizer's moments, converts it along the whole circle and prints the
 median seconds and the most resident memory of `tools/convert.py`, imports included.
 """
 

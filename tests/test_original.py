@@ -111,7 +111,7 @@ def test_once_round_every_format_is_bit_equal(trained, tf, tmp_path):
     assert last.keys() == variables
     for name in variables:
         assert last[name].tobytes() == first[name].tobytes(), name
-    # The optimiser goes along where the format can hold it.
+    # The optimizer goes along where the format can hold it.
     formats.write(formats.read(tmp_path / "a", with_moments=True), tmp_path / "e", "original")
     again = tensors_of(tf, tmp_path / "e" / "model.ckpt-8")
     assert all(np.array_equal(again[name], value) for name, value in first.items())
@@ -178,7 +178,7 @@ def test_exports_for_a_hub_are_read(trained, tf, tmp_path, vocabulary):
     assert weights.missing == ["sop_head"]
     assert weights.step == 8
     assert weights.mu is None
-    assert weights.notes == ["no optimiser slots"]
+    assert weights.notes == ["no optimizer slots"]
     assert weights.names["pooler/bias"] == "module/bert/pooler/dense/bias"
     whole = formats.read(trained)
     for path, value in weights.params.items():

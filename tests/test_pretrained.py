@@ -531,7 +531,7 @@ def test_moments_and_step_survive_a_workdir(tmp_path):
         assert all(ours[k].tobytes() == theirs[k].tobytes() for k in ours)
     without = formats.read(tmp_path / "w" / "checkpoints" / "7")
     assert without.mu is None
-    assert "optimiser slots are there and were not read" in without.notes
+    assert "optimizer slots are there and were not read" in without.notes
 
 
 # Those that have a first and a second moment of every number, and some that have not.
@@ -576,7 +576,7 @@ def test_moments_are_found_whatever_the_optimizer(name, has_moments, tmp_path):
     assert_same(found, weights)
     if not has_moments:
         assert found.mu is found.nu is None
-        assert "the run's optimiser has no two moments of every parameter: left out" in found.notes
+        assert "the run's optimizer has no two moments of every parameter: left out" in found.notes
         return
     assert found.notes == []
     flat = flatten_dict(grads, sep="/")
@@ -686,7 +686,7 @@ def test_convert_prints_what_went_where(tmp_path, vocabulary):
     assert "albert.pooler.weight" in done.stdout
     assert "Missing: sop_head." in lines
     assert "Left over: nothing." in lines
-    assert "Step 7, without the optimiser's moments." in lines
+    assert "Step 7, without the optimizer's moments." in lines
     assert_same(formats.read(tmp_path / "out"), weights)
     done = convert(f"--input={tmp_path}", f"--output={tmp_path / 'x'}", "--format=albert")
     assert done.returncode == 2

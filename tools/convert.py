@@ -8,7 +8,7 @@
 
 The input is a workdir or one checkpoint of it, a Hugging Face folder, or the prefix or folder of a
 TensorFlow checkpoint. Prints what went where, what was missing and what was left over. The
-optimiser's moments and step go along between workdirs and TensorFlow checkpoints. Reading and
+optimizer's moments and step go along between workdirs and TensorFlow checkpoints. Reading and
 writing the latter needs TensorFlow: pip install -r requirements-original.txt
 """
 
@@ -86,7 +86,7 @@ def main() -> None:
         print(f"Note: {note}.")
     moments = "with" if weights.mu is not None and _FORMAT.value != "huggingface" else "without"
     step = "unknown" if weights.step is None else weights.step
-    print(f"Step {step}, {moments} the optimiser's moments.")
+    print(f"Step {step}, {moments} the optimizer's moments.")
     print(f"Vocabulary: {weights.tokenizer.path if weights.tokenizer else 'none was found'}.")
     print(f"Written to {_OUTPUT.value}")
 

@@ -344,7 +344,7 @@ class Checkpoints:
     # Restoring.
 
     def has_training(self, step: int) -> bool:
-        """Whether an optimiser's state was saved as well; False for weights alone."""
+        """Whether an optimizer's state was saved as well; False for weights alone."""
         return "training" in self._manifest(step)["leaves"]
 
     def info(self, step: int) -> dict:
@@ -369,7 +369,7 @@ class Checkpoints:
         ]
         if wrong:
             raise CheckpointError(
-                f"The checkpoint {self.folder / str(step)} is not of this model and optimiser:\n  "
+                f"The checkpoint {self.folder / str(step)} is not of this model and optimizer:\n  "
                 + "\n  ".join(wrong)
             )
         return (

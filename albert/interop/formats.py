@@ -38,7 +38,7 @@ def read(path: Path, with_moments: bool = False, vocabulary: Path | None = None)
     Args:
       path: a workdir, one checkpoint of it, a Hugging Face folder, or the prefix or folder of a
         checkpoint of the released program.
-      with_moments: read the optimiser's moments as well, if there are any.
+      with_moments: read the optimizer's moments as well, if there are any.
       vocabulary: the .model file to use rather than the one beside the weights.
 
     Raises:

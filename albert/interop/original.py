@@ -28,7 +28,7 @@ from albert.models.config import AlbertConfig
 
 ACTIVATIONS = {"gelu": "gelu", "relu": "relu"}
 CONFIG_NAME = "albert_config.json"
-_SLOTS = ("adam_m", "adam_v")  # of both optimisers
+_SLOTS = ("adam_m", "adam_v")  # of both optimizers
 _STEP = "global_step"
 # Written into albert_config.json, where the released program ignores them, and read from there.
 _LOWER, _STRIP = "do_lower_case", "strip_accents"
@@ -100,7 +100,7 @@ def read(prefix: Path, with_moments: bool = False, vocabulary: Path | None = Non
 
     Args:
       prefix: the path up to ".index".
-      with_moments: read the optimiser's slots as well, if there are any.
+      with_moments: read the optimizer's slots as well, if there are any.
       vocabulary: the .model file; None looks beside the checkpoint.
 
     Raises:
@@ -141,11 +141,11 @@ def read(prefix: Path, with_moments: bool = False, vocabulary: Path | None = Non
     lacking = [name for name in slots if name not in shapes]
     if lacking and len(lacking) < len(slots):
         weights.notes.append(
-            f"optimiser slots left out: {len(lacking)} of {len(slots)} are missing, "
+            f"optimizer slots left out: {len(lacking)} of {len(slots)} are missing, "
             f"{lacking[0]} among them"
         )
     elif lacking:
-        weights.notes.append("no optimiser slots")
+        weights.notes.append("no optimizer slots")
     else:
         used.update(slots)
         if with_moments:
@@ -153,7 +153,7 @@ def read(prefix: Path, with_moments: bool = False, vocabulary: Path | None = Non
                 {e.path: e.read(get(f"{e.name}/{slot}")) for e in present} for slot in _SLOTS
             )
         else:
-            weights.notes.append("optimiser slots are there and were not read")
+            weights.notes.append("optimizer slots are there and were not read")
     weights.left_over = sorted(stored[name] for name in shapes.keys() - used)
     vocabulary = vocabulary or _beside(prefix, "*.model")
     if vocabulary:

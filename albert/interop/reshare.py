@@ -31,7 +31,7 @@ def same_tensors(a: AlbertConfig, b: AlbertConfig) -> bool:
 
 
 def reshare(weights: Weights, config: AlbertConfig, method: str = "average") -> Weights:
-    """The same model under the sharing and the depth of `config`; no optimiser's moments.
+    """The same model under the sharing and the depth of `config`; no optimizer's moments.
 
     Layer l of a deeper model is layer l mod depth of the old one (the stack is repeated), of a
     shallower one layer l * depth // new depth. A tensor that several layers share is the mean of

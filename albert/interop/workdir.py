@@ -100,7 +100,7 @@ def _read(
     weights.left_over = sorted(params.keys() - taken.keys())
     if not checkpoints.has_training(step):
         weights.step = info.get("step")
-        weights.notes.append("no optimiser slots")
+        weights.notes.append("no optimizer slots")
     elif with_moments:
         training = checkpoints.restore_arrays(step, "training")
         weights.step = int(training["step"]) - int(training["bad_steps"])
@@ -111,11 +111,11 @@ def _read(
         if weights.mu is None or weights.nu is None:
             weights.mu = weights.nu = None
             weights.notes.append(
-                "the run's optimiser has no two moments of every parameter: left out"
+                "the run's optimizer has no two moments of every parameter: left out"
             )
     else:
         weights.step = step
-        weights.notes.append("optimiser slots are there and were not read")
+        weights.notes.append("optimizer slots are there and were not read")
     if vocabulary or (workdir / VOCABULARY).is_file():
         weights.tokenizer = open_vocabulary(vocabulary or workdir / VOCABULARY, *flags)
     return weights
@@ -124,7 +124,7 @@ def _read(
 def _find(
     config: AlbertConfig, tree, name: str, shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, np.ndarray] | None:
-    """The subtree of an optimiser's state that has this name and a number for every number of the
+    """The subtree of an optimizer's state that has this name and a number for every number of the
     parameters; None where there is none, or one number for a whole tensor."""
     if isinstance(tree, dict):
         if isinstance(tree.get(name), dict):
@@ -141,7 +141,7 @@ def _find(
 
 
 def _stack(value) -> np.ndarray:
-    """A leaf as one array; an optimiser may hold the tensors of a stack one by one."""
+    """A leaf as one array; an optimizer may hold the tensors of a stack one by one."""
     if isinstance(value, (list, tuple)) and value and all(isinstance(x, np.ndarray) for x in value):
         same = len({x.shape for x in value}) == 1
         return np.stack(value) if same else np.empty(0)

@@ -50,7 +50,7 @@ class AlbertConfig:
     map_equal_embeddings: bool  # E -> H even where E = H, as Hugging Face has it
     attention: str  # a key of albert.models.attention.KERNELS
     dtype: str  # of activations and products; LayerNorm, softmax and losses are always float32
-    param_dtype: str  # of parameters, their gradients and the optimiser's moments
+    param_dtype: str  # of parameters, their gradients and the optimizer's moments
     remat: str  # a key of REMAT_POLICIES
 
     def problems(self) -> list[str]:

@@ -20,7 +20,7 @@ def parameters_of(config: Config) -> dict[str, int]:
 
 
 def state_bytes(config: Config) -> dict[str, int]:
-    """Bytes of parameters, their gradients and the optimiser's slots, over all devices."""
+    """Bytes of parameters, their gradients and the optimizer's slots, over all devices."""
     task = find_task(config.task)
     params = nn.meta.unbox(task.abstract_params(task.make_model(config)))
     optimizer, _ = make_optimizer(config.optimizer, config.train.num_steps)

@@ -121,7 +121,7 @@ class Options:
                 problems.append(f"{name} is the run's own; what may differ is data and train")
         if problems:
             raise ConfigError(problems)
-        return dataclasses.replace(self, **changes)
+        return dataclasses.replace(self, data=changes["data"], train=changes["train"])
 
     def applied(self, config: Config) -> Config:
         """The config with what these options say."""

@@ -112,7 +112,7 @@ def size_of(config: Config) -> str:
 
 
 def parameters(config: Config) -> dict:
-    """By size and model: parameters by part, bytes of a checkpoint and of the optimiser, FLOPs."""
+    """By size and model: parameters by part, bytes of a checkpoint and of the optimizer, FLOPs."""
     found: dict = {}
     of_sizes = {size: sized(config, size) for size in SIZES}
     for size, one in ({size_of(config): config} | of_sizes).items():

@@ -15,7 +15,7 @@ from tools.claims.verdicts import (
 )
 
 _MISSING = "Not measured: "
-_SPLIT = ("parameters", "optimiser", "gradients", "activations")
+_SPLIT = ("parameters", "optimizer", "gradients", "activations")
 
 
 def table(heads: list[str], rows: list[list]) -> list[str]:
@@ -95,13 +95,13 @@ def _parameter_section(found: dict, pictures: Path) -> list[str]:
                     f"{of['flops_per_token'] / 1e9:.2f}",
                 ]
             )
-    heads = ["size", "model", "total", *parts, "checkpoint, GB", "optimiser, GB", "GFLOP per token"]
+    heads = ["size", "model", "total", *parts, "checkpoint, GB", "optimizer, GB", "GFLOP per token"]
     lines += table(heads, rows)
     lines += [
         "",
         "Parameters in millions; checkpoints hold two moments. The embedding is V x H in BERT and "
         "V x E + E x H here (embeddings and embedding_hidden_mapping_in). Of every part the "
-        "optimiser stores two numbers a parameter and a checkpoint three, 4 bytes each in float32.",
+        "optimizer stores two numbers a parameter and a checkpoint three, 4 bytes each in float32.",
         "",
         "![Parameters by part](claims/parameters.png)",
         "",
@@ -277,7 +277,7 @@ def _time_section(found: dict, pictures: Path) -> list[str]:
         lines += [
             "",
             f"{step_shape(found)}, float32, one device, medians of 5 in turns; "
-            "backward and optimiser are differences of medians.",
+            "backward and optimizer are differences of medians.",
             "",
         ]
         if here := found.get("all-reduce"):

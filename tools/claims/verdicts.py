@@ -100,7 +100,7 @@ def every_claim(found: dict, size: str) -> list[Verdict]:
             *of("parameters", size, "*", "checkpoint"),
         ),
         by_ratio(
-            "less optimiser memory", f"bytes, {size}", *of("parameters", size, "*", "optimizer")
+            "less optimizer memory", f"bytes, {size}", *of("parameters", size, "*", "optimizer")
         ),
         by_ratio(
             "less training memory", "peak per chip at the same batch (v5e, no remat)", *at_once

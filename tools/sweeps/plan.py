@@ -257,7 +257,7 @@ def is_finished(run: Run) -> bool:
 def check_disk(runs: list[Run], folder: Path) -> None:
     """Raises ConfigError when the checkpoints that are still to come are larger than what is free.
 
-    A run keeps `keep_last + keep_best` checkpoints of parameters and optimiser, and one more while
+    A run keeps `keep_last + keep_best` checkpoints of parameters and optimizer, and one more while
     it is being written.
     """
     needed = 0
