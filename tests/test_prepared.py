@@ -12,7 +12,7 @@ from albert.data.pretraining.prepare import prepare, prepare_valid
 from albert.data.sources import files
 from albert.data.sources.base import SourceError
 from albert.train.config import check
-from albert.train.evaluate import evaluate_run
+from albert.train.evaluate import Options, evaluate_run
 from albert.train.loop import train
 from conftest import VOCABULARY, write_text
 
@@ -181,7 +181,7 @@ def test_a_run_goes_on_and_is_evaluated_without_its_text(tiny, tmp_path, capsys)
     text.unlink()
     tiny.train.num_steps = 6
     train(check(tiny), tmp_path / "run")
-    evaluate_run(tmp_path / "run", "latest", None, None, 0)
+    evaluate_run(tmp_path / "run", "latest", Options(examples=0))
     printed = capsys.readouterr()
     assert printed.err.count("the text is gone") == 2
     assert (tmp_path / "run" / "eval_6.json").is_file()

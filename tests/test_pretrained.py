@@ -26,8 +26,9 @@ from albert.data.tokenizer import MASK, Tokenizer, is_padding
 from albert.inference import Pretrained
 from albert.interop import formats, original
 from albert.interop.weights import entries, parameter_shapes, predicting_pieces, unstacked
-from albert.train.optimizers import OptimizerConfig, make_optimizer
+from albert.train.optimizers import make_optimizer
 from models import assert_same, random_weights
+from optimizers import LAMB
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZES = {"vocab_size": 96, "max_position_embeddings": 40}
@@ -548,12 +549,7 @@ def test_moments_are_found_whatever_the_optimizer(name, has_moments, tmp_path):
     """Two sets of weights, so that optimizers may hold their tensors one by one."""
     weights = random_weights(moments=True, sharing="groups:2")
     params = jax.tree.map(jnp.asarray, weights.tree)
-    config = OptimizerConfig(
-        name=name,
-        **{field: 1e-3 for field in ("learning_rate", "eps", "weight_decay")},
-        **{"warmup_steps": 1, "b1": 0.9, "b2": 0.99, "clip_norm": 1.0},
-    )
-    optimizer, _ = make_optimizer(config, 10)
+    optimizer, _ = make_optimizer(dataclasses.replace(LAMB, name=name, clip_norm=1.0), 10)
     grads = jax.tree.map(lambda p: p + 1, params)
 
     @jax.jit

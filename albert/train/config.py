@@ -114,8 +114,8 @@ def check(values: Mapping, needs_text: bool = True, for_training: bool = True) -
         raise ConfigError(problems)
     for section in ("model", "data", "optimizer", "train", "sharding"):
         problems += [f"{section}.{text}" for text in getattr(config, section).problems()]
-    if not problems:
-        problems += task.problems(config, needs_text)
+    problems += task.problems(config, needs_text)
+    if not config.model.problems():
         problems += _attention_problems(config, None)
     if config.init_optimizer and not config.init_from:
         problems.append("init_optimizer is True and init_from is empty: there is nothing to take")

@@ -245,6 +245,7 @@ class Run:
             say(f"Compiling; then steps {self.step + 1} to {config.train.num_steps}.")
             self._saver = Saver(self._checkpoints, self._description, config.train, say)
             self._saver.step = self.step
+            self._rolls_back = config.train.on_divergence == "rollback"
             self._rollbacks = Rollbacks(self._checkpoints, say)
             self._question = StopQuestion(self._stop, mesh)
             with (
@@ -267,7 +268,7 @@ class Run:
             self._saver.finish()
             steps = self._checkpoints.steps()
             told = report(self.workdir, self._source, self._log.divergence, steps)
-            if self.config.train.on_divergence != "rollback":
+            if not self._rolls_back:
                 raise RunError(f"{told}\n{_ADVICE}")
             self.state = self._rollbacks.roll_back(self.step, self._abstract, told)
             self._log.rolled_back()
