@@ -112,12 +112,15 @@ def train(
                     contextlib.closing(Checkpoints(workdir / "checkpoints", *keep, create=True))
                 )
                 saved = checkpoints.newest_sound(say)
-                if saved is not None and not is_run(checkpoints.info(saved)):
+                info = None if saved is None else checkpoints.info(saved)
+                if info is not None and not is_run(info):
                     raise RunError(
                         f"{workdir} holds a model and not a run. Start from it in another "
                         f"--workdir with --config.init_from={workdir}, and "
                         "--config.init_optimizer to go on with its optimizer and step."
                     )
+                if info is not None:
+                    check_version(info, workdir)
                 if saved is not None and _is_finished(config, workdir, saved):
                     say(
                         f"{workdir} is finished: it has a checkpoint of step {saved} of "
@@ -127,9 +130,6 @@ def train(
                     return _finished(config, kind, workdir, checkpoints, saved)
                 start = read_start(config) if config.init_from and saved is None else None
                 watch("prepare", 0)
-                info = None if saved is None else checkpoints.info(saved)
-                if info is not None:
-                    check_version(info, workdir)
                 task = kind.prepare(config, workdir, info, start)
                 if info is not None:
                     check_same_run(info, config, task, workdir, say)
