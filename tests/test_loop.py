@@ -1,5 +1,6 @@
 """Whole runs on the small text: outcome, resume, refusal."""
 
+import contextlib
 import json
 import os
 import re
@@ -15,6 +16,7 @@ import pytest
 
 from albert.checkpoints.store import CheckpointError, Checkpoints
 from albert.data.sources.base import SourceError
+from albert.interop import formats
 from albert.runtime import RunError
 from albert.runtime.fields import ConfigError
 from albert.train.config import check
@@ -424,3 +426,21 @@ def test_two_processes_of_four_devices_equal_one_of_eight(tiny, tmp_path):
     ours = [r["loss"] for r in records(several)]
     assert len(ours) == 40
     np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+
+
+def test_a_workdir_of_an_earlier_version_is_told_and_its_weights_load(run, tiny, tmp_path):
+    with contextlib.closing(Checkpoints(run / "checkpoints")) as checkpoints:
+        info, params = checkpoints.info(8), checkpoints.restore_arrays(8, "params")
+    del info["version"], info["progress"], info["config"]["task"]
+    del info["config"]["model"]["attention"]  # what the first version did not know
+    with contextlib.closing(Checkpoints(tmp_path / "checkpoints", create=True)) as checkpoints:
+        checkpoints.save(8, params, params, info, None)
+        checkpoints.wait()
+    words = r"made by albert 0\.1\.0, and this is .*--config\.init_from="
+    with pytest.raises(RunError, match=words):
+        train(check(tiny), tmp_path)
+    with pytest.raises(CheckpointError, match=words):
+        evaluate_run(tmp_path, "8", Options())
+    weights = formats.read(tmp_path / "checkpoints" / "8")
+    kernel = weights.params["encoder/group_0/layer_0/output/kernel"]
+    np.testing.assert_array_equal(kernel, params["encoder"]["layers"]["output"]["kernel"][0])
