@@ -164,6 +164,8 @@ def _parse_flags(argv: list[str]) -> list[str]:
     except flags.Error as error:
         # absl puts the whole traceback of a config file that fails into its message.
         text = str(error).strip().splitlines()[-1]
+    except BrokenPipeError:  # of --help, as behind a `| head`
+        sys.exit(0)
     except Exception as error:
         text = f"the config file fails with {type(error).__name__}: {error}"
     print("\n".join([*_bad_overrides, f"{text}\nSee --help."]), file=sys.stderr)

@@ -65,7 +65,7 @@ def figures(workdir):
 def test_a_signal_anywhere_stops_at_a_boundary_and_loses_nothing(
     run, tiny, tmp_path, phase, step, saved, how
 ):
-    with pytest.raises(Preempted, match=r"Stopped by SIG(TERM|INT) .* The same command goes on"):
+    with pytest.raises(Preempted, match=r"Stopped by SIG(TERM|INT) .* The same command resumes it"):
         train(check(tiny), tmp_path, watch=signal_at(phase, step, how))
     assert max(Checkpoints(tmp_path / "checkpoints").steps(), default=None) == saved
     assert not (tmp_path / "running.json").exists()

@@ -452,7 +452,7 @@ def test_a_sweep_that_is_killed_finishes_with_the_same_table(files, tmp_path):
         assert not (work / run / "eval_200.json").exists()
         if how == signal.SIGTERM:
             assert process.returncode == 2
-            assert "The same command goes on" in errors
+            assert "The same command resumes it" in errors
     assert call(sweep, work, "--jobs=2").returncode == 0
     assert quality(work) == quality(tmp_path / "whole")
 

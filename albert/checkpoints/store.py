@@ -136,7 +136,7 @@ class Checkpoints:
             raise CannotAgree(
                 f"Process {jax.process_index()} failed while it saved step {step} together with "
                 f"the others: {type(error).__name__}: {error}. It ends, and they end when they "
-                "miss it; the same command goes on from the newest checkpoint."
+                "miss it; the same command resumes from the newest checkpoint."
             ) from error
 
     def _make_room(self, step: int) -> None:

@@ -7,7 +7,7 @@
       --config.data.train_sources="('wiki/*.txt.gz', 'books/')" \\
       --config.data.tokenizer=30k-clean.model
 
-A run that was stopped goes on from its newest checkpoint when the same command is given again.
+A run that was stopped resumes from its newest checkpoint when the same command is given again.
 configs/default.py lists every field of a config with its meaning.
 """
 

@@ -12,7 +12,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Preempted(RuntimeError):
-    """The run was asked to stop and did; the same command goes on. Programs leave with
+    """The run was asked to stop and did; the same command resumes it. Programs leave with
     EXIT_CODE.
 
     `alone`: of several processes this one stops without the others having agreed to.

@@ -141,7 +141,7 @@ def train(
         except StopNow:
             raise Preempted(
                 f"Stopped by {stop.asked} before the first step; what was prepared is kept. The "
-                "same command goes on.",
+                "same command resumes it.",
                 alone=True,
             ) from None
         run = Run(config, task, workdir, checkpoints, held, stop, say, on_evaluation, watch)
@@ -382,7 +382,7 @@ class Run:
                 f"Stopped by {by} before the first step. The same command begins again."
             )
         return Preempted(
-            f"Stopped by {by} at step {self.step}, which is saved. The same command goes on."
+            f"Stopped by {by} at step {self.step}, which is saved. The same command resumes it."
         )
 
     def _save_and_raise(self, error: Exception) -> None:

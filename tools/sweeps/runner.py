@@ -109,7 +109,7 @@ def execute(sweep: Sweep, runs: list[Run], jobs: int, root: Path) -> list[tuple[
             time.sleep(_POLL_SECONDS)
     except KeyboardInterrupt:
         raise Stopped(
-            f"Stopped with {len(waiting) + len(running)} runs to go. The same command goes on: "
+            f"Stopped with {len(waiting) + len(running)} runs to go. The same command resumes it: "
             "finished runs are kept, others go on from their checkpoints."
         ) from None
     finally:
