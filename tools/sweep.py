@@ -8,8 +8,8 @@
 
 configs/ablations/ has one file for each table of the paper; behind a colon, laptop makes it minutes
 on two CPU cores. --config.SECTION.FIELD=VALUE holds for every run. Each run gets a folder below the
-workdir, named by what it varies. The same command resumes it where it was stopped: finished runs are
-skipped, others go on from their checkpoints; a run that fails is told and the rest goes on. Leaves
+workdir, named by what it varies. The same command resumes the sweep: finished runs are
+skipped, others resume from their checkpoints; a run that fails is told and the rest goes on. Leaves
 table.md, table.csv, loss.png and quality.png in the workdir, and hyper-parameters for TensorBoard.
 """
 
