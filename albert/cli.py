@@ -3,10 +3,13 @@
 Importing this costs little, so that `--help` is quick; jax is imported when a program starts.
 """
 
+import contextlib
 import errno
 import importlib.util
 import os
 import sys
+import time
+import traceback
 import warnings
 from collections.abc import Callable, Mapping
 from importlib import metadata
@@ -21,6 +24,7 @@ from albert.train.config_files import find_config
 
 _bad_overrides: list[str] = []
 _overridden: list[str] = []  # fields
+_MARGIN = 10  # seconds from a missed heartbeat to what jax says of it
 _GOOGLE = "0x1ae0"  # the maker of a PCI device
 # Whoever sets one of these knows of a TPU, or wants jax to look for one.
 _TPU_VARIABLES = ("JAX_FORCE_TPU_INIT", "TPU_LIBRARY_PATH", "TPU_NAME", "TPU_WORKER_ID")
@@ -140,6 +144,33 @@ def define_distributed():
         "Run as one of several processes. Cloud TPUs and Slurm need nothing else; elsewhere set "
         "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, which also turns this on.",
     )
+
+
+def define_heartbeat():
+    """The flag --heartbeat_seconds."""
+    return flags.DEFINE_integer(
+        "heartbeat_seconds",
+        100,
+        "After so long without a sign of one process all others end.",
+        lower_bound=1,
+    )
+
+
+@contextlib.contextmanager
+def ending_alone(distributed: bool, heartbeat_seconds: int):
+    """Inside, an error of one of several processes ends that process at once. Leaving as usual
+    waits for the others, who may be waiting for this one."""
+    try:
+        yield
+    except Exception as error:
+        if not distributed or (isinstance(error, Preempted) and not error.alone):
+            raise
+        traceback.print_exception(error, limit=-1)
+        if not isinstance(error, (Preempted, *matters_of_use())):
+            # Of jax, most likely, whose collectives break when another process is gone: it soon
+            # ends this one as well, with an error that names the other.
+            time.sleep(heartbeat_seconds + _MARGIN)
+        os._exit(EXIT_CODE if isinstance(error, Preempted) else 2)
 
 
 def run(main: Callable[..., int | None], argument: str = "", doc: str | None = None) -> None:

@@ -67,14 +67,16 @@ def diagnose_run(workdir: Path, step: str, text: str | None, rows: int | None) -
         found = layer_figures(
             weights, config, examples, count, min(count, config.train.eval_batch_size)
         )
-        path = workdir / f"layers_{number}.json"
+        path = workdir / f"layers_{number}{options.suffix}.json"
         plot(path.with_suffix(".png"), f"{workdir.name}, step {number}", found)
         scalars = {
             f"{name}/{depth + 1:02}": value
             for name in FIGURES
             for depth, value in enumerate(found[name])
         }
-        write_scalars(workdir / "tensorboard" / "layers", number, "layers", scalars)
+        write_scalars(
+            workdir / "tensorboard" / f"layers{options.suffix}", number, "layers", scalars
+        )
         # In one go and last: a sweep takes it for the sign that all is done.
         replace_text(path, json.dumps({"step": number, "rows": count, **found}, indent=1) + "\n")
         print(format_table(found))
@@ -102,7 +104,9 @@ def layer_figures(
       their norms, 1 where all layers pull shared weights the same way.
     """
     plain = dataclasses.replace(weights.config, sharing="none", per_layer_norm=False, lora_rank=0)
-    plain = dataclasses.replace(plain, dtype="float32", param_dtype="float32", remat="full")
+    plain = dataclasses.replace(
+        plain, dtype="float32", param_dtype="float32", remat="full", attention="xla"
+    )
     written_out = reshare(weights, plain)
     task = Pretraining(dataclasses.replace(config, model=plain))
     params = jax.tree.map(jnp.asarray, written_out.tree)

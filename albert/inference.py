@@ -106,7 +106,7 @@ class Pretrained:
         if dtype not in DTYPES:
             raise ValueError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
         self.config: AlbertConfig = dataclasses.replace(
-            weights.config, dtype=dtype, param_dtype="float32", remat="none"
+            weights.config, dtype=dtype, param_dtype="float32", remat="none", attention="xla"
         )
         self.params = jax.tree.map(jnp.asarray, weights.tree)
         self.tokenizer: Tokenizer | None = weights.tokenizer

@@ -433,6 +433,31 @@ except Exception as error:
     assert done.stderr == ""
 
 
+def test_what_is_saved_again_is_there_until_the_new_one_is(tmp_path, monkeypatch):
+    """A save that fails, and one that is killed, leave the checkpoint that they were to replace."""
+    folder = tmp_path / "checkpoints"
+    with opened(folder, create=True) as checkpoints:
+        checkpoints.save(3, *trees(3), {}, None)
+        checkpoints.wait()
+        with monkeypatch.context() as patch:
+            patch.setattr(Checkpoints, "_verify_saved", lambda self: 1 / 0)
+            checkpoints.save(3, *trees(4), {}, 0.5)
+            with pytest.raises(ZeroDivisionError):
+                checkpoints.wait()
+        assert os.listdir(folder) == ["3"]
+        assert checkpoints.losses() == {}
+    (folder / "3").rename(folder / "3.replaced")  # killed while the new one was written
+    with opened(folder, create=True) as checkpoints:
+        assert checkpoints.steps() == [3]
+        np.testing.assert_array_equal(
+            checkpoints.restore_arrays(3, "params")["bias"], trees(3)[0]["bias"]
+        )
+        checkpoints.save(3, *trees(3), {}, 0.5)
+        checkpoints.wait()
+        assert os.listdir(folder) == ["3"]
+        assert checkpoints.losses() == {3: 0.5}
+
+
 def test_left_overs_of_a_kill_are_cleared_away(saved, tmp_path):
     folder = tmp_path / "checkpoints"
     shutil.copytree(saved, folder)

@@ -91,7 +91,18 @@ def test_what_was_evaluated_and_not_saved_again_is_logged_once(run, tiny, tmp_pa
     with pytest.raises(MemoryError):
         train(check(tiny), tmp_path, watch=killed_at("step", 4))
     assert [record["step"] for record in records(tmp_path, "valid")] == [4]
+    # Evaluated now, it is saved again, so that its loss counts.
+    assert Checkpoints(tmp_path / "checkpoints").losses().keys() == {4}
     train(check(tiny), tmp_path)
+    assert figures(tmp_path) == figures(run)
+
+
+def test_a_run_that_was_stopped_in_its_last_evaluation_has_its_figures(run, tiny, tmp_path):
+    with pytest.raises(Preempted, match=r"at step 8, which is saved"):
+        train(check(tiny), tmp_path, watch=signal_at("evaluate", 8))
+    resumed = train(check(tiny), tmp_path)
+    assert resumed.figures["valid"]["loss"] == records(run, "valid")[-1]["loss"]
+    assert train(check(tiny), tmp_path).figures == resumed.figures
     assert figures(tmp_path) == figures(run)
 
 
@@ -219,7 +230,7 @@ def test_divergence_rolls_back_and_goes_on_behind_the_rows(tiny, tmp_path, monke
     train(check(tiny), tmp_path / "whole")
     printed = capsys.readouterr().out
     assert "Training diverged: 2 steps in a row" in printed
-    assert "Rolled back to step 4; going on with the rows of step 9." in printed
+    assert "Rolled back to step 4; resuming with the rows of step 9." in printed
     rolled, last = state_of(tmp_path / "whole", 8), state_of(tmp_path / "whole", 20)
     assert_bit_equal(rolled[0], state_of(tmp_path / "whole", 4)[0])
     # Steps 7 and 8 were bad, 5 and 6 undone.
@@ -606,7 +617,9 @@ def test_of_several_processes_one_runs_out_of_memory_and_all_save_again(
         assert "could not be saved: CheckpointError: process 1 failed and says why" in printed[0]
         assert "Warning (process 1): MemoryError: there is no more" in printed[1]
     else:
-        assert "could not be saved: MemoryError: there is no more. Have more memory" in printed[0]
+        assert (
+            "could not be saved: MemoryError: there is no more. Meanwhile: give this" in printed[0]
+        )
     assert printed[0].count("could not be saved") == 1
     assert Checkpoints(tmp_path / "checkpoints").steps()[-1] == 40
     ours, theirs = ([r["loss"] for r in records(d)] for d in (tmp_path, short))

@@ -210,8 +210,8 @@ def test_divergence_stops_the_run_and_keeps_the_good_checkpoint(tiny, tmp_path, 
     poisoned(monkeypatch, range(7, 100))
     with pytest.raises(
         RunError,
-        match=r"3 steps in a row .* the last of them step 9\. The last "
-        r"good checkpoint is step 8",
+        match=r"3 steps in a row .* the last of them step 9\. The "
+        r"newest checkpoint is step 8",
     ):
         train(check(tiny), tmp_path)
     # The bad steps 7 and 8 changed no parameter, so step 8 is as good as step 6.
@@ -248,7 +248,7 @@ def test_evaluation_of_a_run(run, capsys):
     printed = capsys.readouterr().out
     assert "step 4" in printed
     assert "step 8" in printed
-    report = json.loads((run / "eval_4.json").read_text())
+    report = json.loads((run / "eval_4_rows=30.json").read_text())
     assert report["sop_targets"] == 30
     # The same rows and parameters as at the end of training give the same figures.
     evaluate_run(run, "latest", Options(examples=0))

@@ -15,7 +15,7 @@ from albert.models.attention import xla
 from albert.models.attention.base import Kernel
 from albert.models.encoder import Albert
 from albert.runtime.fields import ConfigError
-from albert.tasks import TASKS, find_task
+from albert.tasks import TASKS, check_task, find_task
 from albert.tasks.base import Best, Evaluation, Samples, Task
 from albert.train.config import check, check_devices
 from albert.train.evaluate import Options, evaluate_run
@@ -242,6 +242,22 @@ def test_a_task_without_a_required_part_is_told(monkeypatch):
     monkeypatch.setitem(TASKS, "unfinished", Unfinished)
     with pytest.raises(TypeError, match="the task 'unfinished' has no make_model, loss"):
         find_task("unfinished")
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        ([], "brings no evaluations"),
+        (["held-out", "held-out"], "each needs a name of its own"),
+        (["held-out", "train"], "each needs a name of its own"),
+        (["median"], "by the evaluation 'held-out', which it does not have"),
+    ],
+)
+def test_evaluations_that_cannot_be_told_apart_are_told(line, names, words):
+    task = LineTask(check(line))
+    task.evaluations = [dataclasses.replace(task.evaluations[0], name=name) for name in names]
+    with pytest.raises(TypeError, match=words):
+        check_task(task)
 
 
 def test_heads_that_are_not_there_or_there_twice_are_told():

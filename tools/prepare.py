@@ -13,7 +13,7 @@ Workers need this package; `pip install build && python -m build --sdist` makes 
   python tools/prepare.py --config=configs/base.py --beam_runner=DataflowRunner \\
       --beam_option=--project=NAME --beam_option=--region=us-central1 \\
       --beam_option=--temp_location=gs://BUCKET/tmp \\
-      --beam_option=--extra_package=dist/albert-0.1.0.tar.gz \\
+      --beam_option=--extra_package=dist/albert-0.2.0.tar.gz \\
       --config.data.train_sources="('gs://BUCKET/wiki/*.jsonl.gz',)" \\
       --config.data.tokenizer=/shared/30k-clean.model --config.data.folder=/shared/prepared
 

@@ -40,6 +40,7 @@ from albert.runtime.paths import is_remote, remove_folder
 __all__ = ["CheckpointError", "Checkpoints"]
 
 _REMOVED = ".removed"
+_REPLACED = ".replaced"  # a step that is there until another one of it is written
 # Seconds that the writers of a failed save get to end, and to remove what they left.
 _PATIENCE = 10.0
 
@@ -140,12 +141,17 @@ class Checkpoints:
             ) from error
 
     def _make_room(self, step: int) -> None:
-        """Removes what a failed save has left, and what this one replaces: a damaged checkpoint, or
-        one of before a roll-back."""
+        """Removes what a failed save has left, and puts away what this one replaces: a damaged
+        checkpoint, one of before a roll-back, or one that was not evaluated yet."""
         if self._has_failed:
             self._remove_unfinished()
-        if jax.process_index() == 0 and (self.folder / str(step)).is_dir():
-            remove_folder(self.folder / str(step), _REMOVED)
+        there = self.folder / str(step)
+        if jax.process_index() != 0 or not there.is_dir():
+            return
+        if is_remote(there):
+            remove_folder(there, _REMOVED)
+        else:
+            there.rename(there.with_name(there.name + _REPLACED))
 
     def _verify(self) -> None:
         """As `_verify_saved`, in Orbax's thread. Of several processes the others wait there for
@@ -248,12 +254,20 @@ class Checkpoints:
             if time.monotonic() > deadline:
                 break
             time.sleep(0.01)
+        for replaced in self.folder.glob(f"*{_REPLACED}"):
+            there = replaced.with_name(replaced.name.removesuffix(_REPLACED))
+            if there.exists():
+                shutil.rmtree(replaced)
+            else:  # what was to replace it was not written
+                replaced.rename(there)
         if is_remote(self.folder):
             for step in self.folders():
                 if not (self.folder / str(step) / manifest.COMMITTED).exists():
                     remove_folder(self.folder / str(step), _REMOVED)
 
     def _remove_old(self, saved: int) -> None:
+        for replaced in self.folder.glob(f"*{_REPLACED}"):
+            shutil.rmtree(replaced)
         # Later ones were found damaged and passed over: they replace nothing.
         steps = [step for step in self.steps() if step <= saved]
         kept = set(steps[-self._keep_last :])

@@ -252,8 +252,10 @@ def _damaged(where: str | Path, error: Exception) -> CheckpointError:
 
 
 def _tensorflow():
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # it would log that they are on
+    # While it is imported: it would log what it is made of, and that oneDNN is on.
+    quiet = {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "0"}
+    ours = {name: value for name, value in quiet.items() if name not in os.environ}
+    os.environ.update(ours)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of its own imports
@@ -263,6 +265,9 @@ def _tensorflow():
             "Checkpoints of the released program are read and written with TensorFlow, which is "
             f"not installed ({error}). Install it with: pip install -r requirements-original.txt"
         ) from error
+    finally:
+        for name in ours:
+            del os.environ[name]
     # The accelerators are jax's.
     tf.config.set_visible_devices([], "GPU")
     return tf

@@ -56,10 +56,3 @@ class SentenceOrder(nn.Module):
 
 
 HEADS: dict[str, type[nn.Module]] = {"mlm": MaskedLanguageModel, "sop": SentenceOrder}
-
-
-def head_of(path: str) -> str | None:
-    """The head that a parameter such as "mlm_head/output_bias" belongs to; None: no head."""
-    part = path.split("/")[0]
-    name = part.removesuffix("_head")
-    return name if part.endswith("_head") and name in HEADS else None

@@ -47,6 +47,7 @@ _LAYERS = flags.DEFINE_bool(
 )
 _EXAMPLES = flags.DEFINE_integer("examples", 5, "Filled-in masks to show.", lower_bound=0)
 _DISTRIBUTED = cli.define_distributed()
+_HEARTBEAT = cli.define_heartbeat()
 
 
 def main() -> None:
@@ -57,7 +58,7 @@ def main() -> None:
     if _DISTRIBUTED.value:
         from albert.train.sharding import join_processes
 
-        join_processes()
+        join_processes(_HEARTBEAT.value)
     data = {"sentence_objective": _OBJECTIVE.value} if _OBJECTIVE.value else {}
     options = Options(_TEXT.value, _ROWS.value, _EXAMPLES.value, data)
     if _MODEL.value is not None:
@@ -69,18 +70,27 @@ def main() -> None:
                 ]
             )
         config = cli.checked(_CONFIG, needs_text=False)
-        evaluate_model(place(_MODEL.value), config, options)
+        with cli.ending_alone(_DISTRIBUTED.value, _HEARTBEAT.value):
+            evaluate_model(place(_MODEL.value), config, options)
         return
     workdir = place(_WORKDIR.value or "runs/quickstart")
     if _LAYERS.value:
         from albert.diagnostics import diagnose_run
 
+        if _NAMES_CONFIG or cli.overrides(_CONFIG) or _OBJECTIVE.value or _DISTRIBUTED.value:
+            raise ConfigError(
+                [
+                    "--layers looks at a run by its own config, in one process; leave --config, "
+                    "--sentence_objective and --distributed out"
+                ]
+            )
         diagnose_run(workdir, _STEP.value, _TEXT.value, _ROWS.value)
         return
     other = cli.checked(_CONFIG, needs_text=False) if _NAMES_CONFIG else None
     if other is None:
         options = options.with_fields(cli.overrides(_CONFIG))
-    evaluate_run(workdir, _STEP.value, options, other)
+    with cli.ending_alone(_DISTRIBUTED.value, _HEARTBEAT.value):
+        evaluate_run(workdir, _STEP.value, options, other)
 
 
 def run() -> None:

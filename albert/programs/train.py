@@ -11,16 +11,11 @@ A run that was stopped resumes from its newest checkpoint when the same command 
 configs/default.py lists every field of a config with its meaning.
 """
 
-import os
-import time
-import traceback
-
 from absl import flags
 
 from albert import cli
-from albert.runtime.signals import EXIT_CODE, Preempted, StopSignals
+from albert.runtime.signals import StopSignals
 
-_MARGIN = 10  # seconds from a missed heartbeat to what jax says of it
 _CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string(
     "workdir",
@@ -31,12 +26,7 @@ _DESCRIBE = flags.DEFINE_bool(
     "describe", False, "Print the config, its parameters, FLOPs and memory, and stop."
 )
 _DISTRIBUTED = cli.define_distributed()
-_HEARTBEAT = flags.DEFINE_integer(
-    "heartbeat_seconds",
-    100,
-    "After so long without a sign of one process all others end.",
-    lower_bound=1,
-)
+_HEARTBEAT = cli.define_heartbeat()
 
 
 def main() -> None:
@@ -55,18 +45,8 @@ def main() -> None:
             from albert.runtime.paths import place
             from albert.train.loop import train
         stop.install()  # jax takes SIGTERM when processes join
-        try:
+        with cli.ending_alone(_DISTRIBUTED.value, _HEARTBEAT.value):
             train(config, place(_WORKDIR.value or f"runs/{cli.config_name()}"), stop)
-        except Exception as error:
-            if _DISTRIBUTED.value and (not isinstance(error, Preempted) or error.alone):
-                # Leaving as usual waits for the others, who may be waiting for this one.
-                traceback.print_exception(error, limit=-1)
-                if not isinstance(error, (Preempted, *cli.matters_of_use())):
-                    # Of jax, most likely, whose collectives break when another process is gone: it
-                    # soon ends this one as well, with an error that names the other.
-                    time.sleep(_HEARTBEAT.value + _MARGIN)
-                os._exit(EXIT_CODE if isinstance(error, Preempted) else 2)
-            raise
 
 
 def run() -> None:

@@ -38,3 +38,26 @@ def find_task(name: str) -> type[Task]:
     if missing:
         raise TypeError(f"the task {name!r} has no {', '.join(missing)}; see albert/tasks/base.py")
     return task
+
+
+def check_task(task: Task) -> None:
+    """Raises TypeError for an instance that lacks a part, or whose evaluations share a name."""
+    missing = [part for part in ("model", "rows", "evaluations", "best") if not _has(task, part)]
+    if missing:
+        raise TypeError(f"the task {type(task).__name__} brings no {', '.join(missing)}")
+    names = [evaluation.name for evaluation in task.evaluations]
+    if len(set(names)) < len(names) or "train" in names:
+        raise TypeError(
+            f"the task {type(task).__name__} has the evaluations {', '.join(names)}; each needs a "
+            'name of its own, which is not "train"'
+        )
+    if task.best.evaluation not in names:
+        raise TypeError(
+            f"the best checkpoint of the task {type(task).__name__} is by the evaluation "
+            f"{task.best.evaluation!r}, which it does not have"
+        )
+
+
+def _has(task: Task, part: str) -> bool:
+    value = getattr(task, part, None)
+    return value is not None and (part != "evaluations" or len(value) > 0)

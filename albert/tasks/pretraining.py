@@ -219,7 +219,11 @@ class Pretraining(Task):
 
     @classmethod
     def to_evaluate(cls, config, tokenizer, saved, missing=()):
-        assert tokenizer is not None  # see evaluation_problems; a run always has one
+        if tokenizer is None:  # of a run; evaluation_problems tells it of other models
+            raise VocabularyError(
+                f"The run's folder has no {VOCABULARY}: copy it there, or evaluate with "
+                "--model=WORKDIR/checkpoints/STEP and --config.data.tokenizer=FILE."
+            )
         valid = prepare_valid(config.data, tokenizer, wanted=_fingerprints(saved))
         if saved is not None and config.data.valid_sources:
             trained_on = found_corpora(config.data, saved["data"]["train"])

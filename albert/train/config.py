@@ -116,7 +116,7 @@ def check(values: Mapping, needs_text: bool = True, for_training: bool = True) -
         problems += [f"{section}.{text}" for text in getattr(config, section).problems()]
     problems += task.problems(config, needs_text)
     if not config.model.problems():
-        problems += _attention_problems(config, None)
+        problems += attention_problems_of(config, None)
     if config.init_optimizer and not config.init_from:
         problems.append("init_optimizer is True and init_from is empty: there is nothing to take")
     if config.init_optimizer:
@@ -144,7 +144,8 @@ def check(values: Mapping, needs_text: bool = True, for_training: bool = True) -
     return config
 
 
-def _attention_problems(config: Config, backend: str | None) -> list[str]:
+def attention_problems_of(config: Config, backend: str | None) -> list[str]:
+    """Why the attention kernel cannot serve this config; `backend` None: not known yet."""
     use = find_task(config.task).attention_use(config, backend)
     if use is None:
         return []
@@ -212,7 +213,7 @@ def check_devices(config: Config, boxed_params, num_devices: int) -> None:
     except ValueError as error:
         raise ConfigError([str(error)]) from error
     problems = partition_problems(boxed_params, shape, config.sharding)
-    problems += _attention_problems(config, jax.default_backend())
+    problems += attention_problems_of(config, jax.default_backend())
     axes = config.sharding.spec("batch")[0] or ()
     shards = 1
     for axis in (axes,) if isinstance(axes, str) else axes:

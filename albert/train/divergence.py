@@ -18,7 +18,6 @@ from albert.train.log import Divergence
 from albert.train.saving import restore
 from albert.train.step import TrainState
 
-POLICIES = ("stop", "rollback")
 FOLDER = "diverged"
 _MAX_ROLLBACKS = 3  # in one go of a run
 
@@ -43,11 +42,12 @@ def report(workdir: Path, source: BatchSource, divergence: Divergence, steps: li
     try:
         paths = save_rows(workdir, source, divergence)
         rows = f" Their rows: python tools/show_batch.py --file={paths[-1]}"
-    except OSError as error:
-        rows = f" Their rows could not be saved: {error.strerror}."
+    except Exception as error:  # of the file system, or of the library of a store
+        reason = getattr(error, "strerror", None) or error
+        rows = f" Their rows could not be saved: {reason}."
         if jax.process_index():  # the first process speaks for all, and not of this
             warn(rows.strip(), this_process())
-    good = f"The last good checkpoint is step {steps[-1]}." if steps else "There is no checkpoint."
+    good = f"The newest checkpoint is step {steps[-1]}." if steps else "There is no checkpoint."
     return (
         f"Training diverged: {divergence.number} steps in a row were not finite or spiked, the "
         f"last of them step {divergence.last}. {good}{rows}"
@@ -80,7 +80,7 @@ class Rollbacks:
         if saved is None:
             raise RunError(f"{told}\nThere is nothing to roll back to.")
         self._say(
-            f"{told}\nRolled back to step {saved}; going on with the rows of step {step + 1}."
+            f"{told}\nRolled back to step {saved}; resuming with the rows of step {step + 1}."
         )
         state = restore(self._checkpoints, saved, like)
         skipped = state.bad_steps + (step - saved)

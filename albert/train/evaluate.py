@@ -14,17 +14,19 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
+from albert.checkpoints.agreement import agreed_error, agreed_value
 from albert.checkpoints.store import CheckpointError, Checkpoints
 from albert.data.loader import heldout_batch
 from albert.data.tokenizer import Tokenizer
 from albert.interop import formats
 from albert.interop.weights import predicting_pieces, stacked
 from albert.interop.workdir import VOCABULARY, is_run
+from albert.runtime.digests import text_digest
 from albert.runtime.fields import ConfigError
 from albert.runtime.paths import file_name_part, place, replace_text
 from albert.tasks import find_task
 from albert.tasks.base import Evaluation, Samples, Task
-from albert.train.config import Config, config_of_run, from_json
+from albert.train.config import Config, attention_problems_of, config_of_run, from_json
 from albert.train.log_files import write_scalars
 from albert.train.sharding import (
     ShardingConfig,
@@ -35,6 +37,9 @@ from albert.train.sharding import (
     put_batch,
     replicated,
 )
+
+# Fields of data that say where things are, and change no figure.
+_PLACES = ("folder", "tokenizer", "train_sources", "workers")
 
 
 class _OverRows:
@@ -144,8 +149,10 @@ class Options:
     @property
     def suffix(self) -> str:
         """What tells the files of such an evaluation from those of another."""
-        values = (self.text, *self.data.values(), *self.train.values())
-        parts = [str(value) for value in values if value is not None]
+        parts = [self.text] if self.text is not None else []
+        for name, value in (self.data | self.train).items():
+            parts.append(str(value) if name == "sentence_objective" else f"{name}={value}")
+        parts += [f"rows={self.rows}"] if self.rows else []
         return "".join(f"_{file_name_part(part)}" for part in parts)
 
 
@@ -164,25 +171,61 @@ def evaluate_run(workdir: Path, step: str, options: Options, other: Config | Non
     """
     with contextlib.closing(Checkpoints(workdir / "checkpoints")) as checkpoints:
         steps = chosen_steps(checkpoints, step)
+        # Beside a living run every process sees others: all take the first one's.
+        steps = [
+            int(agreed_value(steps[min(i, len(steps) - 1)]))
+            for i in range(int(agreed_value(len(steps))))
+        ]
         config, task = open_run(workdir, checkpoints.info(steps[-1]), options, other)
+        suffix = options.suffix + _suffix_of(other, checkpoints.info(steps[-1]))
         with on_these_devices(config, task) as (evaluators, like, mesh, sharding, size):
             for number in steps:
-                if number not in checkpoints.steps():
-                    print(f"Step {number} has been removed by its run since: left out.")
+                params = _restored(checkpoints, number, like)
+                if params is None:
                     continue
-                params = checkpoints.restore_params(number, like)
                 figures = {e.evaluation.name: e.figures(params) for e in evaluators}
                 lines = sample_lines(task.samples, params, mesh, sharding, size, options.examples)
                 if jax.process_index():
                     continue
-                path = workdir / f"eval_{number}{options.suffix}.json"
+                path = workdir / f"eval_{number}{suffix}.json"
                 write_report(path, number, figures, lines)
-                for evaluator in evaluators:
-                    name = evaluator.evaluation.name
-                    folder = workdir / "tensorboard" / f"eval{options.suffix}"
-                    write_scalars(folder, number, name.replace("valid", "eval"), figures[name])
+                board = workdir / "tensorboard" / f"eval{suffix}"
+                for name, values in figures.items():
+                    write_scalars(board, number, "eval" if name == "valid" else name, values)
                 print_figures(f"at step {number}", task, figures, lines)
                 print(f"Written to {path}\n", flush=True)
+
+
+def _restored(checkpoints: Checkpoints, step: int, like):
+    """The parameters of a step, or None, which is told, where its run has removed it since."""
+    error: Exception | None = None
+    params = None
+    try:
+        params = checkpoints.restore_params(step, like)
+    except CheckpointError as unreadable:
+        error = unreadable
+    if agreed_error(error) is None:
+        return params
+    if agreed_value(step in checkpoints.folders()):
+        raise error or CheckpointError(f"another process could not read the step {step}")
+    if jax.process_index() == 0:
+        print(f"Step {step} has been removed by its run since: left out.")
+    return None
+
+
+def _suffix_of(other: Config | None, info: dict) -> str:
+    """What tells the files of an evaluation by another config from those of the run's own."""
+    if other is None:
+        return ""
+    mine = json.loads(json.dumps(dataclasses.asdict(other)))
+    changed = {
+        name: value
+        for name, value in mine["data"].items()
+        if name not in _PLACES and value != info["config"]["data"].get(name)
+    }
+    if mine["train"]["eval_rows"] != info["config"]["train"]["eval_rows"]:
+        changed["eval_rows"] = mine["train"]["eval_rows"]
+    return f"_config-{text_digest(json.dumps(changed))[:8]}" if changed else ""
 
 
 def open_run(
@@ -222,6 +265,12 @@ def _evaluated_by(other: Config, own: Config, workdir: Path) -> Config:
     ]
     if other.task != own.task:
         problems.append(f"task is {other.task!r} in --config and {own.task!r} in the run {workdir}")
+    for field in ("lower_case", "strip_accents"):  # the vocabulary is used as it was learned
+        if getattr(other.data, field, None) != getattr(own.data, field, None):
+            problems.append(
+                f"data.{field} is {getattr(other.data, field)} in --config and "
+                f"{getattr(own.data, field)} in the run {workdir}"
+            )
     if problems:
         raise ConfigError([*problems, "leave --config out to evaluate the run by its own config"])
     return dataclasses.replace(own, data=other.data, train=other.train)
@@ -271,6 +320,8 @@ def on_these_devices(config: Config, task: Task) -> Iterator[tuple]:
         sharding.mesh_shape(jax.device_count())
     except ValueError:
         sharding = dataclasses.replace(sharding, data=-1, fsdp=1, tensor=1)
+    if problems := attention_problems_of(config, jax.default_backend()):
+        raise ConfigError(problems)
     mesh = make_mesh(sharding)
     size = -(-config.train.eval_batch_size // jax.device_count()) * jax.device_count()
     like = placed(task.abstract_params(task.model), mesh, sharding)

@@ -144,6 +144,8 @@ class RunLog:
         """Forgets the steps that were undone; their metrics stay in the log."""
         self._pending.clear()
         self._progress.unlogged.clear()
+        self._since = None
+        self._elapsed, self._timed_steps, self._waited = 0.0, 0, 0.0
         self.divergence = None
 
     def close(self) -> None:

@@ -19,9 +19,10 @@ from albert.interop.workdir import VOCABULARY, is_run
 from albert.runtime import RunError
 from albert.runtime.console import tell
 from albert.runtime.lock import WorkdirLock
+from albert.runtime.paths import place
 from albert.runtime.signals import Preempted, StopNow, StopSignals
 from albert.runtime.watchdog import Watchdog
-from albert.tasks import find_task
+from albert.tasks import check_task, find_task
 from albert.tasks.base import Batch, Task
 from albert.train.config import Config, check_devices
 from albert.train.divergence import Rollbacks, report
@@ -70,7 +71,7 @@ Watch = Callable[[str, int], None]
 
 def train(
     config: Config,
-    workdir: Path,
+    workdir: Path | str,
     stop: StopSignals | None = None,
     *,
     on_evaluation: Callable[[int, str, dict[str, float]], None] | None = None,
@@ -93,7 +94,7 @@ def train(
       RunError: the workdir belongs to other data or another job, or training diverged.
       Preempted: by SIGTERM or SIGINT, with everything saved.
     """
-    workdir = Path(workdir) if isinstance(workdir, str) else workdir
+    workdir = place(workdir) if isinstance(workdir, str) else workdir
     watch = watch or (lambda phase, step: None)
     say = tell if jax.process_index() == 0 else lambda text: None
     kind = find_task(config.task)
@@ -131,6 +132,7 @@ def train(
                 start = read_start(config) if config.init_from and saved is None else None
                 watch("prepare", 0)
                 task = kind.prepare(config, workdir, info, start)
+                check_task(task)
                 if info is not None:
                     check_same_run(info, config, task, workdir, say)
                 elif (logged := last_logged_step(workdir)) > 0:
@@ -293,6 +295,7 @@ class Run:
                 self._save_and_raise(self._preempted())
             self._log.evaluated(self.step, evaluator.evaluation, figures)
             self.progress.evaluated[name] = figures
+            self._saver.is_outdated(self.step)
             if self._on_evaluation:
                 self._on_evaluation(self.step, name, figures)
 
@@ -303,6 +306,8 @@ class Run:
             self._watch("save", self.step)
             self._watchdog.now("saving", f"saving step {self.step}")
             self._log.flush()
+            if self._log.divergence and not self.is_over:
+                return  # which is dealt with in front of the next step
             self._saver.save(self.step, self.state, self.progress, loss)
         if self.is_over:
             self._saver.save_now(self.step, self.state, self.progress, loss)

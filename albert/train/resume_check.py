@@ -11,7 +11,7 @@ from albert.tasks.base import Task
 from albert.train.config import Config, version_of
 
 # Told by the task's own description, or past: where a run started.
-_NOT_COMPARED = ("seed", "init_from", "init_optimizer", "init_method")
+_NOT_COMPARED = ("init_from", "init_optimizer", "init_method")
 # Of the model and yet harmless: what is computed is the same up to rounding.
 _NUMERICS = ("model.dtype", "model.remat", "model.attention")
 # Harmless and yet not exact: what is learned differs from here on.
@@ -59,7 +59,7 @@ def check_same_run(
         for line in _changes(section, saved["config"].get(section), after):
             field = line.split(":")[0].strip()
             # A row's number is step * batch_size + its place in the batch.
-            if field in ("task", "train.batch_size") or (
+            if field in ("task", "seed", "train.batch_size") or (
                 section == "model" and field not in _NUMERICS
             ):
                 refused.append(line)

@@ -52,6 +52,11 @@ class Saver:
             or (step % self._config.log_every == 0 and self._minutes_passed())
         )
 
+    def is_outdated(self, step: int) -> None:
+        """What was saved of this step lacks what is known of it now: it is to be saved again."""
+        if self.step == step:
+            self.step = None
+
     def _minutes_passed(self) -> bool:
         """Whether a save by time is due; one process decides for all."""
         if not self._config.checkpoint_minutes:
@@ -116,7 +121,7 @@ class Saver:
         told = [f"The checkpoint of step {step} could not be saved: {_words(error)}."]
         advice = _advice(error)
         if self._failed < self._most:
-            told += [f"{advice} meanwhile."] if advice else []
+            told += [f"Meanwhile: {advice[0].lower()}{advice[1:]}."] if advice else []
             told.append(
                 f"The next save tries again; after {self._most} failures in a row the run stops."
             )
@@ -131,7 +136,7 @@ class Saver:
         raise RunError(" ".join(told)) from error
 
 
-_TRY_AGAIN = "The same command begins there again, once the cause is found."
+_TRY_AGAIN = "Find the cause, then give the same command again."
 
 
 def split(state: TrainState) -> tuple[dict, dict]:
@@ -162,7 +167,7 @@ _ADVICE = {
     errno.ENFILE: "Allow more open files on this machine",
     errno.EIO: "Look at the disk, which may be failing",
     errno.ESTALE: "Mount the network file system anew",
-    errno.ENOMEM: "Have more memory: saving copies the state into that of the host",
+    errno.ENOMEM: "Give this machine more memory: a save copies the state into it",
 }
 # TensorStore repeats the operating system's words.
 _IN_WORDS = {os.strerror(number): advice for number, advice in _ADVICE.items()}
