@@ -187,9 +187,36 @@ def _glob(path: str) -> list[str]:
     folder = prefix + "/".join(parts[:wild])
     if remote:
         return [str(file) for file in epath.Path(folder).glob(pattern)]
-    return glob.glob(
-        os.path.join(glob.escape(folder + "/"), pattern) if wild else pattern, recursive=True
-    )
+    start = "/".join(parts[:wild]) or ("/" if wild else "")
+    return list(dict.fromkeys(_matches(start, parts[wild:])))
+
+
+def _matches(folder: str, parts: list[str]) -> Iterator[str]:
+    """What the parts of a glob name below a folder of this machine. Unlike `glob.glob` it walks no
+    loop of links, of which two would take it for ever."""
+    first, *rest = parts
+    if first == "**":
+        for below in _folders_below(folder, set()):
+            yield from _matches(below, rest or ["*"])
+        return
+    base = f"{folder.rstrip('/')}/" if folder else ""
+    for match in sorted(glob.glob(glob.escape(base) + first)):
+        if not rest:
+            yield match
+        elif os.path.isdir(match):
+            yield from _matches(match, rest)
+
+
+def _folders_below(folder: str, above: set[str]) -> Iterator[str]:
+    """A folder and those in it, without hidden ones and without links to one that they are in."""
+    real = os.path.realpath(folder or ".")
+    if real in above:
+        return
+    yield folder
+    for entry in sorted(os.scandir(folder or "."), key=lambda entry: entry.name):
+        if entry.is_dir() and not entry.name.startswith("."):
+            inner = os.path.join(folder, entry.name) if folder else entry.name
+            yield from _folders_below(inner, above | {real})
 
 
 @contextlib.contextmanager
