@@ -156,7 +156,7 @@ def _round(folder, work, environment, rng, counts) -> None:
         _disturb(process, work, fault, rng)
         printed, _ = process.communicate(timeout=_DEADLINE)
         code = process.returncode
-        if went_on := re.search(r"Going on from the checkpoint of step (\d+)", printed):
+        if went_on := re.search(r"Resuming from the checkpoint of step (\d+)", printed):
             counts["runs recovered"] += 1
             counts["steps lost"] += max(0, reached - int(went_on[1]))
         elif reached >= 7:

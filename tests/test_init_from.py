@@ -49,7 +49,7 @@ def test_with_its_optimizer_a_run_goes_on_to_the_same_bits(run, tiny, tmp_path, 
     tiny.init_from = str(tmp_path / "gone")
     tiny.train.num_steps = 10
     train(check(tiny), tmp_path / "run")
-    assert "Going on from the checkpoint of step 8" in capsys.readouterr().out
+    assert "Resuming from the checkpoint of step 8" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", [name for name, entry in OPTIMIZERS.items() if entry.adam_moments])

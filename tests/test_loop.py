@@ -108,7 +108,7 @@ def test_the_data_of_a_run_may_not_change(run, tiny):
     ("section", "field", "value", "words"),
     [
         ("model", "hidden_size", 64, "model.hidden_size: 32 -> 64"),
-        ("model", "param_dtype", "bfloat16", "model.param_dtype: float32 -> bfloat16"),
+        ("model", "hidden_act", "relu", "model.hidden_act: gelu -> relu"),
         ("train", "batch_size", 32, "train.batch_size: 16 -> 32"),
     ],
 )

@@ -114,7 +114,7 @@ def test_a_run_in_a_store_is_stopped_killed_and_ends_as_one_on_disk(tiny, tmp_pa
     done = subprocess.run(there, cwd=ROOT, env=store, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "which is gone: taking the workdir over" in done.stdout
-    assert "Going on from the checkpoint of step" in done.stdout
+    assert "Resuming from the checkpoint of step" in done.stdout
 
     found = json.loads(run(store, "-c", READ, "gs://bucket/runs/a").stdout.splitlines()[-1])
     ours = json.loads(run(os.environ, "-c", READ, str(tmp_path / "local")).stdout)
