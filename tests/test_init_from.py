@@ -308,6 +308,7 @@ def test_a_run_is_evaluated_by_the_sections_of_its_config_that_were_given(evalua
     assert "over 30 examples" in by_field.stdout
 
 
+@pytest.mark.slow
 def test_a_model_with_more_rows_than_pieces_is_evaluated_and_starts_a_run(
     tiny, tmp_path, text, tokenizer, capsys
 ):

@@ -171,6 +171,7 @@ def test_a_prepared_folder_that_cannot_be_written_is_enough(data, tmp_path, monk
     assert_same_rows(prepare(data, VOCABULARY, 0), first)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_and_is_evaluated_without_its_text(tiny, tmp_path, capsys):
     text = write_text(tmp_path / "a.txt", 120)
     tiny.data.train_sources = (str(text),)
