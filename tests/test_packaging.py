@@ -151,7 +151,7 @@ def test_what_is_installed_works_from_another_folder(tmp_path):
     code = (
         "import albert, configs.default\n"
         f"assert albert.__file__.startswith({str(installed)!r}), albert.__file__\n"
-        "config = albert.config('configs/quickstart.py:tiny', train={'num_steps': 4})\n"
+        "config = albert.config('configs/quickstart.py:tiny', train={'num_steps': 20})\n"
         "print(config.train.num_steps, config.model.hidden_size)\n"
     )
     elsewhere = tmp_path / "elsewhere"
@@ -163,4 +163,4 @@ def test_what_is_installed_works_from_another_folder(tmp_path):
         capture_output=True,
         text=True,
     )
-    assert done.stdout == "4 32\n", done.stderr
+    assert done.stdout == "20 32\n", done.stderr
