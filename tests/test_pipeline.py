@@ -3,6 +3,8 @@ import gc
 import os
 import pickle
 import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -106,6 +108,25 @@ def test_an_epoch_is_planned_once_by_all_who_share_it(corpus, tokenizer, monkeyp
     assert planned == [3]
     for batch in batches:
         assert_same(batch, batches[0])
+
+
+def test_workers_that_start_together_share_one_plan(corpus, tokenizer, monkeypatch):
+    """Grain pickles for each worker in a thread of its own."""
+    folders = []
+    make = Scratch.__init__
+
+    def slowly(self):
+        make(self)
+        folders.append(self.folder)
+        time.sleep(0.2)
+
+    monkeypatch.setattr(Scratch, "__init__", slowly)
+    examples = make_examples(corpus, tokenizer)
+    with ThreadPoolExecutor(4) as threads:
+        sent = list(threads.map(lambda _: pickle.dumps(examples), range(4)))
+    assert len(folders) == 1
+    for each in sent:
+        assert pickle.loads(each).plans[0]._scratch.folder == folders[0]
 
 
 def test_a_plan_outlives_the_process_that_shared_it(corpus, tokenizer):

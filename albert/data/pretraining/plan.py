@@ -7,6 +7,7 @@ packing, to plain Python. Never imports jax.
 """
 
 import dataclasses
+import threading
 import warnings
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
@@ -26,6 +27,7 @@ PLAN_STREAM, MIX_STREAM, ROW_STREAM, ORDER_STREAM = 1, 2, 3, 4
 # Bits of an example's key: the corpus, the epoch and the chunk. Later epochs go on above these 64.
 CORPUS_BITS, EPOCH_BITS, CHUNK_BITS = 10, 20, 34
 _SEED_BITS = 34  # of a seed below 2^31 with the number of its stream
+_sharing = threading.Lock()  # Grain starts its workers from several threads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,19 +116,8 @@ class CorpusPlan:
         self.rows_per_epoch = len(self.epoch(0)) if rows_per_epoch is None else rows_per_epoch
 
     def __reduce__(self):
-        if self._scratch is None:
-            try:
-                self._scratch = Scratch()
-            except OSError as error:
-                warnings.warn(
-                    f"There is no folder for temporary files ({error}): every process that makes "
-                    "batches plans its epochs for itself. Set TMPDIR to a folder that has room.",
-                    stacklevel=2,
-                )
-            else:
-                first = self.epoch(0)
-                self._scratch.arrays(_epoch_name(0), lambda: _as_arrays(first))
-                self.keep_epochs(self._kept)  # mapped from now on, here as well
+        with _sharing:
+            self._share()
         return (
             CorpusPlan,
             (
@@ -138,6 +129,23 @@ class CorpusPlan:
                 self._scratch,
             ),
         )
+
+    def _share(self) -> None:
+        """Puts the first epoch where every process of this machine that gets the plan finds it."""
+        if self._scratch is not None:
+            return
+        try:
+            self._scratch = Scratch()
+        except OSError as error:
+            warnings.warn(
+                f"There is no folder for temporary files ({error}): every process that makes "
+                "batches plans its epochs for itself. Set TMPDIR to a folder that has room.",
+                stacklevel=3,
+            )
+        else:
+            first = self.epoch(0)
+            self._scratch.arrays(_epoch_name(0), lambda: _as_arrays(first))
+            self.keep_epochs(self._kept)  # mapped from now on, here as well
 
     @cached_property
     def pieces(self) -> Pieces:
