@@ -37,13 +37,13 @@ FIGURES = {
 }
 
 
-def diagnose_run(workdir: Path, step: str, text: str | None, rows: int | None) -> None:
+def diagnose_run(workdir: Path, step: str | None, text: str | None, rows: int | None) -> None:
     """Prints what each layer of a run's checkpoints does, and writes `layers_STEP.json`, a plot
     `layers_STEP.png` and TensorBoard scalars into its workdir.
 
     Args:
       workdir: folder of the run.
-      step: a number, "latest" or "all".
+      step: a number, "latest", "best" or "all"; None: the newest.
       text: a source to look at instead of the run's own held-out text.
       rows: at most so many held-out rows instead of 256.
 

@@ -5,7 +5,7 @@ import functools
 import operator
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, overload
 
 import jax
@@ -14,11 +14,14 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from albert.checkpoints import CheckpointError
+from albert.data.labelled.sequences import make_sequences
+from albert.data.padding import bucket
 from albert.data.tokenizer import MASK, PAD, Tokenizer
 from albert.interop import formats
 from albert.interop.weights import OPTIONAL_PARTS, Weights, parameter_shapes, part_of, unstacked
 from albert.models.config import DTYPES, AlbertConfig
 from albert.models.encoder import Albert
+from albert.models.heads import HEADS, label_probabilities
 from albert.runtime.paths import place
 
 POOLING = ("mean", "pooled", "cls")
@@ -34,6 +37,13 @@ class Guess(NamedTuple):
     id: int
 
 
+class Class(NamedTuple):
+    """What a classifier says of a text."""
+
+    label: str | float | list[str]  # a name; a number; or the names of all labels that fit
+    probabilities: dict[str, float]  # of every label by its name; none for a number
+
+
 @dataclasses.dataclass(frozen=True, repr=False)
 class Output:
     """What a call of the model returns, as NumPy arrays; its text says the shapes, and how to ask
@@ -47,6 +57,7 @@ class Output:
         unless asked for with output_hidden_states=True.
       mlm_logits: float32 [B, L, V], or [B, P, V] at mlm_positions; None without that head, or
         unless asked for with output_mlm_logits=True or mlm_positions.
+      classifier_logits: float32 [B, labels]; None unless the model was fine-tuned to classify.
     """
 
     last_hidden_state: np.ndarray
@@ -54,6 +65,7 @@ class Output:
     sop_logits: np.ndarray | None
     hidden_states: np.ndarray | None
     mlm_logits: np.ndarray | None
+    classifier_logits: np.ndarray | None
     missing: tuple[str, ...] = ()  # heads that the checkpoint lacks
 
     def __repr__(self):
@@ -81,6 +93,7 @@ _NEEDS: dict[str, tuple[str, ...]] = {
     "pooled_output": ("pooler",),
     "sop_logits": ("pooler", "sop_head"),
     "mlm_logits": ("mlm_head",),
+    "classifier_logits": ("pooler", "classifier_head"),
 }
 
 
@@ -97,6 +110,8 @@ class Pretrained:
         not in it.
       tokenizer: its vocabulary; None when there was none beside the checkpoint that can be used.
       step: steps taken, where the checkpoint says so.
+      heads: those that it has been trained with, by name, with their fields.
+      labels: names of what its classifier tells apart; empty where it has none.
       missing: the heads that the checkpoint lacks, of "pooler", "mlm_head" and "sop_head".
       left_over: names in the checkpoint that are no part of the model.
       vocabulary_note: why there is no vocabulary, or what is particular to it; may be empty.
@@ -108,6 +123,8 @@ class Pretrained:
         self.config: AlbertConfig = dataclasses.replace(
             weights.config, dtype=dtype, param_dtype="float32", remat="none", attention="xla"
         )
+        self.heads = weights.heads
+        self.labels = weights.labels
         self.params = jax.tree.map(jnp.asarray, weights.tree)
         self.tokenizer: Tokenizer | None = weights.tokenizer
         self.step = weights.step
@@ -117,7 +134,7 @@ class Pretrained:
         # The module computes every head; what a missing one would need is never used.
         self._absent = {
             path: shape
-            for path, shape in parameter_shapes(self.config).items()
+            for path, shape in parameter_shapes(self.config, self.heads).items()
             if part_of(path) in self.missing
         }
 
@@ -160,18 +177,19 @@ class Pretrained:
         rows = _checked(self.config, input_ids, attention_mask, token_type_ids)
         count, length = rows["input_ids"].shape
         padded = _padded(rows, self.config.max_position_embeddings)
-        wanted = {"last_hidden_state", "pooled_output", "sop_logits"}
+        wanted = {"last_hidden_state", "pooled_output", "sop_logits", "classifier_logits"}
         if output_hidden_states:
             wanted.add("hidden_states")
         positions = None
         if mlm_positions is not None:
             mlm_positions = _checked_positions(mlm_positions, count, length)
             positions = _grown(
-                mlm_positions, len(padded["input_ids"]), _bucket(mlm_positions.shape[1])
+                mlm_positions, len(padded["input_ids"]), bucket(mlm_positions.shape[1])
             )
         if output_mlm_logits or positions is not None:
             wanted.add("mlm_logits")
-        wanted -= {name for name, heads in _NEEDS.items() if {*heads} & {*self.missing}}
+        lacking = self._lacking
+        wanted -= {name for name, parts in _NEEDS.items() if {*parts} & lacking}
         found = self._forward(
             self.params, padded, positions, wanted=tuple(sorted(wanted)), pieces=self._num_pieces
         )
@@ -188,7 +206,7 @@ class Pretrained:
             for name, value in found.items()
         }
         nothing = dict.fromkeys(field.name for field in dataclasses.fields(Output))
-        return Output(**(nothing | arrays | {"missing": tuple(self.missing)}))  # type: ignore[arg-type]
+        return Output(**(nothing | arrays | {"missing": tuple(lacking)}))  # type: ignore[arg-type]
 
     @functools.cached_property
     def _forward(self):
@@ -227,7 +245,7 @@ class Pretrained:
         """Every output by its name; what is not used of it, jax does not compute."""
         flat = flatten_dict(params, sep="/")
         flat |= {path: jnp.zeros(shape) for path, shape in self._absent.items()}
-        output: Any = Albert(self.config).apply(
+        output: Any = Albert(self.config, tuple(self.heads), self.heads).apply(
             {"params": unflatten_dict(flat, sep="/")},
             rows["input_ids"],
             rows["attention_mask"],
@@ -241,6 +259,11 @@ class Pretrained:
             known = jnp.arange(self.config.vocab_size) < pieces
             outputs["mlm_logits"] = jnp.where(known, outputs["mlm_logits"], -jnp.inf)
         return outputs
+
+    @property
+    def _lacking(self) -> set[str]:
+        """Parts that an output may need and that the model does not have."""
+        return {*self.missing, *(f"{name}_head" for name in HEADS if name not in self.heads)}
 
     @property
     def _num_pieces(self) -> int:
@@ -338,7 +361,7 @@ class Pretrained:
             batch = _padded(
                 _stacked_rows([rows[i] for i in chosen]), self.config.max_position_embeddings
             )
-            positions = _grown(positions, len(batch["input_ids"]), _bucket(positions.shape[1]))
+            positions = _grown(positions, len(batch["input_ids"]), bucket(positions.shape[1]))
             probabilities, likeliest = map(
                 np.asarray,
                 self._likeliest(
@@ -346,7 +369,7 @@ class Pretrained:
                     batch,
                     positions,
                     pieces=tokenizer.vocab_size,
-                    top=min(_bucket(top), tokenizer.vocab_size),
+                    top=min(bucket(top), tokenizer.vocab_size),
                 ),
             )
             for number, i in enumerate(chosen):
@@ -401,6 +424,78 @@ class Pretrained:
             vectors[chosen] = np.asarray(found)[: len(chosen)]
         return vectors
 
+    @overload
+    def classify(  # type: ignore[overload-overlap]  # a str is an Iterable[str] as well
+        self, text: str, pair: str | None = None, batch_size: int = 32
+    ) -> "Class": ...
+
+    @overload
+    def classify(
+        self, text: Iterable[str], pair: Iterable[str] | None = None, batch_size: int = 32
+    ) -> "list[Class]": ...
+
+    def classify(self, text, pair=None, batch_size=32):
+        """What a fine-tuned model says of a text, or of a pair of texts.
+
+        Args:
+          text: one text, or any iterable of texts. Special pieces such as [SEP] are plain
+            characters, as in fine-tuning; texts longer than the model's positions are cut, with a
+            warning.
+          pair: as many second texts, for a model that was fine-tuned on pairs.
+          batch_size: texts that are computed at once.
+
+        Returns:
+          A `Class` of one text; of several a list of them, in their order.
+
+        Raises:
+          ValueError: the model has no classifier or no vocabulary, or something is not a text.
+        """
+        if "classifier_head" in self._lacking:
+            raise ValueError(
+                "This model has no classifier: fine-tune it on labelled texts first, such as with "
+                "configs/finetune/texts.py."
+            )
+        texts = _texts(text, "text")
+        pairs = [None] * len(texts) if pair is None else _texts(pair, "pair")
+        if len(texts) != len(pairs):
+            raise ValueError(f"There are {len(texts)} texts and {len(pairs)} pairs.")
+        logits = self._classifier_logits(texts, pairs, _at_least_one(batch_size, "batch_size"))
+        found = [self._class(row) for row in logits]
+        return found[0] if isinstance(text, str) else found
+
+    def _classifier_logits(
+        self, texts: list[str], pairs: Sequence[str | None], batch_size: int
+    ) -> np.ndarray:
+        """float32 [texts, labels]."""
+        limit = self.config.max_position_embeddings
+        rows = make_sequences(list(zip(texts, pairs, strict=True)), self._vocabulary(), limit)
+        if rows.cut:
+            warnings.warn(
+                f"{rows.cut} of {len(rows)} texts are cut to the model's {limit} positions.",
+                stacklevel=3,
+            )
+        found = np.zeros((len(rows), self.heads["classifier"]["labels"]), np.float32)
+        order = np.argsort(rows.lengths, kind="stable")
+        for begin in range(0, len(order), batch_size):
+            chosen = order[begin : begin + batch_size]
+            batch = _padded(rows.padded(chosen, int(rows.lengths[chosen].max())), limit)
+            outputs = self._forward(
+                self.params, batch, None, wanted=("classifier_logits",), pieces=self._num_pieces
+            )
+            found[chosen] = np.asarray(outputs["classifier_logits"])[: len(chosen)]
+        return found
+
+    def _class(self, logits: np.ndarray) -> "Class":
+        kind = self.heads["classifier"].get("kind", "classes")
+        if kind == "number":
+            return Class(float(logits[0]), {})
+        names = self.labels or [str(number) for number in range(len(logits))]
+        shares = label_probabilities(kind, logits)
+        probabilities = {n: float(p) for n, p in zip(names, shares, strict=True)}
+        if kind == "classes":
+            return Class(names[int(np.argmax(logits))], probabilities)
+        return Class([n for n, p in probabilities.items() if p > 0.5], probabilities)
+
     def save(self, path: str | os.PathLike, format: str = "albert") -> None:
         """Writes the model with its vocabulary as a new folder, whole or not at all.
 
@@ -420,11 +515,18 @@ class Pretrained:
         except CheckpointError as error:
             raise ValueError(f"params: {error}") from error
         absent = set(OPTIONAL_PARTS) - {part_of(name) for name in flat}
-        for name, shape in parameter_shapes(self.config).items():
+        for name, shape in parameter_shapes(self.config, self.heads).items():
             found = flat[name].shape if name in flat else None
             if found != shape and part_of(name) not in absent:
                 raise ValueError(f"params: {name} has shape {found}; the model's is {shape}.")
-        weights = Weights(self.config, flat, self.step, tokenizer=self.tokenizer)
+        weights = Weights(
+            self.config,
+            flat,
+            self.step,
+            tokenizer=self.tokenizer,
+            heads=self.heads,
+            labels=self.labels,
+        )
         formats.write(weights, place(str(path)), format)
 
     def _vocabulary(self) -> Tokenizer:
@@ -580,13 +682,6 @@ def _alike(rows: list[tuple[list[int], list[int]]], batch_size: int) -> Iterator
         yield order[begin : begin + batch_size]
 
 
-def _bucket(size: int) -> int:
-    """The next of 1, 2, 3, 4, 6, 8, 12, 16, 24, ...: what arrays are padded to, so that programs
-    are compiled for few shapes; never more than half is added."""
-    power = 1 << max(size - 1, 0).bit_length()
-    return power // 4 * 3 if power >= 4 and size <= power // 4 * 3 else power
-
-
 def _padded(rows: dict[str, np.ndarray], limit: int) -> dict[str, np.ndarray]:
     """int32 [B, L] arrays grown to a bucket of rows and of positions, at most `limit` of these.
 
@@ -597,8 +692,8 @@ def _padded(rows: dict[str, np.ndarray], limit: int) -> dict[str, np.ndarray]:
     count, length = rows["input_ids"].shape
     mask = rows["attention_mask"]
     rows = rows | {"attention_mask": np.where(mask.any(axis=1, keepdims=True), mask, 1)}
-    positions = min(_bucket(max(length, _SHORTEST)), limit)
-    padded = {name: _grown(value, _bucket(count), positions) for name, value in rows.items()}
+    positions = min(bucket(max(length, _SHORTEST)), limit)
+    padded = {name: _grown(value, bucket(count), positions) for name, value in rows.items()}
     padded["attention_mask"][count:, 0] = 1
     return padded
 

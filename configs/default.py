@@ -11,6 +11,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.task = "pretraining"  # what is learned; the section data is of the task
     # Where to start from: anything that albert.load takes (docs/fidelity.md). Empty: from scratch.
     config.init_from = ""
+    config.init_model = False  # have its sizes, sharing and activation, whatever model says
     config.init_optimizer = False  # also take its moments and step, to continue that run
     # Where its layers share otherwise or are fewer: average, or svd for the low-rank differences.
     config.init_method = "average"

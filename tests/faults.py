@@ -37,8 +37,8 @@ class PoisonedRows:
         self.rows, self.steps, self.batch_size, self.value = rows, steps, batch_size, value
         self.rows_per_epoch = rows.rows_per_epoch
 
-    def batch(self, rows):
-        made = self.rows.batch(rows)
+    def batch(self, rows, whole=None):
+        made = self.rows.batch(rows, whole)
         if rows[0] // self.batch_size + 1 in self.steps:
             made = {**made, "mlm_weights": np.full_like(made["mlm_weights"], self.value)}
         return made

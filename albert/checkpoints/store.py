@@ -272,8 +272,7 @@ class Checkpoints:
         steps = [step for step in self.steps() if step <= saved]
         kept = set(steps[-self._keep_last :])
         if self._keep_best:
-            losses = {step: loss for step, loss in self.losses().items() if step <= saved}
-            kept |= set(sorted(losses, key=lambda step: (losses[step], -step))[: self._keep_best])
+            kept |= {*[step for step in self.from_the_best() if step <= saved][: self._keep_best]}
         for step in set(steps) - kept:
             remove_folder(self.folder / str(step), _REMOVED)
 
@@ -316,6 +315,11 @@ class Checkpoints:
             except (OSError, ValueError, KeyError):
                 continue  # damaged, or without a loss
         return {step: loss for step, loss in found.items() if math.isfinite(loss)}
+
+    def from_the_best(self) -> list[int]:
+        """Those that were saved with a held-out loss, the lowest first; of equals the earliest."""
+        losses = self.losses()
+        return sorted(losses, key=lambda step: (losses[step], step))
 
     def problems(self, step: int) -> list[str]:
         """What is wrong with the files of a checkpoint, one phrase each, by its manifest."""

@@ -22,9 +22,13 @@ class Rows(Protocol):
     @property
     def rows_per_epoch(self) -> int: ...
 
-    def batch(self, rows: Sequence[int]) -> Batch:
+    def batch(self, rows: Sequence[int], whole: Sequence[int] | None = None) -> Batch:
         """The rows with these numbers, one behind the other; a negative one is padding that counts
-        in no figure."""
+        in no figure.
+
+        `whole` are those of the batch over all processes, of which these are some; None: these are
+        all. Shapes may follow from them, and differ from batch to batch.
+        """
         ...
 
 
@@ -42,7 +46,8 @@ class BatchSource:
 
     def __getitem__(self, step: int) -> Batch:
         first = step * self.batch_size
-        return self.examples.batch([first + row for row in self.rows])
+        whole = range(first, first + self.batch_size)
+        return self.examples.batch([whole[row] for row in self.rows], whole)
 
 
 def iterate(source: BatchSource, first_step: int, workers: int) -> grain.DatasetIterator[Batch]:
@@ -90,8 +95,9 @@ def heldout_batch(
     examples: Rows, batch_size: int, rows: Sequence[int], index: int, num_rows: int
 ) -> Batch:
     """Batch `index` of the first `num_rows` rows; rows past the end are padding without labels."""
-    numbers = [index * batch_size + row for row in rows]
-    return examples.batch([number if number < num_rows else -1 for number in numbers])
+    first = index * batch_size
+    whole = [row if row < num_rows else -1 for row in range(first, first + batch_size)]
+    return examples.batch([whole[row] for row in rows], whole)
 
 
 def _parse_absl_flags() -> None:

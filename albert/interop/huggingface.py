@@ -14,6 +14,7 @@ from albert.checkpoints import CheckpointError
 from albert.data.tokenizer import SPECIAL
 from albert.interop import huggingface_tokenizer
 from albert.interop.weights import (
+    PRETRAINED,
     Weights,
     entries,
     read_config,
@@ -32,6 +33,12 @@ ACTIVATIONS = {
     "gelu_fast": "gelu",
     "gelu": "gelu_erf",
     "relu": "relu",
+}
+# What a classifier tells: problem_type there -> `albert.models.heads.KINDS`.
+_KINDS = {
+    "single_label_classification": "classes",
+    "regression": "number",
+    "multi_label_classification": "several",
 }
 MODEL, CONFIG = "model.safetensors", "config.json"
 INDEX = f"{MODEL}.index.json"  # of a model in several files
@@ -62,6 +69,7 @@ _ELSEWHERE = {
     "mlm_head/transform": "predictions.dense",
     "mlm_head/layer_norm": "predictions.LayerNorm",
     "sop_head": "sop_classifier.classifier",
+    "classifier_head": "classifier",
 }
 _LEAF = {"kernel": "weight", "scale": "weight", "output_bias": "bias"}
 
@@ -95,8 +103,18 @@ def read(folder: Path, vocabulary: Path | None = None) -> Weights:
     stored = {prefix + name: name for name in tensors}
     shapes = {whole: tensors[name].shape for whole, name in stored.items()}
 
-    wanted = entries(config, name_of)
-    weights = Weights(config, {})
+    classifier = shapes.get("classifier.weight")
+    heads: dict[str, dict] = dict(PRETRAINED)
+    labels: tuple[str, ...] = ()
+    if classifier:
+        values = read_json(folder / CONFIG)
+        unsaid = "classes" if classifier[0] > 1 else "number"
+        kind = _KINDS.get(str(values.get("problem_type")), unsaid)
+        dropout = values.get("classifier_dropout_prob") or 0.0
+        heads = {"classifier": {"labels": classifier[0], "dropout": dropout, "kind": kind}}
+        labels = _labels(folder / CONFIG, classifier[0])
+    wanted = entries(config, name_of, heads)
+    weights = Weights(config, {}, heads=heads, labels=labels)
     params = take(wanted, shapes, lambda n: tensors[stored[n]], path, folder / CONFIG)
     if config.map_equal_embeddings and _is_identity(params):
         # What is written there for a model without a mapping.
@@ -119,6 +137,15 @@ def read(folder: Path, vocabulary: Path | None = None) -> Weights:
         weights.notes.append(f"{', '.join(narrow)} became float32")
     weights.tokenizer, weights.vocabulary_note = huggingface_tokenizer.read(folder, vocabulary)
     return weights
+
+
+def _labels(path: Path, count: int) -> tuple[str, ...]:
+    """Names of the classes by their ids; none where the file has no names of its own."""
+    names = read_json(path).get("id2label")
+    if not isinstance(names, dict) or set(names) != {str(i) for i in range(count)}:
+        return ()
+    labels = tuple(str(names[str(i)]) for i in range(count))
+    return () if labels == tuple(f"LABEL_{i}" for i in range(count)) else labels
 
 
 def _read_tensors(folder: Path) -> tuple[Path, dict[str, np.ndarray]]:
@@ -188,11 +215,19 @@ def write(weights: Weights, folder: Path) -> dict[str, str]:
         params[f"{_MAPPING}/kernel"] = np.eye(width, dtype=np.float32)
         params[f"{_MAPPING}/bias"] = np.zeros(width, np.float32)
         config = dataclasses.replace(config, map_equal_embeddings=True)
-    present = [entry for entry in entries(config, name_of) if entry.path in params]
+    present = [entry for entry in entries(config, name_of, weights.heads) if entry.path in params]
     tensors = {entry.name: entry.write(params[entry.path]) for entry in present}
     # The metadata says whose layout it is; transformers refuses files without it.
     safetensors.numpy.save_file(tensors, folder / MODEL, metadata={"format": "pt"})
-    written = {"architectures": [_architecture(weights.missing)], **_written_config(config, groups)}
+    written = {"architectures": [_architecture(weights)], **_written_config(config, groups)}
+    if "classifier" in weights.heads:
+        fields, labels = weights.heads["classifier"], weights.labels
+        written["classifier_dropout_prob"] = fields.get("dropout", 0.0)
+        names = labels or [f"LABEL_{i}" for i in range(fields["labels"])]
+        written["id2label"] = {str(i): name for i, name in enumerate(names)}
+        written["label2id"] = {name: i for i, name in enumerate(names)}
+        problems = {kind: problem for problem, kind in _KINDS.items()}
+        written["problem_type"] = problems[fields.get("kind", "classes")]
     (folder / CONFIG).write_text(json.dumps(written, indent=2) + "\n")
     if weights.tokenizer:
         huggingface_tokenizer.write(weights.tokenizer, config.max_position_embeddings, folder)
@@ -227,8 +262,11 @@ def _is_identity(params: dict[str, np.ndarray]) -> bool:
     return not bias.any() and np.array_equal(kernel, np.eye(len(kernel)))
 
 
-def _architecture(missing: list[str]) -> str:
-    """The class there that has no head which the weights lack."""
+def _architecture(weights: Weights) -> str:
+    """The class there that has the heads of the weights."""
+    if "classifier" in weights.heads:
+        return "AlbertForSequenceClassification"
+    missing = weights.missing
     if "mlm_head" in missing:
         return "AlbertModel"
     return "AlbertForMaskedLM" if "sop_head" in missing else "AlbertForPreTraining"

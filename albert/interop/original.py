@@ -16,6 +16,7 @@ import numpy as np
 
 from albert.checkpoints import CheckpointError
 from albert.interop.weights import (
+    PRETRAINED,
     Weights,
     entries,
     open_vocabulary,
@@ -31,7 +32,7 @@ CONFIG_NAME = "albert_config.json"
 _SLOTS = ("adam_m", "adam_v")  # of both optimizers
 _STEP = "global_step"
 # Written into albert_config.json, where the released program ignores them, and read from there.
-_LOWER, _STRIP = "do_lower_case", "strip_accents"
+_LOWER, _STRIP, _LABELS = "do_lower_case", "strip_accents", "labels"
 _HUB = "module/"  # in front of every name in exports for a hub
 
 _IN_LAYER = {
@@ -52,15 +53,16 @@ _ELSEWHERE = {
     "mlm_head": "cls/predictions",
     "mlm_head/transform": "cls/predictions/transform/dense",
     "mlm_head/layer_norm": "cls/predictions/transform/LayerNorm",
-    "sop_head": "cls/seq_relationship",
+    "sop_head": "cls/seq_relationship/",
+    "classifier_head": "",
 }
 
 
 def name_of(path: str) -> tuple[str, bool]:
     """The released name of a parameter, and whether it is stored transposed."""
     module, leaf = path.rsplit("/", 1)
-    if module == "sop_head":
-        return f"{_ELSEWHERE[module]}/output_{'weights' if leaf == 'kernel' else leaf}", True
+    if module in ("sop_head", "classifier_head"):
+        return f"{_ELSEWHERE[module]}output_{'weights' if leaf == 'kernel' else leaf}", True
     if module.endswith("layer_norm"):
         leaf = {"scale": "gamma", "bias": "beta"}[leaf]
     if match := re.fullmatch(r"encoder/group_(\d+)/layer_(\d+)/(.*)", module):
@@ -129,8 +131,19 @@ def read(prefix: Path, with_moments: bool = False, vocabulary: Path | None = Non
 
     stored = {name.removeprefix(_HUB): name for name in shapes}
     shapes = {name: shapes[whole] for name, whole in stored.items()}
-    wanted = entries(config, name_of)
-    weights = Weights(config, take(wanted, shapes, get, prefix, config_path))
+    classifier = shapes.get("output_weights")
+    heads = dict(PRETRAINED)
+    if classifier:
+        pretrained = any(name.startswith("cls/") for name in shapes)
+        heads = (heads if pretrained else {}) | {
+            "classifier": {
+                "labels": classifier[0],
+                "kind": "classes" if classifier[0] > 1 else "number",
+            }
+        }
+    wanted = entries(config, name_of, heads)
+    weights = Weights(config, take(wanted, shapes, get, prefix, config_path), heads=heads)
+    weights.labels = tuple(options.get(_LABELS, ()))
     present = [entry for entry in wanted if entry.path in weights.params]
     weights.names = {entry.path: stored[entry.name] for entry in present}
     used = {entry.name for entry in present}
@@ -182,7 +195,7 @@ def write(weights: Weights, folder: Path) -> dict[str, str]:
         )
     written = released_config(config)
     tf = _tensorflow()
-    present = [e for e in entries(config, name_of) if e.path in weights.params]
+    present = [e for e in entries(config, name_of, weights.heads) if e.path in weights.params]
     # One file for the variables and one for each slot, so that only one of them is copied at once.
     shards = [("", weights.params)]
     if weights.mu is not None and weights.nu is not None:
@@ -210,6 +223,8 @@ def write(weights: Weights, folder: Path) -> dict[str, str]:
     if weights.tokenizer:
         weights.tokenizer.save(folder / "tokenizer.model")
         written |= {_LOWER: weights.tokenizer.lower_case, _STRIP: weights.tokenizer.strip_accents}
+    if weights.labels:
+        written[_LABELS] = weights.labels
     (folder / CONFIG_NAME).write_text(json.dumps(written, indent=2) + "\n")
     return {entry.path: entry.name for entry in present}
 

@@ -29,6 +29,8 @@ from albert.models.heads import HEADS
 
 # Parts that a checkpoint may lack as a whole: nothing else is computed from them.
 OPTIONAL_PARTS = ("pooler", *(f"{name}_head" for name in HEADS))
+# Heads by name with their fields: what a model has that nobody has fine-tuned.
+PRETRAINED: dict[str, dict] = {"mlm": {}, "sop": {}}
 _GROUPS = "num_hidden_groups"
 _STACKED = "encoder/layers/"  # where a run keeps its layers, one entry for each set of weights
 FLOATS = tuple(map(np.dtype, (np.float32, ml_dtypes.bfloat16, np.float16, np.float64)))
@@ -64,6 +66,8 @@ class Weights:
     mu: dict[str, np.ndarray] | None = None  # first moments of the gradient
     nu: dict[str, np.ndarray] | None = None  # second moments
     tokenizer: Tokenizer | None = None
+    heads: dict[str, dict] = dataclasses.field(default_factory=lambda: dict(PRETRAINED))
+    labels: tuple[str, ...] = ()  # names of what the classifier tells apart, in their order
     names: dict[str, str] = dataclasses.field(default_factory=dict)  # of each path in the file
     left_over: list[str] = dataclasses.field(default_factory=list)  # in the file, not read
     notes: list[str] = dataclasses.field(default_factory=list)
@@ -73,11 +77,8 @@ class Weights:
     @property
     def missing(self) -> list[str]:
         """The parts of the model that the file does not have."""
-        return [
-            head
-            for head in OPTIONAL_PARTS
-            if not any(part_of(path) == head for path in self.params)
-        ]
+        parts = "pooler", *(f"{name}_head" for name in PRETRAINED | self.heads)
+        return [part for part in parts if not any(part_of(path) == part for path in self.params)]
 
     @property
     def tree(self) -> dict:
@@ -154,9 +155,11 @@ def stacked(config: AlbertConfig, flat: Mapping[str, Any]) -> dict[str, np.ndarr
     return rest
 
 
-def parameter_shapes(config: AlbertConfig) -> dict[str, tuple[int, ...]]:
-    """Path and shape of every tensor of the model; makes none."""
-    boxed = abstract_params(Albert(config))
+def parameter_shapes(
+    config: AlbertConfig, heads: Mapping[str, Mapping] = PRETRAINED
+) -> dict[str, tuple[int, ...]]:
+    """Path and shape of every tensor of a model with these heads; makes none."""
+    boxed = abstract_params(Albert(config, tuple(heads), heads))
     flat = flatten_dict(nn.meta.unbox(boxed), sep="/")
     shapes: dict[str, tuple[int, ...]] = {}
     for path, leaf in flat.items():
@@ -182,10 +185,17 @@ def released_groups(config: AlbertConfig, program: str) -> int:
     return groups
 
 
-def entries(config: AlbertConfig, naming: Callable[[str], tuple[str, bool]]) -> list[Entry]:
-    """Every tensor of the model. `naming`: path -> (name, whether it is stored transposed)."""
+def entries(
+    config: AlbertConfig,
+    naming: Callable[[str], tuple[str, bool]],
+    heads: Mapping[str, Mapping] = PRETRAINED,
+) -> list[Entry]:
+    """Every tensor of a model with these heads.
+
+    `naming`: path -> (name, whether it is stored transposed).
+    """
     found = []
-    for path, shape in parameter_shapes(config).items():
+    for path, shape in parameter_shapes(config, heads).items():
         matrix = shape
         if path.endswith("/attention/output/kernel"):
             matrix = math.prod(shape[:2]), shape[2]

@@ -12,6 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from albert.checkpoints import CheckpointError
 from albert.interop.weights import (
+    PRETRAINED,
     Weights,
     entries,
     open_vocabulary,
@@ -43,6 +44,16 @@ def is_run(info: dict) -> bool:
     return "train" in info["config"]
 
 
+def served(checkpoints: "Checkpoints") -> int:
+    """The checkpoint that stands for a run: its best one where the run's task says so, else its
+    newest. Raises CheckpointError when there is none."""
+    steps = checkpoints.steps()
+    if not steps:
+        raise CheckpointError(f"{checkpoints.folder} holds no finished checkpoint yet.")
+    best = checkpoints.from_the_best()
+    return best[0] if best and checkpoints.info(steps[-1]).get("serves_best") else steps[-1]
+
+
 def _is_checkpoint(path: Path) -> bool:
     return path.is_dir() and path.name.isdecimal() and path.parent.name == CHECKPOINTS
 
@@ -57,13 +68,11 @@ def read(path: Path, with_moments: bool = False, vocabulary: Path | None = None)
     path = resolved(path)
     workdir = path.parent.parent if _is_checkpoint(path) else path
     with contextlib.closing(Checkpoints(workdir / CHECKPOINTS)) as checkpoints:
-        found = [int(path.name)] if _is_checkpoint(path) else checkpoints.steps()
-        if not found:
-            raise CheckpointError(f"{workdir / CHECKPOINTS} holds no finished checkpoint yet.")
+        step = int(path.name) if _is_checkpoint(path) else served(checkpoints)
         try:
-            return _read(workdir, checkpoints, found[-1], with_moments, vocabulary)
+            return _read(workdir, checkpoints, step, with_moments, vocabulary)
         except CheckpointError:
-            if _is_checkpoint(path) or (checkpoints.folder / str(found[-1])).is_dir():
+            if _is_checkpoint(path) or (checkpoints.folder / str(step)).is_dir():
                 raise
     # A run that is still going has removed it since: take the newest that there is now.
     return read(path, with_moments, vocabulary)
@@ -92,11 +101,13 @@ def _read(
     except CheckpointError as error:
         raise CheckpointError(f"{where}: {error}") from error
     shapes = {name: value.shape for name, value in params.items()}
-    wanted = entries(config, lambda path: (path, False))
+    heads = info.get("heads", PRETRAINED)
+    wanted = entries(config, lambda path: (path, False), heads)
     # Nothing is merged or transposed in our own files.
     wanted = [dataclasses.replace(entry, matrix=entry.ours) for entry in wanted]
     taken = take(wanted, shapes, params.__getitem__, where, "its config")
-    weights = Weights(config, taken, names={path: path for path in taken})
+    weights = Weights(config, taken, names={path: path for path in taken}, heads=heads)
+    weights.labels = tuple(info.get("labels", ()))
     weights.left_over = sorted(params.keys() - taken.keys())
     if not checkpoints.has_training(step):
         weights.step = info.get("step")
@@ -170,6 +181,8 @@ def write(weights: Weights, folder: Path) -> dict[str, str]:
     info = {
         "config": {"model": dataclasses.asdict(weights.config), "data": flags},
         "step": weights.step,
+        "heads": weights.heads,
+        "labels": weights.labels,
     }
     with contextlib.closing(Checkpoints(folder / CHECKPOINTS, create=True)) as checkpoints:
         checkpoints.save(weights.step or 0, weights.tree, training, info, None)

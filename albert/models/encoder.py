@@ -3,6 +3,9 @@
 The letters of shapes are those of `albert/models/layers.py`.
 """
 
+import dataclasses
+from collections.abc import Mapping
+
 import flax
 import flax.linen as nn
 import jax
@@ -45,6 +48,11 @@ class AlbertOutput:
     def sop_logits(self) -> jax.Array | None:
         """float32 [B, 2] or [B, K, 2]: in order, swapped."""
         return self.logits.get("sop")
+
+    @property
+    def classifier_logits(self) -> jax.Array | None:
+        """float32 [B, labels]."""
+        return self.logits.get("classifier")
 
 
 class Embeddings(nn.Module):
@@ -169,6 +177,8 @@ class Albert(nn.Module):
 
     config: AlbertConfig
     heads: tuple[str, ...] = ("mlm", "sop")  # names in `albert.models.heads.HEADS`
+    # Fields of heads that have some: {"classifier": {"labels": 3}}.
+    head_fields: Mapping[str, Mapping] = dataclasses.field(default_factory=dict)
 
     def setup(self):
         self.trunk = Encoder(self.config)
@@ -178,7 +188,8 @@ class Albert(nn.Module):
                 raise ValueError(f"there is no head {name!r}; there is {', '.join(HEADS)}")
             if self.heads.count(name) > 1:
                 raise ValueError(f"heads is {self.heads}: {name} twice")
-            setattr(self, f"{name}_head", HEADS[name](self.config))
+            fields = self.head_fields.get(name, {})
+            setattr(self, f"{name}_head", HEADS[name](self.config, **fields))
 
     def __call__(self, *rows, head_inputs=None, **more) -> AlbertOutput:
         """Runs the encoder and every head.

@@ -26,7 +26,12 @@ _NAMES_CONFIG = any(a.lstrip("-").partition("=")[0] == "config" for a in sys.arg
 _CONFIG = cli.define_config("configs/default.py")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run. Default: runs/quickstart.")
 _MODEL = flags.DEFINE_string("model", None, "Any model that albert.load takes, rather than a run.")
-_STEP = flags.DEFINE_string("step", "latest", "Step to evaluate: a number, latest, or all.")
+_STEP = flags.DEFINE_string(
+    "step",
+    None,
+    "Step to evaluate: a number, latest, best, or all. Default: the newest; of a task that was "
+    "fine-tuned on, the best.",
+)
 _TEXT = flags.DEFINE_string(
     "text", None, "Text to evaluate on, as in data.valid_sources. Default: the run's held-out text."
 )
@@ -62,7 +67,7 @@ def main() -> None:
     data = {"sentence_objective": _OBJECTIVE.value} if _OBJECTIVE.value else {}
     options = Options(_TEXT.value, _ROWS.value, _EXAMPLES.value, data)
     if _MODEL.value is not None:
-        if _WORKDIR.value is not None or _STEP.value != "latest" or _LAYERS.value:
+        if _WORKDIR.value is not None or _STEP.value is not None or _LAYERS.value:
             raise ConfigError(
                 [
                     "--model names what to evaluate; leave --workdir, --step and --layers out. One "

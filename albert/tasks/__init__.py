@@ -7,6 +7,8 @@ from albert.tasks.base import Task
 # name -> the module and the class in it, imported when it is asked for.
 TASKS: dict[str, str | type[Task]] = {
     "pretraining": "albert.tasks.pretraining:Pretraining",
+    "glue": "albert.tasks.glue:Glue",
+    "classification": "albert.tasks.classification:OwnTexts",
 }
 _REQUIRED = (
     "Section",

@@ -7,7 +7,7 @@ the task. A task is one file here, one line in `albert.tasks.TASKS`, one section
 
 import abc
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -89,6 +89,24 @@ class Samples:
 
 
 @dataclasses.dataclass(frozen=True)
+class Predictions:
+    """What the model makes of rows whose labels nobody has, as a file.
+
+    Attributes:
+      name: of the file, such as "MRPC.tsv".
+      rows, num_rows: as in `Evaluation`.
+      step: (params, batch) -> an array with the rows as its first axis.
+      lines: that array over all rows, without padding -> the lines of the file.
+    """
+
+    name: str
+    rows: Rows
+    num_rows: int
+    step: Callable[[Any, Batch], Any]
+    lines: Callable[[np.ndarray], Iterable[str]]
+
+
+@dataclasses.dataclass(frozen=True)
 class Best:
     """The figure by which the best checkpoints are kept."""
 
@@ -111,6 +129,7 @@ class Task(abc.ABC):
       rows: of training; None where it was made to evaluate.
       evaluations: by which the model is judged.
       samples: or None.
+      predictions: made by `to_evaluate`; files to write beside the figures.
       best: the figure that decides which checkpoints are kept.
       tokenizer: whose copy lies in the workdir; None where there is none.
       workers: processes that make batches; 0: a thread.
@@ -120,11 +139,15 @@ class Task(abc.ABC):
     Section: ClassVar[type]  # of `config.data`: a frozen dataclass with `problems() -> list[str]`
     # Metrics that are amounts, logged per second as well; the console shows the first.
     amounts: ClassVar[tuple[str, ...]] = ()
+    # What is loaded and evaluated of a run unless a step is named: its best checkpoint, by `best`,
+    # or its newest.
+    serves_best: ClassVar[bool] = False
 
     model: nn.Module
     rows: Rows | None
     evaluations: Sequence[Evaluation]
     samples: Samples | None = None
+    predictions: Sequence[Predictions] = ()
     best: Best
     tokenizer: Tokenizer | None = None
     workers: int = 0
@@ -159,8 +182,13 @@ class Task(abc.ABC):
 
     @classmethod
     @abc.abstractmethod
-    def make_model(cls, config: RunConfig) -> nn.Module:
-        """The model with the task's heads."""
+    def make_model(cls, config: RunConfig, saved: dict | None = None) -> nn.Module:
+        """The model with the task's heads.
+
+        Args:
+          saved: what `description` was in the checkpoint of a run; None: there is none, and what
+            only the data tells, such as a number of labels, is not known yet.
+        """
 
     @classmethod
     def init(cls, model: nn.Module, key: jax.Array):
@@ -215,7 +243,7 @@ class Task(abc.ABC):
         config: RunConfig,
         tokenizer: Tokenizer | None,
         saved: dict | None,
-        missing: Sequence[str] = (),
+        model: Weights | None = None,
     ) -> "Task":
         """The evaluations alone, of a model that is there.
 
@@ -223,8 +251,8 @@ class Task(abc.ABC):
           config: its `data` names what to evaluate on; its `model` is that model's.
           tokenizer: the model's vocabulary.
           saved: what `description` was for its run; None where it is not a run's.
-          missing: parts of the model that its checkpoint lacks, such as "sop_head": figures that
-            need them are left out.
+          model: what is evaluated, where it is not a run's: figures that need a part which it
+            lacks (`model.missing`) are left out.
 
         Raises:
           SourceError, VocabularyError: the data cannot be used.
@@ -256,12 +284,22 @@ class Task(abc.ABC):
         del sums, denominators
         return {}
 
+    def flops_of(self, metrics: dict[str, float]) -> float | None:
+        """Model FLOPs of a step with these metrics; None: those of rows of `tokens_per_row`."""
+        del metrics
+        return None
+
     def line(self, metrics: dict[str, float]) -> str:
         """What the console says of logged metrics behind the loss."""
         del metrics
         return ""
 
     # What a run is.
+
+    def left_out(self, start: Weights) -> Sequence[str]:
+        """Parts of a model to start from that are not taken, such as "classifier_head"."""
+        del start
+        return ()
 
     def description(self) -> dict:
         """What decides its rows, as JSON: saved with every checkpoint."""

@@ -182,7 +182,8 @@ class Pretraining(Task):
         )
 
     @classmethod
-    def make_model(cls, config):
+    def make_model(cls, config, saved=None):
+        del saved
         return Albert(config.model, ("mlm", "sop"))
 
     @classmethod
@@ -218,7 +219,7 @@ class Pretraining(Task):
         return cls(config, data.tokenizer, data.valid, data)
 
     @classmethod
-    def to_evaluate(cls, config, tokenizer, saved, missing=()):
+    def to_evaluate(cls, config, tokenizer, saved, model=None):
         if tokenizer is None:  # of a run; evaluation_problems tells it of other models
             raise VocabularyError(
                 f"The run's folder has no {VOCABULARY}: copy it there, or evaluate with "
@@ -229,7 +230,7 @@ class Pretraining(Task):
             trained_on = found_corpora(config.data, saved["data"]["train"])
             warn_of_overlap(trained_on, [plan.corpus for plan in valid.plans])
         task = cls(config, tokenizer, valid)
-        if {"sop_head", "pooler"} & set(missing):
+        if model and {"sop_head", "pooler"} & set(model.missing):
             task._has_sop = False
         return task
 

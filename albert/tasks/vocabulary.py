@@ -1,8 +1,11 @@
 """What tasks on text ask of the vocabulary that a model brings with it."""
 
+from pathlib import Path
+
 from albert.data.pretraining.prepare import open_tokenizer
 from albert.data.tokenizer import Tokenizer
 from albert.interop.weights import Weights
+from albert.interop.workdir import VOCABULARY
 from albert.runtime.paths import place
 
 
@@ -32,6 +35,15 @@ def vocabulary_problems(config, start: Weights) -> list[str]:
                 f"--config.data.{field}={theirs}, or name data.tokenizer to have it your way"
             )
     return problems
+
+
+def tokenizer_of(config, workdir: Path, saved: dict | None, start: Weights | None) -> Tokenizer:
+    """The vocabulary of a run: its own copy, the one that the config names, or that of the model
+    to start from. Raises VocabularyError."""
+    if saved is None and start and start.tokenizer and not config.data.tokenizer:
+        return start.tokenizer
+    path = workdir / VOCABULARY if saved is not None else place(config.data.tokenizer)
+    return open_tokenizer(path, config.data, config.model.vocab_size, padded=True)
 
 
 def _pieces(tokenizer: Tokenizer) -> list[str]:

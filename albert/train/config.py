@@ -83,6 +83,7 @@ class Config:
     seed: int
     task: str  # what is learned: a key of `albert.tasks.TASKS`
     init_from: str  # a model to start from: anything that albert.load takes; empty: from scratch
+    init_model: bool  # its sizes and sharing are those of init_from, whatever model says
     init_optimizer: bool  # go on with its optimizer's moments and its step
     init_method: str  # how layers that share are made of those that did not: INIT_METHODS
     model: AlbertConfig
@@ -121,6 +122,8 @@ def check(values: Mapping, needs_text: bool = True, for_training: bool = True) -
         problems.append("init_optimizer is True and init_from is empty: there is nothing to take")
     if config.init_optimizer:
         problems += [f"optimizer.{text}" for text in config.optimizer.moments_problems()]
+    if config.init_model and not config.init_from:
+        problems.append("init_model is True and init_from is empty: there is no model to be like")
     if config.init_method not in INIT_METHODS:
         problems.append(
             f"init_method is {config.init_method!r}; it must be one of {', '.join(INIT_METHODS)}"

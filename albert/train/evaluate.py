@@ -20,12 +20,12 @@ from albert.data.loader import heldout_batch
 from albert.data.tokenizer import Tokenizer
 from albert.interop import formats
 from albert.interop.weights import predicting_pieces, stacked
-from albert.interop.workdir import VOCABULARY, is_run
+from albert.interop.workdir import VOCABULARY, is_run, served
 from albert.runtime.digests import text_digest
 from albert.runtime.fields import ConfigError
 from albert.runtime.paths import file_name_part, place, replace_text
 from albert.tasks import find_task
-from albert.tasks.base import Evaluation, Samples, Task
+from albert.tasks.base import Evaluation, Predictions, Samples, Task
 from albert.train.config import Config, attention_problems_of, config_of_run, from_json
 from albert.train.log_files import write_scalars
 from albert.train.sharding import (
@@ -45,7 +45,13 @@ _PLACES = ("folder", "tokenizer", "train_sources", "workers")
 class _OverRows:
     """A step over the same rows every time, a batch after the other."""
 
-    def __init__(self, of: Evaluation | Samples, mesh: Mesh, sharding: ShardingConfig, size: int):
+    def __init__(
+        self,
+        of: Evaluation | Samples | Predictions,
+        mesh: Mesh,
+        sharding: ShardingConfig,
+        size: int,
+    ):
         self._of, self._size = of, size
         self._sharding = batch_sharding(mesh, sharding)
         self._step = jax.jit(of.step, out_shardings=replicated(mesh))
@@ -62,6 +68,15 @@ class _OverRows:
     def run(self, params, batch):
         return self._step(params, put_batch(batch, self._sharding))
 
+    def outcomes(self, params) -> list:
+        """What the step gives of every batch, on the host."""
+        return jax.device_get([self.run(params, batch) for batch in self.batches])
+
+    def gathered(self, params):
+        """What the step gives of every row, one behind the other, without padding."""
+        count, found = self._of.num_rows, self.outcomes(params)
+        return jax.tree.map(lambda *x: np.concatenate(x)[:count], *found)
+
 
 class Evaluator:
     """One of a task's evaluations over a mesh. Of several processes call it on all."""
@@ -74,14 +89,11 @@ class Evaluator:
 
     def figures(self, params) -> dict[str, float]:
         """The evaluation's figures of these parameters, the same on every process."""
-        found = [self._rows.run(params, batch) for batch in self._rows.batches]
-        found = jax.device_get(found)
         if self.evaluation.gathers:
-            count = self.evaluation.num_rows
-            total = jax.tree.map(lambda *x: np.concatenate(x)[:count], *found)
-        else:
-            # In float64: sums of millions of terms outgrow the digits of float32.
-            total = jax.tree.map(lambda *x: np.sum(np.asarray(x, np.float64), axis=0), *found)
+            return self.evaluation.figures(self._rows.gathered(params))
+        # In float64: sums of millions of terms outgrow the digits of float32.
+        found = self._rows.outcomes(params)
+        total = jax.tree.map(lambda *x: np.sum(np.asarray(x, np.float64), axis=0), *found)
         return self.evaluation.figures(total)
 
 
@@ -156,12 +168,15 @@ class Options:
         return "".join(f"_{file_name_part(part)}" for part in parts)
 
 
-def evaluate_run(workdir: Path, step: str, options: Options, other: Config | None = None) -> None:
-    """Evaluates checkpoints of a run, prints the figures and writes them into its workdir.
+def evaluate_run(
+    workdir: Path, step: str | None, options: Options, other: Config | None = None
+) -> None:
+    """Evaluates checkpoints of a run, prints the figures and writes them into its workdir, and what
+    the task predicts of unlabelled rows.
 
     Args:
       workdir: folder of the run.
-      step: a number, "latest" or "all".
+      step: a number, "latest", "best" or "all"; None: the one that stands for the run.
       options: see `Options`.
       other: a config whose sections `data` and `train` say how to evaluate; None: the run's own.
 
@@ -185,6 +200,10 @@ def evaluate_run(workdir: Path, step: str, options: Options, other: Config | Non
                     continue
                 figures = {e.evaluation.name: e.figures(params) for e in evaluators}
                 lines = sample_lines(task.samples, params, mesh, sharding, size, options.examples)
+                predicted = {
+                    each.name: each.lines(_OverRows(each, mesh, sharding, size).gathered(params))
+                    for each in task.predictions
+                }
                 if jax.process_index():
                     continue
                 path = workdir / f"eval_{number}{suffix}.json"
@@ -193,7 +212,13 @@ def evaluate_run(workdir: Path, step: str, options: Options, other: Config | Non
                 for name, values in figures.items():
                     write_scalars(board, number, "eval" if name == "valid" else name, values)
                 print_figures(f"at step {number}", task, figures, lines)
-                print(f"Written to {path}\n", flush=True)
+                print(f"Written to {path}", flush=True)
+                for name, of_file in predicted.items():
+                    place_of = workdir / f"predictions_{number}{suffix}" / name
+                    place_of.parent.mkdir(exist_ok=True)
+                    replace_text(place_of, "".join(f"{line}\n" for line in of_file))
+                    print(f"Predictions are in {place_of}", flush=True)
+                print(flush=True)
 
 
 def _restored(checkpoints: Checkpoints, step: int, like):
@@ -297,7 +322,7 @@ def evaluate_model(path: Path, config: Config, options: Options) -> None:
         raise ConfigError([f"{text} ({path})" for text in problems])
     if weights.vocabulary_note and jax.process_index() == 0:
         print(f"{path}: {weights.vocabulary_note}")
-    task = kind.to_evaluate(config, weights.tokenizer, None, weights.missing)
+    task = kind.to_evaluate(config, weights.tokenizer, None, weights)
     with on_these_devices(config, task) as (evaluators, like, mesh, sharding, size):
         params = stacked(weights.config, predicting_pieces(weights))
         flat = {
@@ -354,8 +379,11 @@ def write_report(path: Path, step: int, figures: dict[str, dict], examples: list
     replace_text(path, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
 
 
-def chosen_steps(checkpoints: Checkpoints, step: str) -> list[int]:
-    """The checkpoints that "latest", "all" or a number name; raises CheckpointError."""
+def chosen_steps(checkpoints: Checkpoints, step: str | None) -> list[int]:
+    """The checkpoints that "latest", "best", "all" or a number name, or None: the one that stands
+    for the run. Raises CheckpointError."""
+    if step is None:
+        return [served(checkpoints)]
     found = checkpoints.steps()
     if not found:
         raise CheckpointError(f"{checkpoints.folder} holds no finished checkpoint yet.")
@@ -363,9 +391,14 @@ def chosen_steps(checkpoints: Checkpoints, step: str) -> list[int]:
         return found[-1:]
     if step == "all":
         return found
+    if step == "best":
+        best = checkpoints.from_the_best()
+        if not best:
+            raise CheckpointError(f"No checkpoint in {checkpoints.folder} was evaluated.")
+        return best[:1]
     if not step.isdecimal() or int(step) not in found:
         raise CheckpointError(
             f"{checkpoints.folder} has no checkpoint of step {step}; it has "
-            f"{', '.join(map(str, found))}. Give one of them, latest or all."
+            f"{', '.join(map(str, found))}. Give one of them, best, latest or all."
         )
     return [int(step)]

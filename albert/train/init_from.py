@@ -1,5 +1,8 @@
 """Starting a run from another model: `config.init_from`."""
 
+import dataclasses
+from collections.abc import Sequence
+
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -7,8 +10,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from albert.checkpoints import CheckpointError
 from albert.interop import formats
 from albert.interop.reshare import STRUCTURE, reshare, same_tensors
-from albert.interop.weights import Weights, stacked
-from albert.models.config import AlbertConfig
+from albert.interop.weights import Weights, part_of, stacked
+from albert.models.config import AlbertConfig, model_from_json
 from albert.runtime.fields import ConfigError
 from albert.runtime.paths import place
 from albert.tasks import find_task
@@ -31,8 +34,33 @@ _SHAPES = (
 _TOLD = (*STRUCTURE, "hidden_act", "hidden_dropout_prob", "attention_probs_dropout_prob")
 
 
-def read_start(config: Config) -> Weights:
-    """The model that `config.init_from` names, with its optimizer if that is asked for.
+# Fields of the model that a run has of its own, whatever it starts from.
+_OWN = (
+    "dtype",
+    "param_dtype",
+    "remat",
+    "attention",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+)
+
+
+def resumed(config: Config, info: dict) -> Config:
+    """The config of a run that is to be resumed, with the model that it began with where
+    `config.init_model` took it from there. info: a checkpoint's description."""
+    if not config.init_model:
+        return config
+    return _with_model(config, model_from_json(info["config"]["model"]))
+
+
+def _with_model(config: Config, model: AlbertConfig) -> Config:
+    own = {name: getattr(config.model, name) for name in _OWN}
+    return dataclasses.replace(config, model=dataclasses.replace(model, **own))
+
+
+def read_start(config: Config) -> tuple[Config, Weights]:
+    """The model that `config.init_from` names, with its optimizer if that is asked for, and the
+    config, which has that model's sizes where `config.init_model` asks for it.
 
     Raises:
       CheckpointError: it cannot be read, or has no optimizer's state.
@@ -40,6 +68,8 @@ def read_start(config: Config) -> Weights:
     """
     path = config.init_from
     weights = formats.read(place(str(path)), with_moments=config.init_optimizer)
+    if config.init_model:
+        config = _with_model(config, weights.config)
     problems = []
     for field in _SHAPES:
         theirs, ours = getattr(weights.config, field), getattr(config.model, field)
@@ -75,23 +105,28 @@ def read_start(config: Config) -> Weights:
                     f"{weights.step} steps already; raise train.num_steps"
                 ]
             )
-    return weights
+    return config, weights
 
 
 def _structure(model: AlbertConfig) -> str:
     return ", ".join(f"{name} {getattr(model, name)}" for name in STRUCTURE)
 
 
-def describe_start(config: Config, weights: Weights) -> str:
-    """What is taken and what is not, for people."""
+def _describe(
+    config: Config, weights: Weights, taken: set[str], drawn: set[str], left: Sequence[str]
+) -> str:
+    """What is taken and what is not, for people. taken, drawn: tensors of the new model."""
     with_optimizer = (
         f"with the optimizer's moments, at step {weights.step}"
         if config.init_optimizer
         else "without an optimizer's state, at step 0"
     )
-    lines = [f"Starting from {config.init_from}: {len(weights.params)} tensors {with_optimizer}."]
-    if weights.missing:
-        lines.append(f"  It has no {', '.join(weights.missing)}: initialised anew.")
+    lines = [f"Starting from {config.init_from}: {len(taken)} tensors {with_optimizer}."]
+    if drawn:
+        parts = sorted({part_of(path) for path in drawn})
+        lines.append(f"  Initialised anew, {len(drawn)} tensors: {', '.join(parts)}.")
+    if left:
+        lines.append(f"  Of no use here and left out: {', '.join(left)}.")
     if weights.left_over:
         shown = ", ".join(weights.left_over[:5])
         more = len(weights.left_over) - 5
@@ -105,11 +140,17 @@ def describe_start(config: Config, weights: Weights) -> str:
     return "\n".join(lines)
 
 
-def start_state(config: Config, weights: Weights, state: TrainState) -> TrainState:
-    """A fresh state with the values of `weights` in it, each where the fresh one lay.
+def start_state(
+    config: Config, weights: Weights, state: TrainState, without: Sequence[str] = ()
+) -> tuple[TrainState, str]:
+    """A fresh state with the values of `weights` in it, each where the fresh one lay, and lines
+    that say what was taken and what was not.
 
     With `config.init_optimizer` the slots mu and nu and every counter are taken too; `check` has
     refused optimizers whose slots of these names hold something else.
+
+    Args:
+      without: parts of `weights` that are not taken, such as "classifier_head".
     """
 
     def filled(tree, values: dict[str, np.ndarray]):
@@ -119,9 +160,15 @@ def start_state(config: Config, weights: Weights, state: TrainState) -> TrainSta
             sep="/",
         )
 
-    state = state.replace(params=filled(state.params, stacked(config.model, weights.params)))
+    theirs = {p: v for p, v in weights.params.items() if part_of(p) not in without}
+    values = stacked(config.model, theirs)
+    new = flatten_dict(state.params, sep="/").keys()
+    idle = dict.fromkeys(part_of(p) for p in weights.params if p not in theirs)
+    idle |= dict.fromkeys(part_of(p) for p in values.keys() - new)
+    told = _describe(config, weights, new & values.keys(), new - values.keys(), sorted(idle))
+    state = state.replace(params=filled(state.params, values))
     if not config.init_optimizer:
-        return state
+        return state, told
     assert weights.mu is not None
     assert weights.nu is not None
     moments = {
@@ -139,7 +186,7 @@ def start_state(config: Config, weights: Weights, state: TrainState) -> TrainSta
         return _placed(moments[name][parameter], leaf) if known else leaf
 
     opt_state = jax.tree_util.tree_map_with_path(taken, state.opt_state)
-    return state.replace(opt_state=opt_state, step=_placed(step, state.step))
+    return state.replace(opt_state=opt_state, step=_placed(step, state.step)), told
 
 
 def _placed(value: np.ndarray, like: jax.Array) -> jax.Array:

@@ -114,7 +114,7 @@ class RunLog:
                 "step_seconds": seconds,
                 "rows_per_second": config.train.batch_size / seconds,
                 **per_second,
-                "mfu": self._flops_per_step / seconds / self._peak,
+                "mfu": float(np.mean([self._flops(v) for v in steps])) / seconds / self._peak,
                 "data_wait_share": min(self._waited / self._elapsed, 1.0),
                 "peak_memory_bytes": peak_memory_bytes(),
             }
@@ -133,6 +133,10 @@ class RunLog:
         self._say(line)
         steps.clear()
         self._elapsed, self._timed_steps, self._waited = 0.0, 0, 0.0
+
+    def _flops(self, metrics: dict[str, float]) -> float:
+        found = self._task.flops_of(metrics)
+        return self._flops_per_step if found is None else found
 
     def evaluated(self, step: int, evaluation: Evaluation, figures: dict[str, float]) -> None:
         """Logs an evaluation."""

@@ -27,7 +27,7 @@ from albert.tasks.base import Batch, Task
 from albert.train.config import Config, check_devices
 from albert.train.divergence import Rollbacks, report
 from albert.train.evaluate import Evaluator, report_text, sample_lines, write_report
-from albert.train.init_from import describe_start, read_start, start_state
+from albert.train.init_from import read_start, resumed, start_state
 from albert.train.log import RunLog
 from albert.train.log_files import last_logged_step
 from albert.train.optimizers import make_optimizer
@@ -104,8 +104,6 @@ def train(
         try:
             with stop.immediately():
                 claim(workdir)
-                model = kind.make_model(config)
-                check_devices(config, kind.abstract_params(model), jax.device_count())
                 held = stack.enter_context(contextlib.closing(lock(workdir, say)))
                 # Closing waits for what is being saved, however the run ends.
                 keep = config.train.keep_last, config.train.keep_best
@@ -113,23 +111,21 @@ def train(
                     contextlib.closing(Checkpoints(workdir / "checkpoints", *keep, create=True))
                 )
                 saved = checkpoints.newest_sound(say)
-                info = None if saved is None else checkpoints.info(saved)
-                if info is not None and not is_run(info):
-                    raise RunError(
-                        f"{workdir} holds a model and not a run. Start from it in another "
-                        f"--workdir with --config.init_from={workdir}, and "
-                        "--config.init_optimizer to go on with its optimizer and step."
-                    )
+                info = None if saved is None else _description(checkpoints, saved, workdir)
+                start = None
                 if info is not None:
-                    check_version(info, workdir)
+                    config = resumed(config, info)
+                elif config.init_from:
+                    config, start = read_start(config)
+                model = kind.make_model(config, info)
+                check_devices(config, kind.abstract_params(model), jax.device_count())
                 if saved is not None and _is_finished(config, workdir, saved):
                     say(
                         f"{workdir} is finished: it has a checkpoint of step {saved} of "
                         f"{config.train.num_steps}. Raise train.num_steps or choose another "
                         "--workdir."
                     )
-                    return _finished(config, kind, workdir, checkpoints, saved)
-                start = read_start(config) if config.init_from and saved is None else None
+                    return _finished(config, kind, model, workdir, checkpoints, saved)
                 watch("prepare", 0)
                 task = kind.prepare(config, workdir, info, start)
                 check_task(task)
@@ -220,8 +216,8 @@ class Run:
         else:
             self.state = create()
             if start:
-                say(describe_start(config, start))
-                self.state = start_state(config, start, self.state)
+                self.state, told = start_state(config, start, self.state, task.left_out(start))
+                say(told)
                 start.params, start.mu, start.nu = {}, None, None  # they are on the devices now
         self.step = self._first_step = int(self.state.step)
         self._resumed = saved is not None
@@ -406,13 +402,31 @@ def _is_finished(config: Config, workdir: Path, saved: int) -> bool:
     return saved > config.train.num_steps or (saved == config.train.num_steps and done.is_file())
 
 
+def _description(checkpoints: Checkpoints, saved: int, workdir: Path) -> dict:
+    """What the checkpoint says of its run; raises RunError where it is none of this version."""
+    info = checkpoints.info(saved)
+    if not is_run(info):
+        raise RunError(
+            f"{workdir} holds a model and not a run. Start from it in another --workdir with "
+            f"--config.init_from={workdir}, and --config.init_optimizer to go on with its "
+            "optimizer and step."
+        )
+    check_version(info, workdir)
+    return info
+
+
 def _finished(
-    config: Config, kind: type[Task], workdir: Path, checkpoints: Checkpoints, saved: int
+    config: Config,
+    kind: type[Task],
+    model: nn.Module,
+    workdir: Path,
+    checkpoints: Checkpoints,
+    saved: int,
 ) -> Outcome:
     """What a run came to that was finished before."""
     optimizer, _ = make_optimizer(config.optimizer, config.train.num_steps)
     abstract = abstract_state(
-        partial(kind.init, kind.make_model(config)),
+        partial(kind.init, model),
         optimizer,
         make_mesh(config.sharding),
         config.sharding,

@@ -11,7 +11,7 @@ from albert.tasks.base import Task
 from albert.train.config import Config, version_of
 
 # Told by the task's own description, or past: where a run started.
-_NOT_COMPARED = ("init_from", "init_optimizer", "init_method")
+_NOT_COMPARED = ("init_from", "init_model", "init_optimizer", "init_method")
 # Of the model and yet harmless: what is computed is the same up to rounding.
 _NUMERICS = ("model.dtype", "model.remat", "model.attention")
 # Harmless and yet not exact: what is learned differs from here on.
@@ -23,9 +23,17 @@ def describe_run(config: Config, task: Task) -> dict:
     described = {
         "version": __version__,
         "config": dataclasses.asdict(config),
+        "heads": _heads(task),
+        "serves_best": task.serves_best,
         **task.description(),
     }
     return json.loads(json.dumps(described))
+
+
+def _heads(task: Task) -> dict:
+    """The heads of a task's model with their fields, for whoever loads it without the task."""
+    fields = getattr(task.model, "head_fields", {})
+    return {name: dict(fields.get(name, {})) for name in getattr(task.model, "heads", ())}
 
 
 def check_version(saved: dict, workdir: Path) -> None:

@@ -111,11 +111,12 @@ class Examples:
         """One row: the fields of `empty_batch` without their first axis."""
         return {name: values[0] for name, values in self.batch([row]).items()}
 
-    def batch(self, rows: Sequence[int]) -> Batch:
+    def batch(self, rows: Sequence[int], whole: Sequence[int] | None = None) -> Batch:
         """The rows with these numbers, one behind the other; the fields are those of `empty_batch`.
 
-        Where a number is negative the row is padding without targets.
+        Where a number is negative the row is padding without targets. All rows are as long.
         """
+        del whole
         options = self.options
         batch = empty_batch(len(rows), options)
         packed = options.packing > 0

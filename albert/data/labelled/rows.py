@@ -1,0 +1,76 @@
+"""Labelled examples as the rows of a run: in a new order every epoch, padded as little as shapes
+allow. Never imports jax.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+
+import numpy as np
+
+from albert.data.labelled.sequences import Sequences
+from albert.data.loader import Batch
+from albert.data.padding import bucket
+
+_ORDER_STREAM = 5  # beside those of albert/data/pretraining/plan.py
+_SHORTEST = 16  # tokens: shorter batches are padded to it
+
+
+class LabelledRows:
+    """Rows of `Sequences` with what is known of each. Picklable.
+
+    A batch is as long as its longest row, padded to the next of few lengths: padding changes no
+    number, and programs are compiled for few shapes. The order of an epoch is drawn by its number
+    and the seed alone, every example once.
+    """
+
+    def __init__(
+        self,
+        sequences: Sequences,
+        fields: Mapping[str, np.ndarray],
+        seq_length: int,
+        seed: int | None = None,
+    ):
+        """Args:
+        sequences: the tokens.
+        fields: name -> an array with the examples as its first axis. A row of padding has zeros.
+        seq_length: no batch is longer.
+        seed: of the order; None: as they are.
+        """
+        self.sequences, self.fields = sequences, dict(fields)
+        self._length, self._seed = seq_length, seed
+        self._lengths = sequences.lengths
+        self.rows_per_epoch = len(sequences)
+        self._order = lru_cache(maxsize=2)(self._find_order)
+
+    def __reduce__(self):
+        return (LabelledRows, (self.sequences, self.fields, self._length, self._seed))
+
+    def _find_order(self, epoch: int) -> np.ndarray:
+        rng = np.random.default_rng((_ORDER_STREAM, self._seed or 0, epoch))
+        return rng.permutation(self.rows_per_epoch)
+
+    def examples(self, rows: Sequence[int]) -> np.ndarray:
+        """Which example each row is; -1 for a negative one, which is padding."""
+        numbers = np.asarray(rows, np.int64)
+        if self._seed is None:
+            return np.where(numbers < 0, -1, numbers % max(self.rows_per_epoch, 1))
+        epochs, places = np.divmod(numbers, self.rows_per_epoch)
+        found = np.full(len(numbers), -1, np.int64)
+        for epoch in set(epochs.tolist()):
+            if epoch >= 0:
+                chosen = epochs == epoch
+                found[chosen] = self._order(epoch)[places[chosen]]
+        return found
+
+    def batch(self, rows: Sequence[int], whole: Sequence[int] | None = None) -> Batch:
+        examples = self.examples(rows)
+        others = examples if whole is None else self.examples(whole)
+        longest = int(self._lengths[others[others >= 0]].max(initial=0))
+        length = min(max(bucket(longest), _SHORTEST), self._length)
+        arrays = self.sequences.padded(examples, length)
+        real = examples >= 0
+        for name, values in self.fields.items():
+            chosen = values[examples]
+            chosen[~real] = 0
+            arrays[name] = chosen
+        return arrays

@@ -1,0 +1,499 @@
+"""What tasks on one text or two have in common: classes, a number, or several labels at once.
+
+A task of this kind reads examples and names its metrics; rows, head, loss and evaluation are here.
+Source of head and loss: `create_model` in `classifier_utils.py`, google-research/albert.
+"""
+
+import abc
+import dataclasses
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from albert.data.labelled.kept import kept_sequences
+from albert.data.labelled.rows import LabelledRows
+from albert.data.labelled.sequences import Sequences
+from albert.data.sources.base import SourceError
+from albert.models.attention import Use
+from albert.models.cost import encoder_flops
+from albert.models.encoder import Albert
+from albert.models.heads import label_probabilities
+from albert.runtime.console import warn
+from albert.runtime.paths import place
+from albert.tasks.base import Best, Evaluation, Predictions, Task
+from albert.tasks.metrics import METRICS, expected_calibration_error
+from albert.tasks.vocabulary import tokenizer_of, vocabulary_problems
+
+_HEAD = "classifier"
+_HEAD_STREAM = 2  # of a row's dropout key; the encoder takes 0 and 1
+
+
+class Example(NamedTuple):
+    """One row of a data set."""
+
+    id: str
+    text: str
+    pair: str | None  # the second text
+    label: Any  # a name, a number, or names; None: not known
+
+
+@dataclasses.dataclass
+class Split:
+    """Labelled examples to be judged by."""
+
+    name: str  # of the evaluation: "dev" is the one by which the best checkpoint is chosen
+    examples: list[Example]
+    metrics: tuple[str, ...]  # of `METRICS`, the first decides
+
+
+@dataclasses.dataclass
+class LabelledData:
+    """What a task has read."""
+
+    kind: str  # of KINDS
+    labels: tuple[str, ...]  # in the order of their ids; none where a number is learned
+    train: list[Example]
+    evaluated: list[Split]
+    class_weights: tuple[float, ...] = ()  # none: all count alike
+
+
+@dataclasses.dataclass(frozen=True)
+class TextsConfig:
+    """Fields of the section `data` that all these tasks have."""
+
+    tokenizer: str  # SentencePiece .model; empty: that of init_from
+    lower_case: bool
+    strip_accents: bool
+    folder: str  # rows are made once and kept here
+    seq_length: int  # tokens of a row at most; longer texts are cut, and counted
+    dropout: float  # in front of the classifier
+    workers: int  # processes that make rows of text; batches are made by a thread
+
+    def problems(self) -> list[str]:
+        """What is wrong with the fields, one sentence each."""
+        found = []
+        if self.seq_length < 4:
+            found.append(f"seq_length is {self.seq_length}; it must be at least 4")
+        if not 0 <= self.dropout < 1:
+            found.append(f"dropout is {self.dropout}; it must be in [0, 1)")
+        if self.workers < 0:
+            found.append(f"workers is {self.workers}; it must not be negative")
+        return found
+
+    def text_problems(self) -> list[str]:
+        """What is wrong with the data that they name; looks for files and reads none."""
+        return []
+
+
+class TextTask(Task):
+    """A classifier on the pooled output.
+
+    The loss is the mean over examples, weighted by class where that is asked for, of the cross
+    entropy of classes, the squared error of a number, or the mean binary cross entropy of several
+    labels.
+    """
+
+    amounts = ("real_tokens", "padded_tokens")
+    serves_best = True
+
+    @classmethod
+    @abc.abstractmethod
+    def known_labels(cls, config) -> tuple[str, ...] | None:
+        """The labels that the config tells of; None: they are found in the training data."""
+
+    @classmethod
+    @abc.abstractmethod
+    def read(cls, config, training: bool, saved: dict | None = None) -> LabelledData:
+        """The examples; those of training only where they are asked for. `saved`: the description
+        of the run that they are for. Raises SourceError."""
+
+    @classmethod
+    def read_unlabelled(cls, config) -> dict[str, list[Example]]:
+        """Name of a file of predictions -> what to predict for it. Raises SourceError."""
+        del config
+        return {}
+
+    @abc.abstractmethod
+    def prediction_lines(self, examples: Sequence[Example], outputs: np.ndarray) -> Iterable[str]:
+        """The lines of a file of predictions. outputs: the logits, float32 [n, labels]."""
+
+    def __init__(self, config, data: LabelledData | None = None, tokenizer=None, training=False):
+        """Without data nothing can be evaluated or trained on: what is left are the pure functions
+        of a step."""
+        self._config, self._data, self.tokenizer = config, data, tokenizer
+        self.kind = data.kind if data else ("classes" if self.known_labels(config) else "number")
+        self.labels = data.labels if data else self.known_labels(config) or ()
+        self.model = self._model(config, len(self.labels) or 1, self.kind)
+        self.rows = None
+        told: list[str] = []
+        if data is None:
+            return
+        self._ids = {name: number for number, name in enumerate(self.labels)}
+        if training:
+            sequences = self._sequences(data.train)
+            targets = self._targets(data.train)
+            fields = {"labels": targets, "weights": self._weights(targets)}
+            self.rows = LabelledRows(sequences, fields, config.data.seq_length, config.seed)
+            told = self._opening(sequences)
+        self.evaluations = [self._evaluation(split, told) for split in data.evaluated]
+        self.opening = told
+        self.best = Best("dev", data.evaluated[0].metrics[0], higher_is_better=True)
+
+    # Asked before there is any data or device.
+
+    @classmethod
+    def problems(cls, config, needs_text):
+        data, model = config.data, config.model
+        found = []
+        if data.seq_length > model.max_position_embeddings and not config.init_model:
+            found.append(
+                f"data.seq_length {data.seq_length} is longer than the position table, "
+                f"model.max_position_embeddings {model.max_position_embeddings}; set "
+                f"--config.data.seq_length={model.max_position_embeddings}"
+            )
+        if needs_text:
+            found += [f"data.{text}" for text in data.text_problems()]
+            if not config.init_from and not data.tokenizer:
+                found.append(
+                    "init_from is empty: name the pretrained model to start from (anything that "
+                    "albert.load takes); or name data.tokenizer to learn from random weights, "
+                    "which is far worse"
+                )
+        return found
+
+    @classmethod
+    def start_problems(cls, config, start):
+        found = vocabulary_problems(config, start)
+        positions = start.config.max_position_embeddings
+        if config.data.seq_length > positions:
+            found.append(
+                f"data.seq_length is {config.data.seq_length} and init_from, {config.init_from}, "
+                f"has {positions} positions; set --config.data.seq_length={positions}"
+            )
+        return found
+
+    @classmethod
+    def evaluation_problems(cls, config, model):
+        found = []
+        if _HEAD not in model.heads or f"{_HEAD}_head" in model.missing:
+            found.append(
+                "the model has no classifier, so there is nothing to evaluate: it was not "
+                "fine-tuned on such a task"
+            )
+        known = cls.known_labels(config)
+        if known and model.labels and set(known) != set(model.labels):
+            found.append(
+                f"the model's labels are {', '.join(model.labels)} and the task's "
+                f"{', '.join(known)}"
+            )
+        if model.tokenizer is None:
+            note = f" ({model.vocabulary_note})" if model.vocabulary_note else ""
+            found.append(
+                f"there is no vocabulary beside the model{note}; name it with "
+                "--config.data.tokenizer"
+            )
+        return found
+
+    @classmethod
+    def attention_use(cls, config, backend):
+        return Use(
+            length=config.data.seq_length,
+            head_dim=config.model.hidden_size // config.model.num_attention_heads,
+            dtype=config.model.dtype,
+            dropout=config.model.attention_probs_dropout_prob,
+            packed=False,
+            backend=backend,
+        )
+
+    @classmethod
+    def make_model(cls, config, saved=None):
+        labels = saved["labels"] if saved else cls.known_labels(config)
+        kind = saved["kind"] if saved else ("classes" if labels else "number")
+        return cls._model(config, len(labels or ()) or 1, kind)
+
+    @classmethod
+    def _model(cls, config, labels: int, kind: str) -> Albert:
+        fields = {"labels": labels, "dropout": config.data.dropout, "kind": kind}
+        return Albert(config.model, (_HEAD,), {_HEAD: fields})
+
+    @classmethod
+    def flops_per_row(cls, config):
+        return _flops(config, config.data.seq_length)
+
+    @classmethod
+    def tokens_per_row(cls, config):
+        return config.data.seq_length
+
+    def flops_of(self, metrics):
+        rows = self._config.train.batch_size
+        return rows * _flops(self._config, metrics["padded_tokens"] / rows)
+
+    # Makers.
+
+    @classmethod
+    def prepare(cls, config, workdir: Path, saved, start):
+        tokenizer = tokenizer_of(config, workdir, saved, start)
+        data = cls.read(config, training=True)
+        task = cls(config, data, tokenizer, training=True)
+        if len(data.train) < config.train.batch_size:
+            raise SourceError(
+                f"There are {len(data.train)} training examples, fewer than one batch of "
+                f"{config.train.batch_size}. Lower train.batch_size."
+            )
+        return task
+
+    @classmethod
+    def to_evaluate(cls, config, tokenizer, saved, model=None):
+        if saved is None and model is not None and model.labels:
+            saved = {"labels": list(model.labels)}
+        data = cls.read(config, training=False, saved=saved)
+        if saved is not None:  # the order in which the model has learned them
+            data.labels = tuple(saved["labels"])
+        task = cls(config, data, tokenizer)
+        task.predictions = [
+            Predictions(
+                name,
+                task._only_tokens(examples),
+                len(examples),
+                task._logits,
+                partial(task.prediction_lines, examples),
+            )
+            for name, examples in cls.read_unlabelled(config).items()
+        ]
+        return task
+
+    def _sequences(self, examples: Sequence[Example]) -> Sequences:
+        data = self._config.data
+        pairs = [(example.text, example.pair) for example in examples]
+        assert self.tokenizer is not None
+        return kept_sequences(
+            pairs, self.tokenizer, data.seq_length, place(data.folder), data.workers
+        )
+
+    def _only_tokens(self, examples: Sequence[Example]) -> LabelledRows:
+        return LabelledRows(self._sequences(examples), {}, self._config.data.seq_length)
+
+    def _targets(self, examples: Sequence[Example]) -> np.ndarray:
+        """Classes: int32 [n]; a number: float32 [n]; several labels: float32 [n, labels]."""
+        labels = [example.label for example in examples]
+        if self.kind == "number":
+            return np.asarray(labels, np.float32)
+        unknown = {
+            name
+            for label in labels
+            for name in (label if self.kind == "several" else (label,))
+            if name not in self._ids
+        }
+        if unknown:
+            raise SourceError(
+                f"There are labels that the model does not know: "
+                f"{', '.join(map(repr, sorted(unknown)))}; it knows {', '.join(self.labels)}."
+            )
+        if self.kind == "classes":
+            return np.asarray([self._ids[name] for name in labels], np.int32)
+        targets = np.zeros((len(labels), len(self.labels)), np.float32)
+        for row, names in enumerate(labels):
+            targets[row, [self._ids[name] for name in names]] = 1
+        return targets
+
+    def _weights(self, targets: np.ndarray) -> np.ndarray:
+        """float32 [n]: how much each example counts."""
+        assert self._data is not None
+        if not self._data.class_weights:
+            return np.ones(len(targets), np.float32)
+        return np.asarray(self._data.class_weights, np.float32)[targets]
+
+    def _evaluation(self, split: Split, told: list[str]) -> Evaluation:
+        sequences = self._sequences(split.examples)
+        targets = self._targets(split.examples)
+        rows = LabelledRows(sequences, {}, self._config.data.seq_length)
+        count = min(len(targets), self._config.train.eval_rows)
+        if count < len(targets):
+            told.append(
+                f"{split.name}: judged by the first {count:,} of {len(targets):,} examples "
+                "(train.eval_rows)."
+            )
+        return Evaluation(
+            split.name,
+            rows,
+            count,
+            self._logits,
+            partial(self._figures, targets[:count], split.metrics),
+            partial(_line_of, split.name, split.metrics),
+            partial(_table, split.name, split.metrics),
+            gathers=True,
+        )
+
+    def _opening(self, sequences: Sequences) -> list[str]:
+        assert self._data is not None
+        line = f"{len(sequences):,} training examples"
+        if self.kind == "classes":
+            counts = Counter(example.label for example in self._data.train)
+            shares = [f"{name} {100 * counts[name] / len(sequences):.1f} %" for name in self.labels]
+            line += f": {', '.join(shares[:8])}{' and others' if len(shares) > 8 else ''}"
+            if len(self.labels) < 2:
+                warn("All training examples have one class: there is nothing to be learned.")
+        epochs = self._config.train.num_steps * self._config.train.batch_size / len(sequences)
+        lines = [f"{line}. The run sees each {epochs:.1f} times."]
+        if sequences.cut:
+            lines.append(
+                f"{sequences.cut:,} of them ({100 * sequences.cut / len(sequences):.1f} %) are cut "
+                f"to data.seq_length, {self._config.data.seq_length} tokens."
+            )
+        return lines
+
+    # Pure functions of one step.
+
+    def denominators(self, batch):
+        return {"weight": batch["weights"].sum()}
+
+    def sums(self, params, rows, dropout_keys):
+        losses, hits = self._terms(self._logits(params, rows, dropout_keys), rows["labels"])
+        found = {
+            "loss": (losses * rows["weights"]).sum(),
+            "real_tokens": rows["attention_mask"].sum(),
+            "padded_tokens": jnp.asarray(rows["attention_mask"].size, jnp.int32),
+        }
+        return found if hits is None else found | {"hits": (hits * rows["weights"]).sum()}
+
+    def loss(self, sums, denominators):
+        return sums["loss"] / denominators["weight"]
+
+    def metrics(self, sums, denominators):
+        found = {name: sums[name] for name in self.amounts}
+        if "hits" in sums:
+            found["accuracy"] = sums["hits"] / denominators["weight"]
+        return found
+
+    def line(self, metrics):
+        return f"accuracy {100 * metrics['accuracy']:.1f} %" if "accuracy" in metrics else ""
+
+    def _terms(self, logits, labels):
+        """Loss, and whether the likeliest class is right (None: there are no classes), of every
+        example: float32 [B] each."""
+        if self.kind == "number":
+            return jnp.square(logits[:, 0] - labels), None
+        if self.kind == "several":
+            per_label = jax.nn.softplus(logits) - logits * labels  # binary cross entropy
+            return per_label.mean(-1), ((logits > 0) == (labels > 0)).mean(-1)
+        log_probabilities = jax.nn.log_softmax(logits)
+        nll = -jnp.take_along_axis(log_probabilities, labels[:, None], axis=-1)[:, 0]
+        return nll, (jnp.argmax(logits, -1) == labels).astype(jnp.float32)
+
+    def _logits(self, params, rows, dropout_keys=None):
+        """float32 [B, labels]."""
+        inputs = {}
+        if dropout_keys is not None:
+            inputs["keys"] = jax.vmap(jax.random.fold_in, (0, None))(dropout_keys, _HEAD_STREAM)
+        output: Any = self.model.apply(
+            {"params": params},
+            rows["input_ids"],
+            rows["attention_mask"],
+            rows["token_type_ids"],
+            head_inputs={_HEAD: inputs},
+            dropout_keys=dropout_keys,
+        )
+        return output.logits[_HEAD]
+
+    def _figures(self, targets: np.ndarray, metrics: tuple[str, ...], logits: np.ndarray) -> dict:
+        """The figures of logits, [n, labels]. What is undefined, such as a correlation with outputs
+        that are all alike, counts as 0."""
+        loss, _ = self._terms(jnp.asarray(logits), jnp.asarray(targets))
+        found = {"loss": float(loss.mean())}
+        predictions = predictions_of(self.kind, logits)
+        for name in metrics:
+            value = METRICS[name](targets, predictions)
+            found[name] = value if math.isfinite(value) else 0.0
+        if self.kind == "classes":
+            counts = np.bincount(targets, minlength=len(self.labels))
+            found["majority"] = float(counts.max() / counts.sum())
+            found["calibration_error"] = expected_calibration_error(
+                label_probabilities(self.kind, logits), targets
+            )
+        return found
+
+    # What a run is.
+
+    def left_out(self, start):
+        """The head of a model that tells other things apart."""
+        same = self.labels and start.labels == self.labels
+        return () if same else (f"{_HEAD}_head",)
+
+    def description(self):
+        assert self._data is not None
+        return json.loads(
+            json.dumps(
+                {
+                    "labels": self.labels,
+                    "kind": self.kind,
+                    "examples": _digest(self._data.train),
+                    "held_out": {s.name: _digest(s.examples) for s in self._data.evaluated},
+                }
+            )
+        )
+
+    def changes(self, saved):
+        now = self.description()
+        refused = [
+            f"  data: {what}: {saved.get(name)} -> {now[name]}"
+            for name, what in (
+                ("kind", "what is learned"),
+                ("labels", "the labels"),
+                ("examples", "digest of the training examples"),
+            )
+            if saved.get(name) != now[name]
+        ]
+        told = []
+        if saved.get("held_out") != now["held_out"]:
+            told.append("  held-out examples: figures before and after do not compare")
+        return refused, told
+
+
+def predictions_of(kind: str, logits: np.ndarray) -> np.ndarray:
+    """The ids of classes [n], numbers [n], or 0 and 1 for each of several labels, [n, labels]."""
+    if kind == "number":
+        return logits[:, 0]
+    return np.argmax(logits, -1) if kind == "classes" else (logits > 0).astype(np.int32)
+
+
+def _flops(config, length: float) -> float:
+    """Model FLOPs of one training step for a row of this length; see `encoder_flops`."""
+    h = config.model.hidden_size
+    return length * encoder_flops(config.model, round(length)) + 6 * h * h
+
+
+def _digest(examples: Sequence[Example]) -> str:
+    text = json.dumps([tuple(example) for example in examples], ensure_ascii=True)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _percent(name: str, value: float) -> str:
+    return f"{value:.3f}" if name == "loss" else f"{100 * value:.1f} %"
+
+
+def _line_of(split: str, metrics: tuple[str, ...], figures: dict[str, float]) -> str:
+    named = ", ".join(f"{name} {_percent(name, figures[name])}" for name in metrics)
+    return f"{split}: {named}, loss {figures['loss']:.3f}"
+
+
+_NOTES = {
+    "calibration_error": "confidence and accuracy apart, over tenths of confidence",
+    "majority": "what the most frequent class would give",
+}
+
+
+def _table(split: str, metrics: tuple[str, ...], of: str, figures: dict[str, float]) -> str:
+    lines = [f"{split} {of}"]
+    for name, value in figures.items():
+        shown = name.replace("_", " ")
+        lines.append(f"  {shown:<20} {_percent(name, value):>9}   {_NOTES.get(name, '')}".rstrip())
+    return "\n".join(lines)

@@ -1,0 +1,269 @@
+"""GLUE's files, features, training and figures, equal to those of the released program."""
+
+import functools
+import json
+import zlib
+
+import jax
+import numpy as np
+import pytest
+
+import finetuning
+from albert.data.labelled.sequences import make_sequences
+from albert.data.sources.base import SourceError
+from albert.data.tokenizer import Tokenizer
+from albert.interop.original import name_of
+from albert.interop.weights import entries
+from albert.models.encoder import Albert
+from albert.tasks import glue
+from albert.train.optimizers import make_optimizer
+from finetuning import ENCODER, GOLDEN, golden_run
+from optimizers import LAMB
+
+FOLDERS = {
+    "cola": "CoLA",
+    "sst-2": "SST-2",
+    "mrpc": "MRPC",
+    "qqp": "QQP",
+    "sts-b": "STS-B",
+    "mnli": "MNLI",
+    "mismnli": "MNLI",
+    "qnli": "QNLI",
+    "rte": "RTE",
+    "wnli": "WNLI",
+    "ax": "diagnostic",
+}
+FIELDS = {
+    "input_ids": "input_ids",
+    "input_mask": "attention_mask",
+    "segment_ids": "token_type_ids",
+}
+EXAMPLES = json.loads((GOLDEN / "glue_own_text" / "examples.json").read_text())
+compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": "3"})
+
+
+@pytest.fixture(scope="module")
+def released_tokenizer(shared):
+    return Tokenizer(shared / "data" / "vocab" / "30k-clean.model")
+
+
+def read_own(which: str):
+    task, split = which.split("/")
+    return glue.read(GOLDEN / "glue_own_text" / "files" / FOLDERS[task], task, split)
+
+
+@pytest.mark.parametrize("which", EXAMPLES)
+def test_files_are_read_as_the_released_program_reads_them(which):
+    found, golden = read_own(which), EXAMPLES[which]["examples"]
+    assert [each.id for each in found] == [each["guid"] for each in golden]
+    labels = [each.label for each in found]
+    if which.endswith("/test"):
+        assert labels == [None] * len(golden)
+    else:
+        assert labels == [each["label"] for each in golden]
+
+
+@pytest.mark.parametrize("which", EXAMPLES)
+def test_features_are_the_released_programs(which, released_tokenizer):
+    task = which.split("/")[0]
+    with np.load(GOLDEN / "glue_own_text" / "features.npz") as golden:
+        lengths = {int(n.split("/L")[1].split("/")[0]) for n in golden if n.startswith(f"{which}/")}
+        assert lengths
+        for length in lengths:
+            ours = glue.features(read_own(which), task, released_tokenizer, length)
+            for theirs, name in FIELDS.items():
+                expected = golden[f"{which}/L{length}/{theirs}"]
+                np.testing.assert_array_equal(ours[name], expected, err_msg=name)
+                assert ours[name].dtype == np.int32
+            if not which.endswith("/test"):
+                expected = golden[f"{which}/L{length}/label_ids"]
+                np.testing.assert_array_equal(ours["labels"], expected)
+            elif task == "sts-b":
+                assert np.isnan(ours["labels"]).all()
+            else:
+                assert (ours["labels"] == -1).all()
+
+
+def test_features_of_real_files_are_the_released_programs(shared, released_tokenizer):
+    path = shared / "golden" / "finetuning" / "glue_real" / "whole_files.json"
+    golden = json.loads(path.read_text())
+    assert len(golden) == 20
+    for which, expected in golden.items():
+        task, split = which.split("/")
+        examples = glue.read(shared / "data" / "glue" / FOLDERS[task], task, split)
+        ours = glue.features(examples, task, released_tokenizer, expected["max_seq_length"])
+        names = {theirs: ours[name] for theirs, name in FIELDS.items()}
+        if split != "test":
+            names["label_ids"] = ours["labels"]
+        assert len(examples) == expected["examples"]
+        for name, array in names.items():
+            little_endian = array.astype(array.dtype.newbyteorder("<"))
+            assert zlib.crc32(little_endian.tobytes()) == expected["crc32"][name], (which, name)
+
+
+class Letters:
+    """A vocabulary of letters; what a text is cut to is seen at once."""
+
+    def encode_batch(self, texts):
+        return [[ord(letter) for letter in text] for text in texts]
+
+
+def test_pairs_are_cut_at_the_end_of_the_longer_text():
+    def texts(a, b, length):
+        rows = make_sequences([(a, b)], Letters(), length)
+        return "".join(map(chr, rows.ids)).replace("\x02", "<").replace("\x03", "|"), rows.cut
+
+    assert texts("abc", None, 8) == ("<abc|", 0)
+    assert texts("abcdefgh", None, 8) == ("<abcdef|", 1)
+    assert texts("abc", "", 8) == ("<abc|", 0)
+    assert texts("abcd", "xy", 8) == ("<abc|xy|", 1)
+    assert texts("abcd", "wxyz", 10) == ("<abcd|wxy|", 1)  # the second, where both are as long
+    assert texts("abcd", "wxyz", 9) == ("<abc|wxy|", 1)
+    assert texts("ab", "uvwxyz", 8) == ("<ab|uvw|", 1)
+
+
+def glue_task(name: str) -> glue.Glue:
+    """The pure functions of a task."""
+    labels = glue.TASKS[name].labels
+    task = glue.Glue.__new__(glue.Glue)
+    task.labels, task.kind = labels, "classes" if labels else "number"
+    fields = {"labels": len(labels) or 1, "dropout": 0.0}
+    task.model = Albert(ENCODER, ("classifier",), {"classifier": fields})
+    return task
+
+
+@pytest.mark.parametrize("name", ["cola", "mnli", "sts-b"])
+def test_three_steps_are_the_released_programs(name):
+    run, arrays = golden_run("glue", name)
+    task = glue_task(name)
+    heads = {"classifier": task.model.head_fields["classifier"]}
+    head = {n.removeprefix("head/"): v for n, v in arrays.items() if n.startswith("head/")}
+    params = finetuning.tree_of(finetuning.encoder_variables() | head, heads)
+    batch = {ours: arrays[f"in/{theirs}"] for theirs, ours in FIELDS.items()}
+    batch |= {"labels": arrays["in/label_ids"], "weights": np.ones(8, np.float32)}
+
+    def loss_of(params):
+        sums, denominators = task.sums(params, batch, None), task.denominators(batch)
+        return task.loss(sums, denominators)
+
+    logits = compiled(lambda p: task._logits(p, batch))(params)
+    golden = arrays["out/logits"].reshape(logits.shape)
+    np.testing.assert_allclose(logits, golden, atol=2e-5, rtol=0)
+    losses, _ = task._terms(logits, batch["labels"])
+    np.testing.assert_allclose(losses, arrays["out/per_example_loss"], atol=2e-5, rtol=2e-5)
+
+    loss_and_gradient = compiled(jax.value_and_grad(loss_of))
+    loss, gradient = loss_and_gradient(params)
+    np.testing.assert_allclose(loss, arrays["out/loss"], atol=2e-5, rtol=2e-5)
+    check(gradient, heads, arrays, "grad", relative=1e-4)
+
+    settings = {
+        "name": "adamw",
+        "learning_rate": run["learning_rate"],
+        "warmup_steps": run["num_warmup_steps"],
+        "clip_norm": run["clip"],
+    }
+    optimizer, schedule = make_optimizer(
+        type(LAMB)(**(vars(LAMB) | settings)), run["num_train_steps"]
+    )
+    state = optimizer.init(params)
+    for step in range(3):
+        np.testing.assert_allclose(schedule(step), run["lr_used"][step], rtol=1e-6)
+        loss, gradient = loss_and_gradient(params)
+        np.testing.assert_allclose(loss, run["loss_before_step"][step], atol=2e-5, rtol=2e-5)
+        updates, state = compiled(optimizer.update)(gradient, state, params)
+        params = jax.tree.map(lambda p, u: p + u, params, updates)
+    np.testing.assert_allclose(loss_of(params), run["loss_after_3"], atol=2e-5, rtol=2e-5)
+    check(params, heads, arrays, "after3", absolute=2e-5)
+
+
+def check(tree, heads, arrays, group, relative=None, absolute=None):
+    """Every variable of a group of golden arrays; of word embeddings the rows that are kept."""
+    from flax.traverse_util import flatten_dict
+
+    from albert.interop.weights import unstacked
+
+    flat = unstacked(ENCODER, {k: np.asarray(v) for k, v in flatten_dict(tree, sep="/").items()})
+    seen = 0
+    for entry in entries(ENCODER, name_of, heads):
+        golden = arrays[f"{group}/{entry.name}"]
+        ours = entry.write(flat[entry.path])
+        if entry.name.endswith("word_embeddings"):
+            ours = ours[arrays["word_rows"]]
+        if relative:
+            difference = np.linalg.norm(ours - golden)
+            assert difference <= relative * np.linalg.norm(golden) + 1e-6, entry.name
+        else:
+            np.testing.assert_allclose(ours, golden, atol=absolute, rtol=0, err_msg=entry.name)
+        seen += 1
+    assert seen == sum(name.startswith(f"{group}/") for name in arrays)
+
+
+CASES = json.loads((GOLDEN / "metrics" / "glue.json").read_text())
+
+
+@pytest.mark.parametrize("case", CASES["classification"], ids=lambda case: case["case"])
+def test_figures_of_classes(case):
+    found = glue.metrics("mrpc", case["labels"], case["predictions"])
+    found |= glue.metrics("cola", case["labels"], case["predictions"])
+    for name in ("accuracy", "f1", "matthews"):
+        assert found[name] == pytest.approx(case[name], abs=1e-10), name
+
+
+@pytest.mark.parametrize("case", CASES["regression"], ids=lambda case: case["case"])
+def test_figures_of_numbers(case):
+    found = glue.metrics("sts-b", case["labels"], case["predictions"])
+    for name in ("pearson", "spearman"):
+        if case[name] is None:
+            assert np.isnan(found[name])
+        else:
+            assert found[name] == pytest.approx(case[name], abs=1e-10), name
+
+
+def test_the_score_is_the_mean_of_the_tasks_means():
+    figures = {
+        "cola": {"matthews": 0.6},
+        "mrpc": {"accuracy": 0.8, "f1": 0.9},
+        "mnli": {"accuracy": 0.84, "accuracy_mismatched": 0.82},
+        "ax": {"matthews": 0.1},
+    }
+    assert glue.score(figures) == pytest.approx((0.6 + 0.85 + 0.83) / 3)
+
+
+def test_an_undefined_correlation_counts_as_0():
+    task = glue_task("sts-b")
+    labels = np.array([0.0, 1.0, 5.0], np.float32)
+    found = task._figures(labels, ("pearson", "spearman"), np.full((3, 1), 2.0, np.float32))
+    assert found["pearson"] == found["spearman"] == 0.0
+    assert found["loss"] == pytest.approx((4 + 1 + 9) / 3)
+
+
+@pytest.mark.parametrize(
+    ("task", "name", "text", "words"),
+    [
+        ("mrpc", "dev", "Quality\t#1\t#2\ta\tb\n1\t0\t0\tone\n", "line 2: 4 columns, and mrpc"),
+        ("mrpc", "dev", "Quality\t#1\t#2\ta\tb\n2\t0\t0\tx\ty\n", "column 0: the label is '2'"),
+        ("rte", "train", "index\ta\tb\tlabel\n0\tx\ty\n", "line 2: 3 columns, and rte needs 4"),
+        ("rte", "train", "index\ta\tb\tlabel\n0\tx\ty\tneutral\n", "the label is 'neutral'"),
+        ("sts-b", "dev", "\t".join("abcdefghij") + "\n" + "\t".join("0bcdefghix"), "not a number"),
+        ("cola", "train", "", "holds no examples"),
+        ("cola", "train", "gj04\t1\t\t\udcff", "line 1: not UTF-8"),
+    ],
+)
+def test_files_that_are_wrong_are_named(tmp_path, task, name, text, words):
+    path = tmp_path / f"{name}.tsv"
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(SourceError) as told:
+        glue.read(tmp_path, task, name)
+    assert words in str(told.value)
+    assert str(path) in str(told.value)
+
+
+def test_what_is_not_there_is_named(tmp_path):
+    with pytest.raises(SourceError, match=r"train\.tsv cannot be read"):
+        glue.read(tmp_path, "mrpc", "train")
+    with pytest.raises(ValueError, match="no task of GLUE; there is cola, sst-2"):
+        glue.read(tmp_path, "squad", "train")
+    with pytest.raises(ValueError, match="ax has no split 'train'"):
+        glue.read(tmp_path, "ax", "train")
+    assert glue.find("SST2") == "sst-2"
