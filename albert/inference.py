@@ -14,7 +14,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from albert.checkpoints import CheckpointError
-from albert.data.labelled.sequences import make_sequences
+from albert.data.labelled.choices import choice_sequences
+from albert.data.labelled.sequences import Sequences, make_sequences
 from albert.data.padding import bucket
 from albert.data.tokenizer import MASK, PAD, Tokenizer
 from albert.interop import formats
@@ -42,6 +43,14 @@ class Class(NamedTuple):
 
     label: str | float | list[str]  # a name; a number; or the names of all labels that fit
     probabilities: dict[str, float]  # of every label by its name; none for a number
+
+
+class Chosen(NamedTuple):
+    """Which option answers a question."""
+
+    number: int  # from 0
+    option: str
+    probabilities: list[float]  # of every option
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -459,20 +468,61 @@ class Pretrained:
         pairs = [None] * len(texts) if pair is None else _texts(pair, "pair")
         if len(texts) != len(pairs):
             raise ValueError(f"There are {len(texts)} texts and {len(pairs)} pairs.")
-        logits = self._classifier_logits(texts, pairs, _at_least_one(batch_size, "batch_size"))
+        logits = self.classifier_logits(texts, pairs, batch_size)
         found = [self._class(row) for row in logits]
         return found[0] if isinstance(text, str) else found
 
-    def _classifier_logits(
-        self, texts: list[str], pairs: Sequence[str | None], batch_size: int
+    def choose(self, context: str, question: str, options: Iterable[str]) -> "Chosen":
+        """Which of several options answers a question on a text.
+
+        As in fine-tuning, the option takes the place of every "_" in the question, or stands
+        behind it; of both together the last 128 pieces are kept, and the context is cut at its end,
+        with a warning.
+
+        Raises ValueError: the model was not fine-tuned on choices, has no vocabulary, or something
+        is not a text.
+        """
+        fields = self.heads.get("classifier", {})
+        if "classifier_head" in self._lacking or fields["labels"] != 1:
+            raise ValueError(
+                "This model was not fine-tuned to choose: see configs/finetune/race.py."
+            )
+        names = _texts(options, "options")
+        if isinstance(options, str) or len(names) < 2:
+            raise ValueError("options is a list of at least two texts.")
+        (context,), (question,) = _texts([context], "context"), _texts([question], "question")
+        tokenizer, limit = self._vocabulary(), self.config.max_position_embeddings
+        rows = choice_sequences([(context, question, names)], tokenizer, limit)
+        logits = self._logits_of(rows, len(names))[:, 0]
+        shares = label_probabilities("choice", logits)
+        best = int(np.argmax(shares))
+        return Chosen(best, names[best], [float(share) for share in shares])
+
+    @property
+    def label_names(self) -> list[str]:
+        """What the classifier tells apart, in the order of its logits; numbers where it has no
+        names. Empty for one that gives a number."""
+        fields = self.heads["classifier"]
+        if fields.get("kind") == "number":
+            return []
+        return list(self.labels) or [str(number) for number in range(fields["labels"])]
+
+    def classifier_logits(
+        self, texts: Sequence[str], pairs: Sequence[str | None], batch_size: int = 32
     ) -> np.ndarray:
-        """float32 [texts, labels]."""
+        """float32 [texts, labels], of texts or of pairs; see `classify`."""
+        batch_size = _at_least_one(batch_size, "batch_size")
         limit = self.config.max_position_embeddings
         rows = make_sequences(list(zip(texts, pairs, strict=True)), self._vocabulary(), limit)
+        return self._logits_of(rows, batch_size)
+
+    def _logits_of(self, rows: Sequences, batch_size: int) -> np.ndarray:
+        """The classifier's, float32 [rows, labels]."""
+        limit = self.config.max_position_embeddings
         if rows.cut:
             warnings.warn(
                 f"{rows.cut} of {len(rows)} texts are cut to the model's {limit} positions.",
-                stacklevel=3,
+                stacklevel=4,
             )
         found = np.zeros((len(rows), self.heads["classifier"]["labels"]), np.float32)
         order = np.argsort(rows.lengths, kind="stable")
@@ -489,7 +539,7 @@ class Pretrained:
         kind = self.heads["classifier"].get("kind", "classes")
         if kind == "number":
             return Class(float(logits[0]), {})
-        names = self.labels or [str(number) for number in range(len(logits))]
+        names = self.label_names
         shares = label_probabilities(kind, logits)
         probabilities = {n: float(p) for n, p in zip(names, shares, strict=True)}
         if kind == "classes":

@@ -63,7 +63,7 @@ def test_moments_and_counters_are_taken_by_every_optimizer_that_keeps_such(name,
     optimizer, _ = make_optimizer(config.optimizer, config.train.num_steps)
     zero = jnp.zeros([], jnp.int32)
     state = TrainState(zero, params, optimizer.init(params), zero, zero, jnp.zeros([]))
-    state = start_state(config, weights, state)
+    state, _ = start_state(config, weights, state)
     assert state.step == 7
     expected = {
         kind: stacked(config.model, values)

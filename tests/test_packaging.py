@@ -21,6 +21,7 @@ IMPORTED_AS = {
     "orbax-checkpoint": "orbax",
     "tensorflow-datasets": "tensorflow_datasets",
     "absl-py": "absl",
+    "scikit-learn": "sklearn",
     "backports.zstd": "backports",
 }
 

@@ -110,6 +110,8 @@ def read(folder: Path, vocabulary: Path | None = None) -> Weights:
         values = read_json(folder / CONFIG)
         unsaid = "classes" if classifier[0] > 1 else "number"
         kind = _KINDS.get(str(values.get("problem_type")), unsaid)
+        if "AlbertForMultipleChoice" in (values.get("architectures") or ()):
+            kind = "choice"
         dropout = values.get("classifier_dropout_prob") or 0.0
         heads = {"classifier": {"labels": classifier[0], "dropout": dropout, "kind": kind}}
         labels = _labels(folder / CONFIG, classifier[0])
@@ -227,7 +229,8 @@ def write(weights: Weights, folder: Path) -> dict[str, str]:
         written["id2label"] = {str(i): name for i, name in enumerate(names)}
         written["label2id"] = {name: i for i, name in enumerate(names)}
         problems = {kind: problem for problem, kind in _KINDS.items()}
-        written["problem_type"] = problems[fields.get("kind", "classes")]
+        if (kind := fields.get("kind", "classes")) in problems:
+            written["problem_type"] = problems[kind]
     (folder / CONFIG).write_text(json.dumps(written, indent=2) + "\n")
     if weights.tokenizer:
         huggingface_tokenizer.write(weights.tokenizer, config.max_position_embeddings, folder)
@@ -264,8 +267,9 @@ def _is_identity(params: dict[str, np.ndarray]) -> bool:
 
 def _architecture(weights: Weights) -> str:
     """The class there that has the heads of the weights."""
-    if "classifier" in weights.heads:
-        return "AlbertForSequenceClassification"
+    if classifier := weights.heads.get("classifier"):
+        is_choice = classifier.get("kind") == "choice"
+        return "AlbertForMultipleChoice" if is_choice else "AlbertForSequenceClassification"
     missing = weights.missing
     if "mlm_head" in missing:
         return "AlbertModel"

@@ -58,8 +58,8 @@ class SentenceOrder(nn.Module):
 
 
 # What a classifier tells: one of several classes; a number, which is its one logit; or any of
-# several labels, each by itself.
-KINDS = ("classes", "number", "several")
+# several labels, each by itself. A choice is one logit for each of several candidates, each a row.
+KINDS = ("classes", "number", "several", "choice")
 
 
 class Classifier(nn.Module):

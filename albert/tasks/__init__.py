@@ -9,6 +9,7 @@ TASKS: dict[str, str | type[Task]] = {
     "pretraining": "albert.tasks.pretraining:Pretraining",
     "glue": "albert.tasks.glue:Glue",
     "classification": "albert.tasks.classification:OwnTexts",
+    "choice": "albert.tasks.race:MultipleChoice",
 }
 _REQUIRED = (
     "Section",

@@ -6,12 +6,13 @@ import io
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
 from albert.data.labelled.tables import records, table_problem
 from albert.data.sources.base import SourceError
-from albert.models.heads import KINDS, label_probabilities
+from albert.models.heads import label_probabilities
 from albert.runtime.console import warn
 from albert.tasks.metrics import METRICS
 from albert.tasks.texts import (
@@ -53,8 +54,8 @@ class ClassificationConfig(TextsConfig):
 
     def problems(self) -> list[str]:
         found = super().problems()
-        if self.kind not in KINDS:
-            found.append(f"kind is {self.kind!r}; it must be one of {', '.join(KINDS)}")
+        if self.kind not in _METRICS:
+            found.append(f"kind is {self.kind!r}; it must be one of {', '.join(_METRICS)}")
         elif self.metric and self.metric not in _METRICS[self.kind]:
             found.append(
                 f"metric is {self.metric!r}; of kind {self.kind} it must be one of "
@@ -163,6 +164,19 @@ def _tab_separated(cells: Sequence[str]) -> str:
     return line.getvalue()
 
 
+def example_of(
+    record: dict, where: str, number: int, text: str, pair: str, key: str, label: Any = None
+) -> Example:
+    """A record as an example, its texts and id from the columns of these names; an empty name is
+    none. Raises SourceError."""
+    return Example(
+        str(_cell(record, key, where, "id")) if key else str(number),
+        _text(record, text, where, "text"),
+        _text(record, pair, where, "pair") if pair else None,
+        label,
+    )
+
+
 def _examples(
     data: ClassificationConfig, sources: Sequence[str], labelled: bool = True
 ) -> list[Example]:
@@ -170,10 +184,10 @@ def _examples(
     for source in sources:
         before = len(found)
         for where, record in records(source):
-            key = str(_cell(record, data.id, where, "id")) if data.id else str(len(found))
-            pair = _text(record, data.pair, where, "pair") if data.pair else None
             label = _label(record, data, where) if labelled else None
-            found.append(Example(key, _text(record, data.text, where, "text"), pair, label))
+            found.append(
+                example_of(record, where, len(found), data.text, data.pair, data.id, label)
+            )
         if len(found) == before:
             raise SourceError(f"{source} holds no records")
     return found
@@ -182,8 +196,8 @@ def _examples(
 def _cell(record: dict, column: str, where: str, field: str):
     if column not in record:
         raise SourceError(
-            f"{where}: there is no column {column!r}; there is {', '.join(map(repr, record))}. "
-            f"Name the one of the {field} with --config.data.{field}."
+            f"{where}: there is no column {column!r} for the {field}; there is "
+            f"{', '.join(map(repr, record))}. Name the right one."
         )
     return record[column]
 

@@ -57,7 +57,7 @@ TASKS: dict[str, Layout] = {
 # How TFDS calls them and its splits.
 _TFDS_NAMES = {"sst-2": "sst2", "sts-b": "stsb"}
 # Names of the files that GLUE's server takes.
-_SUBMITTED = {
+SUBMITTED = {
     "cola/test": "CoLA",
     "sst-2/test": "SST-2",
     "mrpc/test": "MRPC",
@@ -327,7 +327,7 @@ class Glue(TextTask):
         path = data.path if data.path.startswith("tfds:") else str(Path(data.path).expanduser())
         for split in ["test", "test_mismatched"] if name == "mnli" else ["test"]:
             if path.startswith("tfds:") or (Path(path) / _file_name(name, split)).is_file():
-                found[f"{_SUBMITTED[f'{name}/{split}']}.tsv"] = read(path, name, split)
+                found[f"{SUBMITTED[f'{name}/{split}']}.tsv"] = read(path, name, split)
             else:
                 warn(f"{path} has no {_file_name(name, split)}: nothing is predicted for it")
         if data.diagnostic:

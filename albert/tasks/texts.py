@@ -33,8 +33,8 @@ from albert.tasks.base import Best, Evaluation, Predictions, Task
 from albert.tasks.metrics import METRICS, expected_calibration_error
 from albert.tasks.vocabulary import tokenizer_of, vocabulary_problems
 
-_HEAD = "classifier"
-_HEAD_STREAM = 2  # of a row's dropout key; the encoder takes 0 and 1
+HEAD = "classifier"
+HEAD_STREAM = 2  # of a row's dropout key; the encoder takes 0 and 1
 
 
 class Example(NamedTuple):
@@ -51,7 +51,7 @@ class Split:
     """Labelled examples to be judged by."""
 
     name: str  # of the evaluation: "dev" is the one by which the best checkpoint is chosen
-    examples: list[Example]
+    examples: list
     metrics: tuple[str, ...]  # of `METRICS`, the first decides
 
 
@@ -61,7 +61,7 @@ class LabelledData:
 
     kind: str  # of KINDS
     labels: tuple[str, ...]  # in the order of their ids; none where a number is learned
-    train: list[Example]
+    train: list  # of `Example`, or what else a task has
     evaluated: list[Split]
     class_weights: tuple[float, ...] = ()  # none: all count alike
 
@@ -142,7 +142,7 @@ class TextTask(Task):
             sequences = self._sequences(data.train)
             targets = self._targets(data.train)
             fields = {"labels": targets, "weights": self._weights(targets)}
-            self.rows = LabelledRows(sequences, fields, config.data.seq_length, config.seed)
+            self.rows = self._rows(sequences, data.train, fields, config.seed)
             told = self._opening(sequences)
         self.evaluations = [self._evaluation(split, told) for split in data.evaluated]
         self.opening = told
@@ -184,7 +184,7 @@ class TextTask(Task):
     @classmethod
     def evaluation_problems(cls, config, model):
         found = []
-        if _HEAD not in model.heads or f"{_HEAD}_head" in model.missing:
+        if HEAD not in model.heads or f"{HEAD}_head" in model.missing:
             found.append(
                 "the model has no classifier, so there is nothing to evaluate: it was not "
                 "fine-tuned on such a task"
@@ -223,11 +223,11 @@ class TextTask(Task):
     @classmethod
     def _model(cls, config, labels: int, kind: str) -> Albert:
         fields = {"labels": labels, "dropout": config.data.dropout, "kind": kind}
-        return Albert(config.model, (_HEAD,), {_HEAD: fields})
+        return Albert(config.model, (HEAD,), {HEAD: fields})
 
     @classmethod
     def flops_per_row(cls, config):
-        return _flops(config, config.data.seq_length)
+        return flops(config, config.data.seq_length)
 
     @classmethod
     def tokens_per_row(cls, config):
@@ -235,7 +235,7 @@ class TextTask(Task):
 
     def flops_of(self, metrics):
         rows = self._config.train.batch_size
-        return rows * _flops(self._config, metrics["padded_tokens"] / rows)
+        return rows * flops(self._config, metrics["padded_tokens"] / rows)
 
     # Makers.
 
@@ -262,7 +262,7 @@ class TextTask(Task):
         task.predictions = [
             Predictions(
                 name,
-                task._only_tokens(examples),
+                task._unlabelled_rows(examples),
                 len(examples),
                 task._logits,
                 partial(task.prediction_lines, examples),
@@ -279,8 +279,14 @@ class TextTask(Task):
             pairs, self.tokenizer, data.seq_length, place(data.folder), data.workers
         )
 
-    def _only_tokens(self, examples: Sequence[Example]) -> LabelledRows:
-        return LabelledRows(self._sequences(examples), {}, self._config.data.seq_length)
+    def _rows(
+        self, sequences: Sequences, examples: Sequence, fields: dict, seed: int | None = None
+    ) -> LabelledRows:
+        del examples
+        return LabelledRows(sequences, fields, self._config.data.seq_length, seed)
+
+    def _unlabelled_rows(self, examples: Sequence) -> LabelledRows:
+        return self._rows(self._sequences(examples), examples, {})
 
     def _targets(self, examples: Sequence[Example]) -> np.ndarray:
         """Classes: int32 [n]; a number: float32 [n]; several labels: float32 [n, labels]."""
@@ -313,9 +319,8 @@ class TextTask(Task):
         return np.asarray(self._data.class_weights, np.float32)[targets]
 
     def _evaluation(self, split: Split, told: list[str]) -> Evaluation:
-        sequences = self._sequences(split.examples)
         targets = self._targets(split.examples)
-        rows = LabelledRows(sequences, {}, self._config.data.seq_length)
+        rows = self._unlabelled_rows(split.examples)
         count = min(len(targets), self._config.train.eval_rows)
         if count < len(targets):
             told.append(
@@ -327,7 +332,7 @@ class TextTask(Task):
             rows,
             count,
             self._logits,
-            partial(self._figures, targets[:count], split.metrics),
+            partial(self._figures, targets[:count], split.metrics, split.examples[:count]),
             partial(_line_of, split.name, split.metrics),
             partial(_table, split.name, split.metrics),
             gathers=True,
@@ -393,28 +398,31 @@ class TextTask(Task):
         """float32 [B, labels]."""
         inputs = {}
         if dropout_keys is not None:
-            inputs["keys"] = jax.vmap(jax.random.fold_in, (0, None))(dropout_keys, _HEAD_STREAM)
+            inputs["keys"] = jax.vmap(jax.random.fold_in, (0, None))(dropout_keys, HEAD_STREAM)
         output: Any = self.model.apply(
             {"params": params},
             rows["input_ids"],
             rows["attention_mask"],
             rows["token_type_ids"],
-            head_inputs={_HEAD: inputs},
+            head_inputs={HEAD: inputs},
             dropout_keys=dropout_keys,
         )
-        return output.logits[_HEAD]
+        return output.logits[HEAD]
 
-    def _figures(self, targets: np.ndarray, metrics: tuple[str, ...], logits: np.ndarray) -> dict:
-        """The figures of logits, [n, labels]. What is undefined, such as a correlation with outputs
-        that are all alike, counts as 0."""
+    def _figures(
+        self, targets: np.ndarray, metrics: tuple[str, ...], examples: Sequence, logits: np.ndarray
+    ) -> dict[str, float]:
+        """The figures of logits, [n, labels], of these examples. What is undefined, such as a
+        correlation with outputs that are all alike, counts as 0."""
+        del examples
         loss, _ = self._terms(jnp.asarray(logits), jnp.asarray(targets))
         found = {"loss": float(loss.mean())}
         predictions = predictions_of(self.kind, logits)
         for name in metrics:
             value = METRICS[name](targets, predictions)
             found[name] = value if math.isfinite(value) else 0.0
-        if self.kind == "classes":
-            counts = np.bincount(targets, minlength=len(self.labels))
+        if self.kind in ("classes", "choice"):
+            counts = np.bincount(targets)
             found["majority"] = float(counts.max() / counts.sum())
             found["calibration_error"] = expected_calibration_error(
                 label_probabilities(self.kind, logits), targets
@@ -426,7 +434,7 @@ class TextTask(Task):
     def left_out(self, start):
         """The head of a model that tells other things apart."""
         same = self.labels and start.labels == self.labels
-        return () if same else (f"{_HEAD}_head",)
+        return () if same else (f"{HEAD}_head",)
 
     def description(self):
         assert self._data is not None
@@ -462,10 +470,10 @@ def predictions_of(kind: str, logits: np.ndarray) -> np.ndarray:
     """The ids of classes [n], numbers [n], or 0 and 1 for each of several labels, [n, labels]."""
     if kind == "number":
         return logits[:, 0]
-    return np.argmax(logits, -1) if kind == "classes" else (logits > 0).astype(np.int32)
+    return np.argmax(logits, -1) if kind in ("classes", "choice") else (logits > 0).astype(np.int32)
 
 
-def _flops(config, length: float) -> float:
+def flops(config, length: float) -> float:
     """Model FLOPs of one training step for a row of this length; see `encoder_flops`."""
     h = config.model.hidden_size
     return length * encoder_flops(config.model, round(length)) + 6 * h * h

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from albert.data.cache import fingerprint_of, made_once
-from albert.data.labelled.sequences import Sequences, make_sequences
+from albert.data.labelled.sequences import Cut, Sequences, make_sequences
 from albert.data.tokenizer import Tokenizer
 
 _VERSION = 1  # of what is kept on disk
@@ -21,8 +21,13 @@ def kept_sequences(
     seq_length: int,
     folder: Path,
     workers: int,
+    cut: Cut | None = None,
+    rule: str = "",
 ) -> Sequences:
-    """`make_sequences`, made once below a folder for the same texts, vocabulary and options."""
+    """`make_sequences`, made once below a folder for the same texts, vocabulary and options.
+
+    `rule`: tells one `cut` from every other.
+    """
     name = fingerprint_of(
         {
             "version": _VERSION,
@@ -31,11 +36,12 @@ def kept_sequences(
             "lower_case": tokenizer.lower_case,
             "strip_accents": tokenizer.strip_accents,
             "seq_length": seq_length,
+            "cut": rule,
         }
     )
     with made_once(folder / f"sequences-{name}") as (final, unfinished):
         if unfinished is not None:
-            made = make_sequences(pairs, tokenizer, seq_length, workers)
+            made = make_sequences(pairs, tokenizer, seq_length, workers, cut)
             for field, value in dataclasses.asdict(made).items():
                 np.save(unfinished / field, value)
     kept = {field.name: np.load(final / f"{field.name}.npy") for field in _FIELDS}

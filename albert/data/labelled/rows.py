@@ -29,21 +29,25 @@ class LabelledRows:
         fields: Mapping[str, np.ndarray],
         seq_length: int,
         seed: int | None = None,
+        group: int = 0,
     ):
         """Args:
         sequences: the tokens.
         fields: name -> an array with the examples as its first axis. A row of padding has zeros.
         seq_length: no batch is longer.
         seed: of the order; None: as they are.
+        group: so many sequences, one behind the other, are an example: arrays are [n, group, L].
+          0: each is one, and arrays are [n, L].
         """
         self.sequences, self.fields = sequences, dict(fields)
-        self._length, self._seed = seq_length, seed
-        self._lengths = sequences.lengths
-        self.rows_per_epoch = len(sequences)
+        self._length, self._seed, self._group = seq_length, seed, group
+        self._lengths = sequences.lengths.reshape(-1, group or 1).max(1)
+        self.rows_per_epoch = len(self._lengths)
         self._order = lru_cache(maxsize=2)(self._find_order)
 
     def __reduce__(self):
-        return (LabelledRows, (self.sequences, self.fields, self._length, self._seed))
+        arguments = self.sequences, self.fields, self._length, self._seed, self._group
+        return (LabelledRows, arguments)
 
     def _find_order(self, epoch: int) -> np.ndarray:
         rng = np.random.default_rng((_ORDER_STREAM, self._seed or 0, epoch))
@@ -67,7 +71,13 @@ class LabelledRows:
         others = examples if whole is None else self.examples(whole)
         longest = int(self._lengths[others[others >= 0]].max(initial=0))
         length = min(max(bucket(longest), _SHORTEST), self._length)
-        arrays = self.sequences.padded(examples, length)
+        if self._group:
+            inside = examples[:, None] * self._group + np.arange(self._group)
+            inside = np.where(examples[:, None] < 0, -1, inside)
+            flat = self.sequences.padded(inside.ravel(), length)
+            arrays = {n: v.reshape(-1, self._group, length) for n, v in flat.items()}
+        else:
+            arrays = self.sequences.padded(examples, length)
         real = examples >= 0
         for name, values in self.fields.items():
             chosen = values[examples]

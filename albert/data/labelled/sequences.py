@@ -6,7 +6,7 @@ google-research/albert. Never imports jax.
 
 import dataclasses
 import multiprocessing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
@@ -62,36 +62,46 @@ class Sequences:
         return arrays
 
 
+Cut = Callable[[list[int], list[int], int], tuple[list[int], list[int]]]
+
+
 def make_sequences(
-    pairs: Sequence[tuple[str, str | None]], tokenizer: Tokenizer, seq_length: int, workers: int = 0
+    pairs: Sequence[tuple[str, str | None]],
+    tokenizer: Tokenizer,
+    seq_length: int,
+    workers: int = 0,
+    cut: Cut | None = None,
 ) -> Sequences:
     """The rows of texts, or of pairs: a second text that is None or has no piece gives one segment.
-
-    A single text is cut at its end. A pair loses pieces one by one at the end of its longer text,
-    of the second where both are as long.
 
     Args:
       pairs: (text, None) or (text, second text).
       tokenizer: the vocabulary.
       seq_length: tokens of a row at most, with [CLS] and [SEP].
       workers: processes that help where there is much to do; 0: none.
+      cut: (pieces of both texts, pieces that a row has room for) -> what stays of them; by default
+        `cut_the_longer`.
     """
-    first = _encode([a for a, _ in pairs], tokenizer, workers)
-    second = _encode([b or "" for _, b in pairs], tokenizer, workers)
-    rows, seconds, cut = [], [], 0
-    for a, b in zip(first, second, strict=True):
+    texts = dict.fromkeys(text for pair in pairs for text in pair if text)
+    pieces = dict(zip(texts, _encode(list(texts), tokenizer, workers), strict=True))
+    cut = cut or cut_the_longer
+    rows, seconds, shorter = [], [], 0
+    for first, second in pairs:
+        a, b = pieces.get(first, []), pieces.get(second or "", [])
         before = len(a) + len(b)
-        a, b = _cut(a, b, seq_length - (3 if b else 2))
-        cut += len(a) + len(b) < before
+        a, b = cut(a, b, seq_length - (3 if b else 2))
+        shorter += len(a) + len(b) < before
         rows.append([CLS, *a, SEP, *b, SEP] if b else [CLS, *a, SEP])
         seconds.append(len(a) + 2)
     lengths = np.fromiter(map(len, rows), np.int64, len(rows))
     ids = np.fromiter((i for row in rows for i in row), np.int32, int(lengths.sum()))
-    return Sequences(ids, np.append(0, np.cumsum(lengths)), np.asarray(seconds, np.int32), cut)
+    starts = np.append(0, np.cumsum(lengths))
+    return Sequences(ids, starts, np.asarray(seconds, np.int32), shorter)
 
 
-def _cut(a: list[int], b: list[int], room: int) -> tuple[list[int], list[int]]:
-    """Both cut to `room` pieces together."""
+def cut_the_longer(a: list[int], b: list[int], room: int) -> tuple[list[int], list[int]]:
+    """Both cut to `room` pieces together: one by one at the end of the longer text, of the second
+    where both are as long. A single text is cut at its end."""
     over = len(a) + len(b) - room
     if over <= 0:
         return a, b
