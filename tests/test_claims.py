@@ -55,9 +55,8 @@ def test_bytes_of_a_program_whose_bytes_are_known():
         exchanged(silent)
 
 
-@pytest.mark.parametrize(
-    "change", [dataclasses.replace, pytest.param(bert_of, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("change", [dataclasses.replace, bert_of])
 def test_bytes_exchanged_and_held_by_a_step(change):
     of = change(check(laptop.get_config("tiny"), needs_text=False))
     sent = exchanged(lower_step(of, data_mesh(jax.devices())).compile().as_text())
@@ -168,6 +167,7 @@ def report(output, *arguments):
     )
 
 
+@pytest.mark.slow
 def test_a_page_of_what_needs_no_device(tmp_path, run):
     done = report(tmp_path, "--only=parameters", f"--albert_runs={run}", f"--bert_runs={run}")
     assert done.returncode == 0, done.stderr
@@ -231,6 +231,7 @@ def test_a_whole_page_at_a_tiny_size(tmp_path):
     assert "**An estimate, not a measurement**" in text
 
 
+@pytest.mark.slow
 def test_bytes_and_time_between_the_devices_here():
     config = check(laptop.get_config("tiny"), needs_text=False)
     found = measure.all_reduce(resized(config, 2, 16, 3, num_hidden_layers=2))

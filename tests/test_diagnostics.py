@@ -84,6 +84,7 @@ def test_the_layers_gradients_add_up_to_that_of_the_shared_weights(seen):
     assert (parts > 0).all()
 
 
+@pytest.mark.slow
 def test_eval_writes_a_table_and_a_plot(run, tmp_path):
     shutil.copytree(run, tmp_path / "run")
     call = [sys.executable, "eval.py", f"--workdir={tmp_path / 'run'}", "--layers", "--rows=8"]

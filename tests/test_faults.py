@@ -54,11 +54,11 @@ def figures(workdir):
 @pytest.mark.parametrize(
     ("phase", "step", "saved", "how"),
     [
-        pytest.param("prepare", 0, None, [signal.SIGTERM], id="preparing"),
+        pytest.param("prepare", 0, None, [signal.SIGTERM], id="preparing", marks=pytest.mark.slow),
         pytest.param("step", 0, 1, [signal.SIGINT, signal.SIGTERM], id="compiling"),
         pytest.param("step", 5, 6, [signal.SIGTERM], id="stepping", marks=pytest.mark.slow),
         pytest.param("evaluate", 4, 4, 2 * [signal.SIGINT], id="evaluating"),
-        pytest.param("batch", 5, 5, [signal.SIGTERM], id="waiting"),
+        pytest.param("batch", 5, 5, [signal.SIGTERM], id="waiting", marks=pytest.mark.slow),
         pytest.param("save", 4, 4, 2 * [signal.SIGTERM], id="saving", marks=pytest.mark.slow),
     ],
 )
@@ -74,6 +74,7 @@ def test_a_signal_anywhere_stops_at_a_boundary_and_loses_nothing(
     assert figures(tmp_path) == figures(run)
 
 
+@pytest.mark.slow
 def test_what_was_evaluated_when_it_was_stopped_is_logged_once(run, tiny, tmp_path):
     """Where no save was due at that step."""
     tiny.train.checkpoint_every, tiny.train.keep_best = 100, 0
@@ -97,6 +98,7 @@ def test_what_was_evaluated_and_not_saved_again_is_logged_once(run, tiny, tmp_pa
     assert figures(tmp_path) == figures(run)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_in_its_last_evaluation_has_its_figures(run, tiny, tmp_path):
     with pytest.raises(Preempted, match=r"at step 8, which is saved"):
         train(check(tiny), tmp_path, watch=signal_at("evaluate", 8))

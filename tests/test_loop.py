@@ -123,6 +123,7 @@ def test_another_model_or_batch_is_refused_and_changes_nothing(
     assert (run / "config.json").read_text() == before
 
 
+@pytest.mark.slow
 def test_harmless_changes_are_told(run, tiny, tmp_path, capsys):
     shutil.copytree(run, tmp_path / "run")
     tiny.train.num_steps = 10
@@ -181,6 +182,7 @@ def test_a_vocabulary_of_another_size_is_told_with_the_rest(tiny):
     assert "num_steps" in str(error.value)
 
 
+@pytest.mark.slow
 def test_the_vocabulary_of_the_workdir_itself_can_be_named(run, tiny, tmp_path):
     tiny.train.num_steps = 9
     tiny.train.checkpoint_every = 100

@@ -69,7 +69,10 @@ PATHS = {
 }
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(
+    "path",
+    [p if p in ("plain", "groups") else pytest.param(p, marks=pytest.mark.slow) for p in PATHS],
+)
 def test_packed_equals_unpacked(batches, path):
     plain, packed = batches
     assert len(packed["input_ids"]) < len(plain["input_ids"])

@@ -38,8 +38,8 @@ ALL = [
     ("groups:2", {"inner_group_num": 2, "num_hidden_layers": 3}),
     ("cycle:4", {"num_hidden_layers": 6}),  # the last time through is not a whole one
     *((s, {}) for s in STRATEGIES),
-    *((s, {"per_layer_norm": True}) for s in STRATEGIES),
-    *((s, {"lora_rank": 2}) for s in STRATEGIES if s != "none"),
+    *((s, {"per_layer_norm": True}) for s in ("all", "ffn", "sandwich")),
+    *((s, {"lora_rank": 2}) for s in ("all", "ffn", "groups:2", "sandwich")),
     ("all", {"per_layer_norm": True, "lora_rank": 3}),
     ("all", {"inner_group_num": 2}),
 ]

@@ -26,7 +26,7 @@ def assert_same(ours, theirs):
         np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
 
 
-@pytest.mark.parametrize("workers", [0, 1, 2, 4])
+@pytest.mark.parametrize("workers", [0, 1, 2, pytest.param(4, marks=pytest.mark.slow)])
 def test_batches_in_order_from_any_step(examples, workers):
     source = BatchSource(examples, 8, tuple(range(8)), 12)
     batches = list(iterate(source, 5, workers))

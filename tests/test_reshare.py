@@ -191,7 +191,12 @@ def test_uneven_groups_are_refused_unless_a_released_model_has_them(tiny):
 
 
 @pytest.mark.parametrize(
-    "fields", [{"sharing": "sandwich"}, {"per_layer_norm": True}, {"lora_rank": 2}]
+    "fields",
+    [
+        {"sharing": "sandwich"},
+        pytest.param({"per_layer_norm": True}, marks=pytest.mark.slow),
+        pytest.param({"lora_rank": 2}, marks=pytest.mark.slow),
+    ],
 )
 def test_other_programs_get_the_layers_written_out(tmp_path, fields):
     weights = random_weights(**fields)

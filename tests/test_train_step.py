@@ -19,7 +19,7 @@ from optimizers import LAMB
 from steps import PLAIN, make, pretraining_of, random_batch
 
 
-@pytest.mark.parametrize("parts", [2, 4, 8])
+@pytest.mark.parametrize("parts", [4, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 8))])
 def test_accumulation_equals_the_large_batch(parts):
     batch = random_batch()
     whole_state, whole = make()[1](make()[0], batch)
@@ -139,6 +139,7 @@ def test_eval_figures_by_brute_force():
     np.testing.assert_allclose(result["unigram_entropy"], -(share * np.log(share)).sum(), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_compiled_size_of_the_step_does_not_depend_on_depth():
     def lowered(layers):
         config = dataclasses.replace(TINY, num_hidden_layers=layers)

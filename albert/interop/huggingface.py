@@ -103,7 +103,7 @@ def read(folder: Path, vocabulary: Path | None = None) -> Weights:
     stored = {prefix + name: name for name in tensors}
     shapes = {whole: tensors[name].shape for whole, name in stored.items()}
 
-    classifier = shapes.get("classifier.weight")
+    classifier = shapes.get("classifier.weight") if "classifier.bias" in shapes else None
     heads: dict[str, dict] = dict(PRETRAINED)
     labels: tuple[str, ...] = ()
     if classifier:

@@ -131,7 +131,7 @@ def read(prefix: Path, with_moments: bool = False, vocabulary: Path | None = Non
 
     stored = {name.removeprefix(_HUB): name for name in shapes}
     shapes = {name: shapes[whole] for name, whole in stored.items()}
-    classifier = shapes.get("output_weights")
+    classifier = shapes.get("output_weights") if "output_bias" in shapes else None
     heads = dict(PRETRAINED)
     if classifier:
         pretrained = any(name.startswith("cls/") for name in shapes)
