@@ -1,6 +1,9 @@
 """GLUE's files, features, training and figures, equal to those of the released program."""
 
 import json
+import subprocess
+import sys
+import zipfile
 import zlib
 
 import numpy as np
@@ -12,6 +15,7 @@ from albert.data.tokenizer import Tokenizer
 from albert.models.encoder import Albert
 from albert.tasks import glue
 from finetuning import ENCODER, FIELDS, GOLDEN, check_three_steps
+from runs import ROOT
 
 FOLDERS = {
     "cola": "CoLA",
@@ -195,3 +199,33 @@ def test_what_is_not_there_is_named(tmp_path):
     with pytest.raises(ValueError, match="ax has no split 'train'"):
         glue.read(tmp_path, "ax", "train")
     assert glue.find("SST2") == "sst-2"
+
+
+def glue_run(folder, task, figures, files):
+    """What eval.py leaves of a run."""
+    (folder / "predictions_7").mkdir(parents=True)
+    config = {"task": "glue", "data": {"name": task}}
+    (folder / "config.json").write_text(json.dumps({"config": config}))
+    (folder / "eval_7.json").write_text(json.dumps(figures))
+    for name in files:
+        (folder / "predictions_7" / name).write_text("index\tprediction\n0\t1\n")
+    return folder
+
+
+def test_runs_are_put_together_for_the_server(tmp_path):
+    glue_run(tmp_path / "a", "cola", {"matthews": 0.5, "loss": 1.0}, ["CoLA.tsv"])
+    figures = {"accuracy": 0.8, "dev_mismatched/accuracy": 0.7}
+    glue_run(tmp_path / "b", "mnli", figures, ["MNLI-m.tsv", "MNLI-mm.tsv", "AX.tsv"])
+    command = [sys.executable, "tools/glue.py", f"--runs={tmp_path}/*", f"--zip={tmp_path}/s.zip"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "cola       71.4  matthews 50.0" in done.stdout
+    assert "mnli       90.8  accuracy 80.0, accuracy_mismatched 70.0" in done.stdout
+    assert "62.5 over 2 tasks" in done.stdout
+    assert "GLUE's server wants these as well: MRPC.tsv" in done.stdout
+    with zipfile.ZipFile(tmp_path / "s.zip") as archive:
+        assert archive.namelist() == ["CoLA.tsv", "AX.tsv", "MNLI-m.tsv", "MNLI-mm.tsv"]
+    (tmp_path / "c").mkdir()
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "c is not the folder of a run" in done.stderr

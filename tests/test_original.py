@@ -334,3 +334,23 @@ def test_a_checkpoint_of_another_program(tmp_path, tf):
     shutil.copy(golden.GOLDEN / "shared_lamb" / "albert_config.json", tmp_path)
     with pytest.raises(CheckpointError, match="It is not an ALBERT checkpoint"):
         formats.read(tmp_path / "other")
+
+
+def test_a_fine_tuned_model_of_the_released_program_is_read(tf, shared, tmp_path):
+    """Its MNLI model of the golden runs, and the same written and read again."""
+    folder = shared / "golden" / "finetuning"
+    for file in (folder / "trained").glob("mnli.ckpt*"):
+        shutil.copy(file, tmp_path / file.name)
+    shutil.copy(folder / "encoder" / original.CONFIG_NAME, tmp_path)
+    weights = formats.read(tmp_path / "mnli.ckpt")
+    assert weights.heads == {"classifier": {"labels": 3, "kind": "classes"}}
+    assert weights.missing == ["mlm_head", "sop_head"]
+    with np.load(folder / "glue_runs" / "mnli.npz") as golden:
+        np.testing.assert_array_equal(
+            weights.params["classifier_head/kernel"].T, golden["after3/output_weights"]
+        )
+    weights.labels = ("contradiction", "entailment", "neutral")
+    formats.write(weights, tmp_path / "again", "original")
+    again = formats.read(tmp_path / "again")
+    assert again.labels == weights.labels
+    assert_same(again, weights)

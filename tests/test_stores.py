@@ -116,7 +116,7 @@ def test_a_run_in_a_store_is_stopped_killed_and_ends_as_one_on_disk(tiny, tmp_pa
     assert "which is gone: taking the workdir over" in done.stdout
     assert "Resuming from the checkpoint of step" in done.stdout
 
-    # The programs set it; in a user's own, etils would read a store by TensorFlow where it is there.
+    # Programs set it; elsewhere etils would read a store by TensorFlow where that is installed.
     library = store | {"EPATH_USE_TF": "false"}
     read = run(library, "-c", READ, "gs://bucket/runs/a")
     assert read.returncode == 0, read.stderr

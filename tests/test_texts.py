@@ -8,6 +8,7 @@ import json
 import os
 import random
 import shutil
+import subprocess
 import sys
 
 import jax
@@ -32,7 +33,7 @@ from albert.train.loop import train
 from configs.finetune import glue as glue_config
 from configs.finetune import texts as texts_config
 from faults import killed_at
-from runs import assert_bit_equal, final_params, launch, records
+from runs import ROOT, assert_bit_equal, final_params, launch, records
 from steps import loss_and_metrics
 from texts import _WORDS
 
@@ -408,6 +409,44 @@ def test_texts_that_cannot_be_classified_are_told(finetuned):
         model.classify("a", ["b", "c"])
     with pytest.raises(ValueError, match=r"text 0 .* must be a str"):
         model.classify([3])
+
+
+@pytest.mark.slow
+def test_a_file_of_texts_is_labelled(finetuned, tmp_path):
+    new = write_reviews(tmp_path / "new.csv", 30, seed=3)
+    out = tmp_path / "out.tsv"
+    command = [
+        sys.executable,
+        "tools/predict.py",
+        f"--model={finetuned}",
+        f"--output={out}",
+        "--id=number",
+        "--batch_size=4",
+    ]
+    done = run_program([*command, f"--input={new}"])
+    assert done.returncode == 0, done.stderr
+    assert f"30 texts are labelled in {out}." in done.stdout
+    lines = [line.split("\t") for line in out.read_text().splitlines()]
+    assert lines[0] == ["id", "prediction", *COLORS]
+    expected = albert.load(finetuned).classify([row["text"] for row in read_reviews(new)])
+    assert [line[1] for line in lines[1:]] == [each.label for each in expected]
+    for given, words in (
+        (f"--input={new}", "is there already; choose another name"),
+        ("--input=nowhere.csv", "nowhere.csv is not a file"),
+    ):
+        done = run_program([*command, given])
+        assert done.returncode == 2
+        assert words in done.stderr
+    out.unlink()
+    (tmp_path / "bad.csv").write_text("number,text\n1,x\n2,\n")
+    done = run_program([*command, f"--input={tmp_path / 'bad.csv'}"])
+    assert done.returncode == 2
+    assert "bad.csv, line 3, column text: the text is empty" in done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"new.csv", "bad.csv"}
+
+
+def run_program(command):
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
 def test_a_model_that_was_not_fine_tuned_says_so(run):

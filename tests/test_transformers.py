@@ -191,3 +191,43 @@ def test_the_released_vocabulary_survives_transformers(peer, shared, tmp_path, s
     for entry in json.loads((shared / "golden/tokenization_original.json").read_text()):
         assert again.encode(entry["text"]) == entry["ids"]
         assert again.tokenize(entry["text"]) == entry["tokens"]
+
+
+def classifier_weights(kind, labels=3):
+    heads = {"classifier": {"labels": labels, "dropout": 0.1, "kind": kind}}
+    weights = random_weights()
+    rng = np.random.default_rng(5)
+    weights.params = {k: v for k, v in weights.params.items() if "_head/" not in k} | {
+        "classifier_head/kernel": rng.normal(size=(16, labels)).astype(np.float32),
+        "classifier_head/bias": rng.normal(size=labels).astype(np.float32),
+    }
+    weights.heads = heads
+    return weights
+
+
+@pytest.mark.parametrize("kind", ["classes", "number", "several", "choice"])
+def test_a_classifier_goes_there_and_back(peer, kind, tmp_path):
+    """Equal logits in its class for each kind, its labels by name, and the same when read again."""
+    transformers, torch = peer
+    weights = classifier_weights(kind, 1 if kind in ("number", "choice") else 3)
+    if kind in ("classes", "several"):
+        weights.labels = ("contradiction", "entailment", "neutral")
+    formats.write(weights, tmp_path / "ours", "huggingface")
+    name = "MultipleChoice" if kind == "choice" else "SequenceClassification"
+    model, told = getattr(transformers, f"AlbertFor{name}").from_pretrained(
+        tmp_path / "ours", output_loading_info=True
+    )
+    assert not told["missing_keys"]
+    assert not told["unexpected_keys"]
+    ids, mask, types = rows(50)
+    ours = Pretrained(weights)(ids, mask, types)
+    grouped = [x[None] for x in (ids, mask, types)] if kind == "choice" else [ids, mask, types]
+    theirs = outputs(torch, model, *grouped).logits
+    close(ours.classifier_logits.reshape(theirs.shape), theirs, "logits")
+    if weights.labels:
+        assert model.config.id2label == dict(enumerate(weights.labels))
+    model.save_pretrained(tmp_path / "theirs")
+    again = formats.read(tmp_path / "theirs")
+    assert again.labels == weights.labels
+    assert again.heads["classifier"]["kind"] == kind
+    close(Pretrained(again)(ids, mask, types).classifier_logits.reshape(theirs.shape), theirs, "")
