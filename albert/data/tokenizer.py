@@ -213,6 +213,30 @@ class Tokenizer:
         pieces = self._sp.encode(text, out_type=str)
         return list(itertools.chain.from_iterable(map(self._split_piece, pieces)))
 
+    def ids_of(self, pieces: Iterable[str]) -> list[int]:
+        """The id of each piece; <unk> for what is none."""
+        return [self._sp.piece_to_id(piece) for piece in pieces]
+
+    def surfaces(self, normalised: str) -> tuple[list[int], list[str]]:
+        """The ids of a text that is normalised already, and the parts of it that each stands for:
+        together they are the text."""
+        ids: list[int] = []
+        parts: list[str] = []
+        for piece in self._sp.encode(normalised, return_type="proto").pieces:
+            split = self._split_piece(piece.piece)
+            ids += self.ids_of(split)
+            if len(split) == 1:
+                parts.append(piece.surface)
+                continue
+            # Its last one is the comma; the letters of the others are as many as they have.
+            rest = piece.surface
+            for part in split[:-1]:
+                size = len(part) - (part[0] == WORD_MARK and rest[:1] != " ")
+                parts.append(rest[:size])
+                rest = rest[size:]
+            parts.append(rest)
+        return ids, parts
+
     def encode_special(self, text: str) -> list[int]:
         """Ids of `text`, in which [MASK], [SEP] and the other special pieces mean themselves.
 

@@ -1,0 +1,307 @@
+"""SQuAD's windows, answers and scores, equal to those of the released program and of the official
+scripts."""
+
+import hashlib
+import json
+import zlib
+
+import numpy as np
+import pytest
+
+from albert.data.labelled import alignment
+from albert.data.labelled.alignment import align
+from albert.data.sources.base import SourceError
+from albert.data.tokenizer import WORD_MARK, Tokenizer
+from albert.tasks import squad
+from finetuning import GOLDEN
+
+OWN, PREDICTIONS = GOLDEN / "squad_own_text", GOLDEN / "squad_predictions"
+FEATURES = json.loads((OWN / "features.json").read_text())
+WINDOW = (
+    "input_ids",
+    "input_mask",
+    "segment_ids",
+    "p_mask",
+    "tok_start_to_orig_index",
+    "tok_end_to_orig_index",
+    "token_is_max_context",
+    "paragraph_len",
+)
+TARGETS = ("start_position", "end_position", "is_impossible")
+KOREAN = "ownA032"  # that program leaves it out
+
+
+@pytest.fixture(scope="module")
+def released_tokenizer(shared):
+    return Tokenizer(shared / "data" / "vocab" / "30k-clean.model")
+
+
+def own_features(name, tokenizer, **more):
+    """(questions, windows) of the made-up articles by the options of a golden file."""
+    options = FEATURES[name]
+    questions = squad.read(OWN / f"{name.split('_')[0]}.json")
+    return questions, squad.features(
+        questions,
+        tokenizer,
+        options["max_seq_length"],
+        options["doc_stride"],
+        options["max_query_length"],
+        **more,
+    )
+
+
+def rows_of(question_ids, example_index, doc_span_index):
+    keys = [question_ids[number] for number in example_index.tolist()]
+    return {
+        (key, int(place)): row
+        for row, (key, place) in enumerate(zip(keys, doc_span_index, strict=True))
+    }
+
+
+@pytest.mark.parametrize("name", FEATURES)
+def test_windows_are_the_released_programs(name, released_tokenizer, capsys):
+    questions, ours = own_features(name, released_tokenizer, training=True)
+    assert "1 of " in capsys.readouterr().out  # what it cannot align
+    mine = rows_of([q.id for q in questions], ours["example_index"], ours["doc_span_index"])
+    with np.load(OWN / f"features_{name}.npz") as golden:
+        theirs = rows_of(
+            FEATURES[name]["qas_id"], golden["example_index"], golden["doc_span_index"]
+        )
+        assert {key for key, _ in mine.keys() - theirs.keys()} == {KOREAN}
+        assert theirs.keys() <= mine.keys()
+        ours_at = [mine[key] for key in theirs]
+        golden_at = list(theirs.values())
+        for field in WINDOW:
+            expected = golden[field][golden_at]
+            np.testing.assert_array_equal(ours[field][ours_at], expected, err_msg=field)
+        for field in TARGETS:
+            expected = golden[f"train/{field}"][golden_at]
+            np.testing.assert_array_equal(ours[field][ours_at], expected, err_msg=field)
+
+
+def test_a_text_that_cannot_be_aligned_is_kept(released_tokenizer):
+    """Every answer of the Korean paragraph comes back from its pieces."""
+    (question,) = [q for q in squad.read(OWN / "v1.json") if q.id == KOREAN]
+    found = align(question.context, released_tokenizer)
+    assert found.way == "surfaces"
+    assert (np.diff(found.starts) >= 0).all()
+    text, start = question.answers[0]
+    first, last = found.pieces_of(start, start + len(text) - 1)
+    covered = question.context[found.starts[first] : found.ends[last] + 1]
+    assert text in covered
+    assert len(covered) <= len(text) + 4
+
+
+@pytest.mark.parametrize("version", ["v1.1", "v2.0"])
+def test_windows_of_real_files_are_the_released_programs(version, shared, released_tokenizer):
+    folder = shared / "golden" / "finetuning" / "squad_real"
+    golden = json.loads((folder / "whole_files.json").read_text())[f"smoke-eval-{version}.json"]
+    questions = squad.read(shared / "data" / "squad" / f"smoke-eval-{version}.json")
+    ours = squad.features(questions, released_tokenizer, training=True)
+    assert len(questions) == golden["questions"]
+    assert len(ours["input_ids"]) == golden["windows"]
+    inside = ours["tok_start_to_orig_index"] >= 0
+    found = {
+        **{name: ours[name] for name in ("input_ids", "segment_ids", "input_mask", "p_mask")},
+        **{name: ours[name] for name in TARGETS},
+        "tok_start_to_orig_index": ours["tok_start_to_orig_index"][inside],
+        "tok_end_to_orig_index": ours["tok_end_to_orig_index"][inside],
+    }
+    for name, values in found.items():
+        assert zlib.crc32(values.astype("<i4").tobytes()) == golden["crc32"][name], name
+
+
+def test_offsets_come_to_the_same_as_the_subsequence(shared, released_tokenizer):
+    """Of real paragraphs, and of whatever stands between their words."""
+    questions = squad.read(shared / "data" / "squad" / "smoke-eval-v1.1.json")
+    texts = list(dict.fromkeys(question.context for question in questions))[::6]
+    texts += ["  The river\t\tmoves \u00a0 slowly. ", "ﬁne ½ café, 1,250, ΑΣ.", "a\u2009b\u3000c"]
+    compared = 0
+    for text in texts:
+        found = align(text, released_tokenizer)
+        if found.way != "offsets":
+            continue
+        pieces = released_tokenizer.tokenize(text)
+        spelled = "".join(pieces).replace(WORD_MARK, " ")
+        partners = alignment._subsequence(text, spelled, released_tokenizer)
+        if partners is None:  # a fifth of it is white space: the released program leaves it out
+            continue
+        again = alignment._aligned(
+            found.ids, alignment._lengths(pieces), partners, len(text), "subsequence"
+        )
+        np.testing.assert_array_equal(found.starts, again.starts, err_msg=text)
+        np.testing.assert_array_equal(found.ends, again.ends, err_msg=text)
+        compared += 1
+    assert compared > 40
+
+
+def arrays_of(name):
+    with np.load(PREDICTIONS / f"{name}.npz") as file:
+        return dict(file)
+
+
+def written(name):
+    return json.loads((PREDICTIONS / f"{name}.json").read_text())
+
+
+def golden_windows(name, tokenizer):
+    """(questions, windows) without the one that the released program leaves out."""
+    questions, windows = own_features(name, tokenizer)
+    kept = [number for number, q in enumerate(questions) if q.id != KOREAN]
+    rows = np.isin(windows["example_index"], kept)
+    windows = {field: values[rows] for field, values in windows.items()}
+    windows["example_index"] = np.searchsorted(kept, windows["example_index"])
+    return [questions[number] for number in kept], windows
+
+
+def assert_same_answers(ours, theirs):
+    for key, expected in theirs.items():
+        assert [a["text"] for a in ours[key]] == [a["text"] for a in expected], key
+        for a, b in zip(ours[key], expected, strict=True):
+            for name in ("probability", "start_log_prob", "end_log_prob"):
+                assert a[name] == pytest.approx(b[name], rel=1e-5, abs=1e-6), key
+
+
+def logits_of(name):
+    arrays = arrays_of(name)
+    return arrays["start_logits"], arrays["end_logits"]
+
+
+def test_answers_of_version_1(released_tokenizer):
+    all_questions = squad.read(OWN / "v1.json")
+    questions, windows = golden_windows("v1_L96", released_tokenizer)
+    golden = written("predictions")["v1"]
+    answers = squad.answers_v1(questions, windows, [logits_of("v1_logits")])
+    assert_same_answers(answers, {q.id: written("v1_nbest")[q.id] for q in questions})
+    theirs = written("v1_predictions")
+    predictions = squad.texts(answers)
+    assert predictions == {key: theirs[key] for key in predictions}
+    # What it leaves out counts as answered wrongly there: here nobody answers it in this test.
+    assert squad.score(all_questions, predictions) == pytest.approx(golden["scores"], abs=1e-9)
+    few = squad.answers_v1(questions, windows, [logits_of("v1_logits")], 3, 4)
+    theirs = written("v1_predictions_n3_len4")
+    assert squad.texts(few) == {key: theirs[key] for key in predictions}
+    scores = squad.score(all_questions, squad.texts(few))
+    assert scores == pytest.approx(golden["scores_n3_len4"], abs=1e-9)
+
+
+def test_answers_of_version_2_and_thresholds(released_tokenizer):
+    all_questions = squad.read(OWN / "v2.json")
+    questions, windows = golden_windows("v2_L96", released_tokenizer)
+    answers, odds = squad.answers_v2(questions, windows, [arrays_of("v2_beams")])
+    assert_same_answers(answers, {q.id: written("v2_nbest")[q.id] for q in questions})
+    predictions = squad.texts(answers)
+    theirs = written("v2_predictions_without_threshold")
+    assert predictions == {key: theirs[key] for key in predictions}
+    plain = written("v2_plain_null_odds")
+    assert odds == pytest.approx({key: plain[key] for key in odds}, abs=1e-6)
+    for case, golden in written("predictions")["v2"]["cases"].items():
+        shift = golden["shift_of_cls_logits"]
+        shifted = {key: value + shift for key, value in plain.items()}
+        scored = golden.get("questions_scored")
+        chosen = [q for q in all_questions if scored is None or q.id in scored]
+        given = {q.id: theirs[q.id] for q in chosen}
+        of_chosen = {q.id: shifted[q.id] for q in chosen}
+        found = squad.score(chosen, given, of_chosen)
+        for name, value in golden["best_thresholds_on_unthresholded"].items():
+            assert found[name] == pytest.approx(value, abs=1e-6), (case, name)
+        if scored is None:
+            threshold = found["best_f1_thresh"]
+            judged = squad.score(chosen, given, of_chosen, threshold)
+            expected = golden["official_scores_with_rule_greater_than"]
+            for name, value in expected.items():
+                assert judged[name] == pytest.approx(value, abs=1e-9), (case, name)
+            ours = squad.with_threshold(given, of_chosen, threshold)
+            assert squad.score(chosen, ours)["f1"] == pytest.approx(expected["f1"], abs=1e-9)
+
+
+def test_ensembles_of_two_checkpoints(released_tokenizer):
+    questions, windows = golden_windows("v1_L96", released_tokenizer)
+    logits = [logits_of("v1_logits"), logits_of("v1_logits_second")]
+    predictions = squad.texts(squad.answers_v1(questions, windows, logits))
+    theirs = written("v1_ensemble_predictions")
+    assert predictions == {key: theirs[key] for key in predictions}
+    scores = squad.score(squad.read(OWN / "v1.json"), predictions)
+    assert scores == pytest.approx(written("ensemble")["v1"], abs=1e-9)
+
+    questions, windows = golden_windows("v2_L96", released_tokenizer)
+    beams = [arrays_of("v2_beams"), arrays_of("v2_beams_second")]
+    answers, odds = squad.answers_v2(questions, windows, beams)
+    theirs = written("v2_ensemble_predictions_without_threshold")
+    assert squad.texts(answers) == {q.id: theirs[q.id] for q in questions}
+    golden_odds = written("v2_ensemble_null_odds")
+    assert odds == pytest.approx({key: golden_odds[key] for key in odds}, abs=1e-6)
+
+
+def test_scores_of_published_predictions(shared):
+    golden = json.loads((GOLDEN / "metrics" / "squad.json").read_text())["results"]
+    assert len(golden) == 4
+    for name, expected in golden.items():
+        folder = shared / "data" / "squad"
+        questions = squad.read(folder / f"dev-v{name.split('_')[0][1:]}.rebuilt.json")
+        predictions = json.loads((folder / "predictions" / name).read_text())
+        found = squad.score(questions, predictions)
+        assert found == pytest.approx({key: expected[key] for key in found}, abs=1e-8)
+        if "exact_match" in expected:
+            continue
+        odds = {}
+        for key, text in predictions.items():
+            digest = hashlib.md5(f"golden{key}".encode()).hexdigest()[:8]
+            odds[key] = int(digest, 16) / 2**32 * (0.5 if text else 1)
+        found = squad.score(questions, predictions, odds)
+        for field in ("best_exact", "best_exact_thresh", "best_f1", "best_f1_thresh"):
+            assert found[field] == pytest.approx(expected[field], abs=1e-8), field
+        for threshold in (0.3, 0.6):
+            found = squad.score(questions, predictions, odds, threshold)
+            for field, value in expected[f"at_{threshold}"].items():
+                assert found[field] == pytest.approx(value, abs=1e-8), field
+
+
+def test_words_without_meaning_and_answers_without_words():
+    assert squad.normalised("The  U.S.A., an   Apple!") == "usa apple"
+    assert squad.f1("the", "a", both_empty=1.0) == 1.0
+    assert squad.f1("the", "a", both_empty=0.0) == 0.0
+    assert squad.f1("a river", "", both_empty=1.0) == 0.0
+    assert squad.f1("old stone bridge", "stone bridge", both_empty=0.0) == pytest.approx(0.8)
+
+
+def dataset(**changes):
+    entry = {"id": "q1", "question": "Who?", "answers": [{"text": "Tom", "answer_start": 0}]}
+    return {"data": [{"paragraphs": [{"context": "Tom ran.", "qas": [entry | changes]}]}]}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("{", "is not JSON in UTF-8"),
+        (b"\xff\xfe", "is not JSON in UTF-8"),
+        ('{"data": 3}', "is not of SQuAD's form"),
+        ('{"version": "1.1"}', "there is no 'data'"),
+        ('{"data": []}', "holds no questions"),
+        (dataset(question=None), "question q1: question is None, not a text"),
+        (dataset(answers=[{"text": "Tom"}]), "there is no 'answer_start'"),
+        (dataset(answers=[{"text": "Tom", "answer_start": 7}]), "question q1: answer_start is 7"),
+        (dataset(answers=[{"text": "Ann", "answer_start": 0}]), "'Ann' does not occur in its"),
+    ],
+)
+def test_files_that_are_wrong_are_named(tmp_path, content, words):
+    path = tmp_path / "x.json"
+    if isinstance(content, dict):
+        content = json.dumps(content)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(SourceError) as told:
+        squad.read(path)
+    assert words in str(told.value)
+    assert str(path) in str(told.value)
+
+
+def test_questions_that_cannot_be_learned_are_named(tokenizer):
+    question = squad.Question("q1", "who", "the river", (), False)
+    with pytest.raises(SourceError, match="question q1: there is no answer to learn"):
+        squad.features([question], tokenizer, training=True)
+    with pytest.raises(SourceError, match="question q1: its paragraph has no text"):
+        squad.features([question._replace(context=" ")], tokenizer)
+    with pytest.raises(ValueError, match="leaves no room behind a question of 64"):
+        squad.features([question], tokenizer, seq_length=64)
+    found = squad.features([question], tokenizer)
+    assert found["input_ids"].shape == (1, 384)
