@@ -119,7 +119,7 @@ def test_weights_alone_start_at_step_0(run, tiny, tmp_path, capsys):
     train(check(tiny), tmp_path / "run")
     printed = capsys.readouterr().out
     assert "30 tensors without an optimizer's state, at step 0." in printed
-    assert "It has no sop_head: initialised anew." in printed
+    assert "Initialised anew, 2 tensors: sop_head." in printed
     np.testing.assert_allclose(evaluations(tmp_path / "run")[4], evaluations(run)[8], rtol=1e-6)
     ours, theirs = final_params(tmp_path / "run", 8), final_params(run, 8)
     assert not np.array_equal(ours["sop_head"]["kernel"], theirs["sop_head"]["kernel"])

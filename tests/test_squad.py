@@ -12,8 +12,18 @@ from albert.data.labelled import alignment
 from albert.data.labelled.alignment import align
 from albert.data.sources.base import SourceError
 from albert.data.tokenizer import WORD_MARK, Tokenizer
+from albert.models.encoder import Albert
 from albert.tasks import squad
-from finetuning import GOLDEN
+from finetuning import (
+    ENCODER,
+    FIELDS,
+    GOLDEN,
+    check_updates,
+    compiled,
+    encoder_variables,
+    golden_run,
+    tree_of,
+)
 
 OWN, PREDICTIONS = GOLDEN / "squad_own_text", GOLDEN / "squad_predictions"
 FEATURES = json.loads((OWN / "features.json").read_text())
@@ -61,7 +71,7 @@ def rows_of(question_ids, example_index, doc_span_index):
 @pytest.mark.parametrize("name", FEATURES)
 def test_windows_are_the_released_programs(name, released_tokenizer, capsys):
     questions, ours = own_features(name, released_tokenizer, training=True)
-    assert "1 of " in capsys.readouterr().out  # what it cannot align
+    assert "leaves their questions out: 1." in capsys.readouterr().out
     mine = rows_of([q.id for q in questions], ours["example_index"], ours["doc_span_index"])
     with np.load(OWN / f"features_{name}.npz") as golden:
         theirs = rows_of(
@@ -255,6 +265,53 @@ def test_scores_of_published_predictions(shared):
             found = squad.score(questions, predictions, odds, threshold)
             for field, value in expected[f"at_{threshold}"].items():
                 assert found[field] == pytest.approx(value, abs=1e-8), field
+
+
+def span_task(version):
+    """The pure functions of the task."""
+    task = squad.Squad.__new__(squad.Squad)
+    head = squad._head(version)
+    fields = {"dropout": 0.0} if version == "2.0" else {}
+    task.model, task._has_none = Albert(ENCODER, (head,), {head: fields}), version == "2.0"
+    return task
+
+
+@pytest.mark.parametrize("version", ["1.1", "2.0"])
+def test_three_steps_are_the_released_programs(version):
+    task = span_task(version)
+    run, arrays = golden_run("squad", f"v{version[0]}")
+    heads = {head: dict(task.model.head_fields[head]) for head in task.model.heads}
+    head = {n.removeprefix("head/"): v for n, v in arrays.items() if n.startswith("head/")}
+    params = tree_of(encoder_variables() | head, heads)
+    batch = {ours: arrays[f"in/{theirs}"] for theirs, ours in FIELDS.items()}
+    for ours, theirs in (("start_position", "start_positions"), ("end_position", "end_positions")):
+        batch[ours] = arrays[f"in/{theirs}"]
+    batch |= {"is_impossible": arrays["in/is_impossible"], "weights": np.ones(6, np.float32)}
+
+    found = compiled(lambda p: task._outputs(p, batch))(params)
+    if version == "1.1":
+        for name in ("start", "end"):
+            golden = arrays[f"out/{name}_log_prob"]  # they are logits
+            np.testing.assert_allclose(found[name], golden, atol=2e-5, err_msg=name)
+    else:
+        for ours, theirs in (("start", "start_top"), ("end", "end_top")):
+            golden = arrays[f"out/{theirs}_index"]
+            np.testing.assert_array_equal(found[f"{ours}_index"], golden)
+            golden = arrays[f"out/{theirs}_log_probs"]
+            np.testing.assert_allclose(found[ours], golden, atol=2e-5, rtol=2e-5)
+        np.testing.assert_allclose(found["none"], arrays["out/cls_logits"], atol=2e-5)
+        given = compiled(lambda p: task._outputs(p, batch, None, batch["start_position"]))(params)
+        masked = arrays["in/p_mask"] > 0
+        for name in ("start", "end"):
+            golden = arrays[f"out/{name}_log_probs"]
+            np.testing.assert_allclose(given[name][~masked], golden[~masked], atol=2e-5, rtol=2e-5)
+            assert (given[name][masked] < -1e29).all()
+
+    def loss_of(params):
+        sums, denominators = task.sums(params, batch, None), task.denominators(batch)
+        return task.loss(sums, denominators)
+
+    check_updates(loss_of, params, run, arrays, heads, task.unused)
 
 
 def test_words_without_meaning_and_answers_without_words():

@@ -61,8 +61,7 @@ def normalise(text: str, lower_case: bool, strip_accents: bool) -> str:
 def is_padding(pieces: int, rows: int) -> bool:
     """Whether a model of so many word embeddings may be that of so many pieces: equal, or padded to
     a round number (8, 64, 128 or a power of two are common)."""
-    near = pieces < rows <= max(pieces + 127, pieces + pieces // 10)
-    return rows == pieces or (near and rows % 8 == 0)
+    return pieces <= rows <= max(-(-pieces // 128) * 128, pieces + pieces // 10)
 
 
 def starts_word(piece: str) -> bool:

@@ -70,6 +70,7 @@ _ELSEWHERE = {
     "mlm_head/layer_norm": "predictions.LayerNorm",
     "sop_head": "sop_classifier.classifier",
     "classifier_head": "classifier",
+    "span_head": "qa_outputs",
 }
 _LEAF = {"kernel": "weight", "scale": "weight", "output_bias": "bias"}
 

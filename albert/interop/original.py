@@ -55,13 +55,20 @@ _ELSEWHERE = {
     "mlm_head/layer_norm": "cls/predictions/transform/LayerNorm",
     "sop_head": "cls/seq_relationship/",
     "classifier_head": "",
+    "span_head": "cls/squad/",
+    "conditional_span_head/start": "start_logits/dense",
+    "conditional_span_head/end_pairs": "end_logits/dense_0",
+    "conditional_span_head/end_layer_norm": "end_logits/LayerNorm",
+    "conditional_span_head/end": "end_logits/dense_1",
+    "conditional_span_head/answer_pairs": "answer_class/dense_0",
+    "conditional_span_head/answer": "answer_class/dense_1",
 }
 
 
 def name_of(path: str) -> tuple[str, bool]:
     """The released name of a parameter, and whether it is stored transposed."""
     module, leaf = path.rsplit("/", 1)
-    if module in ("sop_head", "classifier_head"):
+    if module in ("sop_head", "classifier_head", "span_head"):
         return f"{_ELSEWHERE[module]}output_{'weights' if leaf == 'kernel' else leaf}", True
     if module.endswith("layer_norm"):
         leaf = {"scale": "gamma", "bias": "beta"}[leaf]

@@ -6,11 +6,12 @@ them optional. Its parameters lie below its name and "_head".
 """
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from albert.models.config import ACTIVATIONS, DTYPES, AlbertConfig
-from albert.models.layers import Dense, dropout, layer_norm, zeros
+from albert.models.layers import Dense, dropout, initializer, layer_norm, zeros
 
 
 class MaskedLanguageModel(nn.Module):
@@ -83,10 +84,114 @@ class Classifier(nn.Module):
         return self.linear(dropout(encoded.pooled_output, self.dropout, keys, 0))
 
 
+class Span(nn.Module):
+    """A dense layer on every token, in float32: where an answer starts, and where it ends."""
+
+    config: AlbertConfig
+
+    def setup(self):
+        shape = self.config.hidden_size, 2
+        self.linear = Dense(shape, ("hidden", "label"), self.config, dtype=jnp.float32)
+        nn.share_scope(self, self.linear)
+
+    def __call__(self, encoded):
+        """Returns logits, float32 [B, L, 2]."""
+        return self.linear(encoded.last_hidden_state)
+
+
+class _OnPairs(nn.Module):
+    """A dense layer on two vectors put together, without putting them together: one of them may be
+    the same for many of the other."""
+
+    config: AlbertConfig
+
+    @nn.compact
+    def __call__(self, a, b):
+        """[..., H] and [..., H] -> float32 [..., H]."""
+        h = self.config.hidden_size
+        dtype = DTYPES[self.config.param_dtype]
+        kernel = self.param(
+            "kernel", initializer(self.config, "hidden", "pooled"), (2 * h, h), dtype
+        )
+        bias = self.param("bias", zeros("pooled"), (h,), dtype)
+        return a @ kernel[:h] + b @ kernel[h:] + bias
+
+
+class ConditionalSpan(nn.Module):
+    """Where an answer starts; where it ends, given its start; and whether there is none. Float32.
+
+    Source: `get_model_predictions_v2` of `squad_utils.py`, google-research/albert: logits of start
+    from X; of end from tanh and LayerNorm of a dense layer on X and X[start]; of no answer from
+    tanh of a dense layer on sum(softmax(start) X) and X[0], X the sequence.
+    """
+
+    config: AlbertConfig
+    dropout: float = 0.0  # in front of the last layer of the answerability
+
+    def setup(self):
+        c = self.config
+        last = (c.hidden_size, 1), ("pooled", "label")
+        self.start = Dense((c.hidden_size, 1), ("hidden", "label"), c, dtype=jnp.float32)
+        self.end_pairs = _OnPairs(c)
+        self.end_layer_norm = layer_norm(c, "pooled", "end_layer_norm")
+        self.end = Dense(*last, c, dtype=jnp.float32)
+        self.answer_pairs = _OnPairs(c)
+        self.answer = Dense(*last, c, dtype=jnp.float32, has_bias=False)
+
+    def __call__(self, encoded, mask=None, starts=None, keys=None, beams=(5, 5)):
+        """The heads' log-probabilities and logits.
+
+        Args:
+          encoded: of the encoder.
+          mask: bool [B, L], True where an answer may neither start nor end; None: nowhere.
+          starts: int [B], the true starts; None: the likeliest are followed.
+          keys: random keys [B]; None turns dropout off.
+          beams: starts that are followed, and ends for each.
+
+        Returns:
+          With `starts`: "start" and "end", float32 [B, L]. Without: the beams "start_index",
+          "start", [B, S], and "end_index", "end", [B, S * E], start by start. Both: "none", [B],
+          positive where there is no answer.
+        """
+        x = encoded.last_hidden_state.astype(jnp.float32)
+        beams = tuple(min(size, x.shape[1]) for size in beams)
+        if mask is None:
+            mask = jnp.zeros(x.shape[:2], bool)
+
+        def masked(logits, where):
+            return jax.nn.log_softmax(jnp.where(where, -1e30, logits))
+
+        start = masked(self.start(x)[..., 0], mask)
+        expected = jnp.einsum("BL,BLH->BH", jnp.exp(start), x)
+        hidden = jnp.tanh(self.answer_pairs(expected, x[:, 0]))
+        none = self.answer(dropout(hidden, self.dropout, keys, 0))[:, 0]
+
+        def ends(at):
+            """Log-probabilities of ends for starts [B, S]: [B, S, L]."""
+            begun = jnp.take_along_axis(x, at[..., None], axis=1)
+            pairs = self.end_pairs(x[:, None], begun[:, :, None])
+            return masked(self.end(self.end_layer_norm(jnp.tanh(pairs)))[..., 0], mask[:, None])
+
+        if starts is not None:
+            return {"start": start, "end": ends(starts[:, None])[:, 0], "none": none}
+        top, at = jax.lax.top_k(start, beams[0])
+        top_ends, ends_at = jax.lax.top_k(ends(at), beams[1])
+        flat = len(x), beams[0] * beams[1]
+        return {
+            "start": top,
+            "start_index": at,
+            "end": top_ends.reshape(flat),
+            "end_index": ends_at.reshape(flat),
+            "none": none,
+        }
+
+
 HEADS: dict[str, type[nn.Module]] = {
     "mlm": MaskedLanguageModel,
     "sop": SentenceOrder,
     "classifier": Classifier,
+    "span": Span,
+    "conditional_span": ConditionalSpan,
 }
 
 

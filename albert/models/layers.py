@@ -49,18 +49,21 @@ class Dense(nn.Module):
     contracted: int = 1
     dtype: jnp.dtype | None = None  # None: the config's
     rank: int = 0  # of a difference to the kernel, x @ a @ b; it begins as zero
+    has_bias: bool = True
 
     @nn.compact
     def __call__(self, x):
         dtype = self.dtype or DTYPES[self.config.dtype]
         param_dtype = DTYPES[self.config.param_dtype]
         kernel = self.param("kernel", initializer(self.config, *self.axes), self.shape, param_dtype)
-        bias = self.param(
-            "bias",
-            zeros(*self.axes[self.contracted :]),
-            self.shape[self.contracted :],
-            param_dtype,
-        )
+        bias = None
+        if self.has_bias:
+            bias = self.param(
+                "bias",
+                zeros(*self.axes[self.contracted :]),
+                self.shape[self.contracted :],
+                param_dtype,
+            )
         x = x.astype(dtype)
 
         product = jnp.tensordot(x, kernel.astype(dtype), axes=self.contracted)
@@ -76,7 +79,7 @@ class Dense(nn.Module):
             b = self.param("lora_b", zeros("rank", *names[1]), (self.rank, *ends[1]), param_dtype)
             narrow = jnp.tensordot(x, a.astype(dtype), axes=self.contracted)
             product += jnp.tensordot(narrow, b.astype(dtype), axes=1)
-        return product + bias.astype(dtype)
+        return product if bias is None else product + bias.astype(dtype)
 
 
 def layer_norm(config, axis, name):

@@ -10,6 +10,7 @@ TASKS: dict[str, str | type[Task]] = {
     "glue": "albert.tasks.glue:Glue",
     "classification": "albert.tasks.classification:OwnTexts",
     "choice": "albert.tasks.race:MultipleChoice",
+    "squad": "albert.tasks.squad:Squad",
 }
 _REQUIRED = (
     "Section",

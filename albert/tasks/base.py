@@ -7,7 +7,7 @@ the task. A task is one file here, one line in `albert.tasks.TASKS`, one section
 
 import abc
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -90,20 +90,19 @@ class Samples:
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """What the model makes of rows whose labels nobody has, as a file.
+    """What the model makes of rows, as files.
 
     Attributes:
-      name: of the file, such as "MRPC.tsv".
       rows, num_rows: as in `Evaluation`.
-      step: (params, batch) -> an array with the rows as its first axis.
-      lines: that array over all rows, without padding -> the lines of the file.
+      step: (params, batch) -> a tree of arrays with the rows as their first axis.
+      files: that tree over all rows, without padding -> name of a file, such as "MRPC.tsv" -> its
+        lines.
     """
 
-    name: str
     rows: Rows
     num_rows: int
     step: Callable[[Any, Batch], Any]
-    lines: Callable[[np.ndarray], Iterable[str]]
+    files: Callable[[Any], Mapping[str, Iterable[str]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,6 +138,8 @@ class Task(abc.ABC):
     Section: ClassVar[type]  # of `config.data`: a frozen dataclass with `problems() -> list[str]`
     # Metrics that are amounts, logged per second as well; the console shows the first.
     amounts: ClassVar[tuple[str, ...]] = ()
+    # Parts of the model that it does not use, such as "pooler": they stay as they are.
+    unused: ClassVar[tuple[str, ...]] = ()
     # What is loaded and evaluated of a run unless a step is named: its best checkpoint, by `best`,
     # or its newest.
     serves_best: ClassVar[bool] = False

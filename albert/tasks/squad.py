@@ -1,246 +1,457 @@
-"""SQuAD 1.1 and 2.0: questions, windows, answers and official scores.
+"""SQuAD 1.1 and 2.0: heads, answers, thresholds, ensembles.
 
-Sources: `squad_utils.py` of google-research/albert for windows and answers, and SQuAD's own scripts
-(Rajpurkar et al. 2016, arXiv 1606.05250; 2018, arXiv 1806.03822) for scores. What that program does
-otherwise, and is not copied: it leaves questions out whose paragraph it cannot align, answers only
-below a threshold that was chosen with "up to it", and compares logits with a threshold that is for
-probabilities.
+Source: `squad_utils.py` of google-research/albert. What it does otherwise, and is not copied: it
+answers only below a threshold that was chosen with "up to it", compares logits with a threshold
+that is for probabilities, and starts the search for a threshold at one that answers everything
+where it is meant to answer nothing.
 """
 
 import collections
+import dataclasses
+import hashlib
 import json
-import re
-import string
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from albert.data.labelled.alignment import Aligned, align
+from albert.data.labelled.rows import LabelledRows
+from albert.data.labelled.squad import Options, Question, Windows, features, kept_windows, read
 from albert.data.sources.base import SourceError
-from albert.data.tokenizer import CLS, PAD, SEP, Tokenizer
-from albert.runtime.console import warn
+from albert.models.attention import Use
+from albert.models.cost import encoder_flops
+from albert.models.encoder import Albert
+from albert.runtime.paths import place
+from albert.tasks.base import Best, Evaluation, Predictions, Task
+from albert.tasks.squad_scores import exact, f1, normalised, score
+from albert.tasks.texts import TextsConfig, start_problems, vocabulary_needed
+from albert.tasks.vocabulary import tokenizer_of
+
+__all__ = [
+    "Question",
+    "Squad",
+    "answers_v1",
+    "answers_v2",
+    "exact",
+    "f1",
+    "features",
+    "normalised",
+    "read",
+    "score",
+    "texts",
+    "with_threshold",
+]
 
 NO_ANSWER = "empty"  # what version 1.1 answers where no span may be chosen
-_FIRST_ID = 1_000_000_000  # of windows, as there
 _NEVER = -1e6  # score of the answer "" where no span may be chosen
+_N_BEST = 20  # answers of a question, and positions of a window in version 1.1
+_BEAMS = 5, 5  # starts of a window in version 2.0, and ends of each
+_HEAD_STREAM = 2  # of a row's dropout key; the encoder takes 0 and 1
 
 
-class Question(NamedTuple):
-    """One entry of a data set: a question on a paragraph."""
+@dataclasses.dataclass(frozen=True)
+class SquadConfig(TextsConfig):
+    """The section `data` of a config."""
 
-    id: str
-    question: str
-    context: str
-    answers: tuple[tuple[str, int], ...]  # text, and the character that it begins at
-    is_impossible: bool | None  # None: of version 1.1, where every question has an answer
+    train: str  # official JSON files
+    dev: str
+    version: str  # 1.1: every question has an answer; 2.0: or none
+    doc_stride: int  # tokens from one window of a paragraph to the next
+    max_question: int  # pieces of a question: the first ones
+    max_answer: int  # pieces of an answer
+
+    def problems(self) -> list[str]:
+        found = super().problems()
+        if self.version not in ("1.1", "2.0"):
+            found.append(f"version is {self.version!r}; it must be 1.1 or 2.0")
+        for name in ("doc_stride", "max_question", "max_answer"):
+            if getattr(self, name) < 1:
+                found.append(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.version == "1.1" and self.dropout:
+            found.append(
+                f"dropout is {self.dropout}; the head of version 1.1 has none: set it to 0.0"
+            )
+        if self.seq_length < self.max_question + 4:
+            found.append(
+                f"seq_length is {self.seq_length} and max_question {self.max_question}: there is "
+                "no room for a paragraph"
+            )
+        return found
+
+    def text_problems(self) -> list[str]:
+        found = []
+        for field in ("train", "dev"):
+            path = getattr(self, field)
+            if not path:
+                found.append(f"{field} is empty; name SQuAD's {field}-v{self.version}.json")
+            elif not Path(path).expanduser().is_file():
+                found.append(f"{field} {path} is not a file")
+        return found
 
 
-def read(path: str | Path) -> list[Question]:
-    """The questions of an official JSON file, in their order.
+class Squad(Task):
+    """Spans of paragraphs: version 1.1 by two logits of every token, version 2.0 by an end that is
+    given its start, and by a logit for no answer.
 
-    Raises SourceError where it is no such file, an answer lies outside of its paragraph or does not
-    occur in it; names file, question and field.
+    Losses: of 1.1 the mean of both cross entropies over all positions of a row, padding too, so
+    that rows are padded to data.seq_length; of 2.0 that, over what may be chosen, and half the
+    binary cross entropy of answerability. A row is a window.
     """
-    path = Path(path).expanduser()
-    try:
-        content = json.loads(path.read_bytes().decode("utf-8-sig"))
-    except OSError as error:
-        raise SourceError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:  # of UTF-8 and of JSON
-        raise SourceError(f"{path} is not JSON in UTF-8: {error}") from error
-    return _questions(content, str(path))
 
+    Section = SquadConfig
+    amounts = ("real_tokens", "padded_tokens")
+    serves_best = True
+    unused = ("pooler",)
+    best = Best("dev", "f1", higher_is_better=True)
 
-def _questions(content: Any, where: str) -> list[Question]:
-    found = []
-    try:
-        for number, article in enumerate(content["data"]):
-            for place, paragraph in enumerate(article["paragraphs"]):
-                at = f"{where}, article {number}, paragraph {place}"
-                context = paragraph["context"]
-                for entry in paragraph["qas"]:
-                    at = f"{where}, question {entry['id']}"
-                    answers = tuple(
-                        (each["text"], each["answer_start"]) for each in entry.get("answers", ())
-                    )
-                    found.append(
-                        Question(
-                            entry["id"],
-                            entry["question"],
-                            context,
-                            answers,
-                            entry.get("is_impossible"),
-                        )
-                    )
-                    _check(found[-1], at)
-    except (KeyError, TypeError, IndexError) as error:
-        raise SourceError(
-            f"{where} is not of SQuAD's form: there is no {error}. It has data, paragraphs, "
-            "context and qas with id, question and answers."
-        ) from error
-    if not found:
-        raise SourceError(f"{where} holds no questions")
-    return found
+    def __init__(self, config, tokenizer=None, train=None, dev=None):
+        """Without questions nothing can be trained on or evaluated: what is left are the pure
+        functions of a step."""
+        self._config, self.tokenizer = config, tokenizer
+        self._train, self._dev = train, dev
+        self.model = self.make_model(config)
+        self._has_none = config.data.version == "2.0"
+        self.rows, self.evaluations = None, []
+        if train is not None:
+            windows = self._windows(train, training=True)
+            self.rows = self._rows_of(windows, training=True)
+            inside = float(1 - windows.is_impossible.mean())
+            epochs = config.train.num_steps * config.train.batch_size / len(windows)
+            self.opening = [
+                f"{len(train):,} training questions in {len(windows):,} windows, "
+                f"{100 * inside:.1f} % of which hold an answer. The run sees each {epochs:.1f} "
+                "times.",
+                *_moved(train),
+            ]
+        if dev is not None:
+            windows = self._windows(dev, training=False)
+            rows = self._rows_of(windows, training=False)
+            padded = windows.padded(config.data.seq_length)
+            self.evaluations = [
+                Evaluation(
+                    "dev",
+                    rows,
+                    len(windows),
+                    self._top,
+                    lambda found: self.judged(padded, found)[0],
+                    _line_of,
+                    _table,
+                    gathers=True,
+                )
+            ]
+            self.predictions = [
+                Predictions(rows, len(windows), self._top, partial(self._files, padded))
+            ]
 
+    # Asked before there is any data or device.
 
-def _check(question: Question, where: str) -> None:
-    for name in ("id", "question", "context"):
-        if not isinstance(getattr(question, name), str):
-            raise SourceError(f"{where}: {name} is {getattr(question, name)!r}, not a text")
-    for text, start in question.answers:
-        if not isinstance(text, str) or type(start) is not int:
-            raise SourceError(f"{where}: an answer is {text!r} at {start!r}")
-        if not 0 <= start <= len(question.context) - len(text):
+    @classmethod
+    def problems(cls, config, needs_text):
+        return vocabulary_needed(config, needs_text)
+
+    @classmethod
+    def start_problems(cls, config, start):
+        return start_problems(config, start)
+
+    @classmethod
+    def evaluation_problems(cls, config, model):
+        head = _head(config.data.version)
+        found = []
+        if head not in model.heads or f"{head}_head" in model.missing:
+            found.append(
+                f"the model has no head {head}: it was not fine-tuned on SQuAD "
+                f"{config.data.version}"
+            )
+        if model.tokenizer is None:
+            found.append(
+                "there is no vocabulary beside the model; name it with --config.data.tokenizer"
+            )
+        return found
+
+    @classmethod
+    def attention_use(cls, config, backend):
+        return Use(
+            length=config.data.seq_length,
+            head_dim=config.model.hidden_size // config.model.num_attention_heads,
+            dtype=config.model.dtype,
+            dropout=config.model.attention_probs_dropout_prob,
+            packed=False,
+            backend=backend,
+        )
+
+    @classmethod
+    def make_model(cls, config, saved=None):
+        del saved
+        head = _head(config.data.version)
+        fields = {"dropout": config.data.dropout} if head == "conditional_span" else {}
+        return Albert(config.model, (head,), {head: fields})
+
+    @classmethod
+    def flops_per_row(cls, config):
+        length = config.data.seq_length
+        return length * encoder_flops(config.model, length)
+
+    @classmethod
+    def tokens_per_row(cls, config):
+        return config.data.seq_length
+
+    def flops_of(self, metrics):
+        rows = self._config.train.batch_size
+        length = round(metrics["padded_tokens"] / rows)
+        return rows * length * encoder_flops(self._config.model, length)
+
+    # Makers.
+
+    @classmethod
+    def prepare(cls, config, workdir: Path, saved, start):
+        tokenizer = tokenizer_of(config, workdir, saved, start)
+        train = _read(config.data.train, config.data.version)
+        task = cls(config, tokenizer, train, _read(config.data.dev, config.data.version))
+        assert task.rows is not None
+        if task.rows.rows_per_epoch < config.train.batch_size:
             raise SourceError(
-                f"{where}: answer_start is {start} of {text!r}, and the paragraph has "
-                f"{len(question.context)} characters"
+                f"{config.data.train} gives {task.rows.rows_per_epoch} windows, fewer than one "
+                f"batch of {config.train.batch_size}. Lower train.batch_size."
             )
-        if text not in question.context:
-            raise SourceError(f"{where}: the answer {text!r} does not occur in its paragraph")
+        return task
 
+    @classmethod
+    def to_evaluate(cls, config, tokenizer, saved, model=None):
+        del saved, model
+        return cls(config, tokenizer, None, _read(config.data.dev, config.data.version))
 
-def features(
-    questions: Sequence[Question],
-    tokenizer: Tokenizer,
-    seq_length: int = 384,
-    doc_stride: int = 128,
-    max_question: int = 64,
-    training: bool = False,
-) -> dict[str, np.ndarray]:
-    """Every question as windows of its paragraph: [CLS] question [SEP] window [SEP].
+    def _windows(self, questions: Sequence[Question], training: bool) -> Windows:
+        data = self._config.data
+        options = Options(data.seq_length, data.doc_stride, data.max_question, training)
+        assert self.tokenizer is not None
+        return kept_windows(questions, self.tokenizer, options, place(data.folder), data.workers)
 
-    Returns:
-      Arrays with a row for each window. [W, L]: int32 `input_ids`, `input_mask`, `segment_ids`,
-      `p_mask` (1: may not be chosen), `tok_start_to_orig_index` and `tok_end_to_orig_index` (the
-      characters of the window's tokens in the paragraph, -1 behind the last), bool
-      `token_is_max_context` by position. [W]: `example_index`, `unique_id`, `doc_span_index`,
-      `paragraph_len`. With `training`, [W]: `start_position`, `end_position` and `is_impossible`
-      of the first answer; 0, 0 and 1 where the window does not hold all of it.
-
-    Raises:
-      SourceError: a paragraph has no text; with `training`, an answerable question no answer.
-      ValueError: a row has no room for a window.
-    """
-    if seq_length < max_question + 4:
-        raise ValueError(
-            f"seq_length {seq_length} leaves no room behind a question of {max_question} pieces"
+    def _rows_of(self, windows: Windows, training: bool) -> LabelledRows:
+        fields = {}
+        if training:
+            names = "start_position", "end_position", "is_impossible"
+            fields = {name: getattr(windows, name) for name in names}
+            fields["weights"] = np.ones(len(windows), np.float32)
+        return LabelledRows(
+            windows.sequences,
+            fields,
+            self._config.data.seq_length,
+            self._config.seed if training else None,
+            is_fixed=not self._has_none,
         )
-    paragraphs: dict[str, Aligned] = {}
-    rows: list[dict[str, Any]] = []
-    ways: collections.Counter = collections.Counter()
-    for number, question in enumerate(questions):
-        if question.context not in paragraphs:
-            paragraphs[question.context] = align(question.context, tokenizer)
-            ways[paragraphs[question.context].way] += 1
-        paragraph = paragraphs[question.context]
-        target = _target(question, paragraph) if training else None
-        if not len(paragraph.ids):
-            raise SourceError(f"question {question.id}: its paragraph has no text")
-        asked = tokenizer.encode(question.question)[:max_question]
-        spans = _spans(len(paragraph.ids), seq_length - len(asked) - 3, doc_stride)
-        best = _best_spans(spans, len(paragraph.ids))
-        for place, (start, length) in enumerate(spans):
-            rows.append(
-                {
-                    "example_index": number,
-                    "doc_span_index": place,
-                    **_window(asked, paragraph, start, length, best == place, target),
-                }
+
+    # Pure functions of one step.
+
+    def denominators(self, batch):
+        return {"rows": batch["weights"].sum()}
+
+    def sums(self, params, rows, dropout_keys):
+        found = self._outputs(params, rows, dropout_keys, rows["start_position"])
+        terms: Any = 0.0
+        for name in ("start", "end"):
+            at = rows[f"{name}_position"][:, None]
+            terms -= 0.5 * jnp.take_along_axis(found[name], at, axis=1)[:, 0]
+        sums = {
+            "real_tokens": rows["attention_mask"].sum(),
+            "padded_tokens": jnp.asarray(rows["attention_mask"].size, jnp.int32),
+        }
+        if self._has_none:
+            logit, none = found["none"], rows["is_impossible"]
+            terms += 0.5 * (jax.nn.softplus(logit) - logit * none)
+            right = (logit > 0) == (none > 0)
+            sums["answerable_hits"] = (right * rows["weights"]).sum()
+        return sums | {"loss": (terms * rows["weights"]).sum()}
+
+    def loss(self, sums, denominators):
+        return sums["loss"] / denominators["rows"]
+
+    def metrics(self, sums, denominators):
+        found = {name: sums[name] for name in self.amounts}
+        if self._has_none:
+            found["answerability"] = sums["answerable_hits"] / denominators["rows"]
+        return found
+
+    def line(self, metrics):
+        known = "answerability" in metrics
+        return f"answerability {100 * metrics['answerability']:.1f} %" if known else ""
+
+    def _outputs(self, params, rows, dropout_keys=None, starts=None) -> dict[str, jax.Array]:
+        """Log-probabilities of starts and ends, [B, L]; of version 2.0 also what `ConditionalSpan`
+        gives."""
+        head = self.model.heads[0]
+        inputs: dict[str, Any] = {}
+        if self._has_none:
+            position = jnp.arange(rows["input_ids"].shape[1])
+            last = rows["attention_mask"].sum(1, keepdims=True) - 1  # [SEP]
+            inside = (rows["token_type_ids"] > 0) & (position < last)
+            inputs = {"mask": ~inside & (position > 0), "starts": starts, "beams": _BEAMS}
+            if dropout_keys is not None:
+                fold = jax.vmap(jax.random.fold_in, (0, None))
+                inputs["keys"] = fold(dropout_keys, _HEAD_STREAM)
+        output: Any = self.model.apply(
+            {"params": params},
+            rows["input_ids"],
+            rows["attention_mask"],
+            rows["token_type_ids"],
+            head_inputs={head: inputs},
+            dropout_keys=dropout_keys,
+        )
+        found = output.logits[head]
+        if self._has_none:
+            return found
+        logits = {"start": found[..., 0], "end": found[..., 1]}
+        if starts is None:
+            return logits
+        return {name: jax.nn.log_softmax(value) for name, value in logits.items()}
+
+    def _top(self, params, rows) -> dict[str, jax.Array]:
+        """The likeliest positions of every row, of one shape whatever the row's length."""
+        found = self._outputs(params, rows)
+        if self._has_none:
+            return found
+        top = {}
+        for name, logits in found.items():
+            top[name], top[f"{name}_index"] = jax.lax.top_k(logits, _N_BEST)
+        return top
+
+    def judged(self, windows, found) -> tuple[dict[str, float], dict, dict]:
+        """(figures, answers by question, null odds) of what `_top` gives of every window."""
+        questions, longest = self._dev, self._config.data.max_answer
+        assert questions is not None
+        if not self._has_none:
+            pairs = [_grid(*row) for row in _rows(found)]
+            answers = _ranked(questions, windows, [pairs], _N_BEST, longest, NO_ANSWER, 0.0)
+            scores = score(questions, texts(answers))
+            figures = {name: value / 100 for name, value in scores.items()}
+            return figures, answers, {}
+        beams = {
+            "start_top_index": found["start_index"],
+            "start_top_log_probs": found["start"],
+            "end_top_index": found["end_index"],
+            "end_top_log_probs": found["end"],
+            "cls_logits": found["none"],
+        }
+        answers, odds = answers_v2(questions, windows, [beams], max_answer=longest)
+        threshold = score(questions, texts(answers), odds)["best_f1_thresh"]
+        if _answers_nothing(questions, texts(answers), odds):
+            threshold = min(odds.values()) - 1.0
+        scores = score(questions, texts(answers), odds, threshold)
+        names = "exact", "f1", "HasAns_f1", "NoAns_f1"
+        figures = {name: scores[name] / 100 for name in names if name in scores}
+        return figures | {"threshold": threshold}, answers, odds
+
+    def _files(self, windows, found) -> dict[str, list[str]]:
+        figures, answers, odds = self.judged(windows, found)
+        predictions = texts(answers)
+        if self._has_none:
+            predictions = with_threshold(predictions, odds, figures["threshold"])
+        files = {"predictions.json": predictions, "nbest.json": answers}
+        if odds:
+            files["null_odds.json"] = odds
+        return {
+            name: json.dumps(content, indent=1, ensure_ascii=False).split("\n")
+            for name, content in files.items()
+        }
+
+    # What a run is.
+
+    def description(self):
+        return {
+            "examples": _digest(self._train),
+            "held_out": _digest(self._dev),
+            "data_options": [
+                getattr(self._config.data, name)
+                for name in ("version", "seq_length", "doc_stride", "max_question")
+            ],
+        }
+
+    def changes(self, saved):
+        now = self.description()
+        refused = [
+            f"  data: {what}: {saved.get(name)} -> {now[name]}"
+            for name, what in (
+                ("examples", "digest of the training questions"),
+                ("data_options", "version, seq_length, doc_stride, max_question"),
             )
-    if ways["surfaces"]:
-        warn(
-            f"{ways['surfaces']} of {len(paragraphs)} paragraphs cannot be aligned as the released "
-            "program does, which leaves their questions out; their pieces are placed by what "
-            "SentencePiece says of them."
-        )
-    return _as_arrays(rows, seq_length, training)
+            if saved.get(name) != now[name]
+        ]
+        told = []
+        if saved.get("held_out") != now["held_out"]:
+            told.append("  held-out questions: figures before and after do not compare")
+        return refused, told
 
 
-def _target(question: Question, paragraph: Aligned) -> tuple[int, int] | None:
-    """The pieces of the first answer; None for an unanswerable question."""
-    if question.is_impossible:
-        return None
-    if not question.answers:
-        raise SourceError(f"question {question.id}: there is no answer to learn")
-    text, start = question.answers[0]
-    if not text:
-        raise SourceError(f"question {question.id}: the answer is empty")
-    return paragraph.pieces_of(start, start + len(text) - 1)
+def _head(version: str) -> str:
+    return "conditional_span" if version == "2.0" else "span"
 
 
-def _spans(count: int, room: int, stride: int) -> list[tuple[int, int]]:
-    """(first token, tokens) of every window of a paragraph; none of one without tokens."""
-    spans = []
-    start = 0
-    while start < count:
-        length = min(count - start, room)
-        spans.append((start, length))
-        if start + length == count:
-            break
-        start += min(length, stride)
-    return spans
+def _read(path: str, version: str) -> list[Question]:
+    questions = read(path)
+    has_none = any(question.is_impossible is not None for question in questions)
+    if has_none != (version == "2.0"):
+        told = "2.0, whose questions may have no answer" if has_none else "1.1"
+        raise SourceError(f"{path} is of version {told}; data.version is {version}")
+    return questions
 
 
-def _best_spans(spans: Sequence[tuple[int, int]], count: int) -> np.ndarray:
-    """int [tokens]: the window in which each has the most context, the first of equals."""
-    scores = np.full((len(spans), count), -np.inf)
-    for place, (start, length) in enumerate(spans):
-        left = np.arange(length)
-        scores[place, start : start + length] = np.minimum(left, left[::-1]) + 0.01 * length
-    return np.argmax(scores, axis=0) if len(spans) else np.zeros(0, np.int64)
+def _moved(questions: Sequence[Question]) -> list[str]:
+    """A line on answers that do not stand where their file says."""
+    count = sum(
+        question.context[start : start + len(text)] != text
+        for question in questions
+        for text, start in question.answers[:1]
+    )
+    if not count:
+        return []
+    return [
+        f"{count:,} of their first answers do not stand at their answer_start; what stands there "
+        "is learned."
+    ]
 
 
-def _window(asked, paragraph: Aligned, start: int, length: int, is_best, target) -> dict[str, Any]:
-    inside = slice(start, start + length)
-    offset = len(asked) + 2
-    row = {
-        "input_ids": [CLS, *asked, SEP, *paragraph.ids[inside].tolist(), SEP],
-        "segment_ids": [0] * offset + [1] * (length + 1),
-        "p_mask": [0] + [1] * (offset - 1) + [0] * length + [1],
-        "tok_start_to_orig_index": paragraph.starts[inside],
-        "tok_end_to_orig_index": paragraph.ends[inside],
-        "token_is_max_context": [False] * offset + is_best[inside].tolist(),
-        "start_position": 0,
-        "end_position": 0,
-        "is_impossible": 1,
-    }
-    if target and start <= target[0] and target[1] < start + length:
-        row["start_position"] = target[0] - start + offset
-        row["end_position"] = target[1] - start + offset
-        row["is_impossible"] = 0
-    return row
+def _digest(questions: Sequence[Question] | None) -> str:
+    return hashlib.blake2b(json.dumps(questions).encode(), digest_size=8).hexdigest()
 
 
-# Fields of windows with a number for every position, and what stands behind their last.
-_FILLING = {
-    "input_ids": PAD,
-    "segment_ids": 0,
-    "p_mask": 1,
-    "tok_start_to_orig_index": -1,
-    "tok_end_to_orig_index": -1,
-    "token_is_max_context": 0,
-}
+def _answers_nothing(questions, predictions, odds) -> bool:
+    """Whether no threshold beats answering no question at all; the official script calls that a
+    threshold of 0, at which negative odds would answer."""
+    nothing = score(questions, dict.fromkeys(predictions, ""))["f1"]
+    return nothing >= score(questions, predictions, odds)["best_f1"]
 
 
-def _as_arrays(rows: list[dict], seq_length: int, training: bool) -> dict[str, np.ndarray]:
-    arrays: dict[str, np.ndarray] = {}
-    for name, filling in _FILLING.items():
-        array = np.full((len(rows), seq_length), filling, np.int32)
-        for place, row in enumerate(rows):
-            array[place, : len(row[name])] = row[name]
-        arrays[name] = array
-    arrays["token_is_max_context"] = arrays["token_is_max_context"].astype(bool)
-    lengths = np.asarray([len(row["input_ids"]) for row in rows], np.int32)
-    arrays["input_mask"] = (np.arange(seq_length) < lengths[:, None]).astype(np.int32)
-    arrays["paragraph_len"] = lengths
-    arrays["unique_id"] = _FIRST_ID + np.arange(len(rows), dtype=np.int64)
-    single = ["example_index", "doc_span_index"]
-    single += ["start_position", "end_position", "is_impossible"] if training else []
-    for name in single:
-        arrays[name] = np.asarray([row[name] for row in rows], np.int32)
-    return arrays
+def _rows(found: Mapping[str, np.ndarray]):
+    names = "start_index", "end_index", "start", "end"
+    return zip(*(found[name] for name in names), strict=True)
+
+
+def _grid(starts, ends, start_scores, end_scores):
+    """Every start with every end, start by start."""
+    one, other = (
+        np.repeat(np.arange(len(starts)), len(ends)),
+        np.tile(np.arange(len(ends)), len(starts)),
+    )
+    return starts[one], ends[other], start_scores[one], end_scores[other]
+
+
+def _line_of(figures: dict[str, float]) -> str:
+    first = "exact" if "exact" in figures else "exact_match"
+    return f"dev: {first} {100 * figures[first]:.1f} %, f1 {100 * figures['f1']:.1f} %"
+
+
+def _table(of: str, figures: dict[str, float]) -> str:
+    lines = [f"dev {of}"]
+    for name, value in figures.items():
+        if name == "threshold":
+            note = "no answer where the null odds are over it; best for F1 here"
+            lines.append(f"  {name:<20} {value:>9.3f}   {note}")
+        else:
+            lines.append(f"  {name.replace('_', ' '):<20} {100 * value:>7.1f} %")
+    return "\n".join(lines)
 
 
 # Answers.
@@ -344,17 +555,12 @@ def answers_v1(
       chosen.
     """
 
-    def best(row: np.ndarray) -> np.ndarray:
-        return np.argsort(-row, kind="stable")[:n_best]
-
     pairs = []
     for start_logits, end_logits in logits:
         of_checkpoint = []
-        for starts_of, ends_of in zip(start_logits, end_logits, strict=True):
-            starts, ends = (
-                grid.ravel() for grid in np.meshgrid(best(starts_of), best(ends_of), indexing="ij")
-            )
-            of_checkpoint.append((starts, ends, starts_of[starts], ends_of[ends]))
+        for starts, ends in zip(start_logits, end_logits, strict=True):
+            s, e = (np.argsort(-scores, kind="stable")[:n_best] for scores in (starts, ends))
+            of_checkpoint.append(_grid(s, e, starts[s], ends[e]))
         pairs.append(of_checkpoint)
     return _ranked(questions, windows, pairs, n_best, max_answer, NO_ANSWER, 0.0)
 
@@ -408,123 +614,3 @@ def with_threshold(
 ) -> dict[str, str]:
     """Version 2.0: an answer where the null odds are up to the threshold, else ""."""
     return {key: text if null_odds[key] <= threshold else "" for key, text in predictions.items()}
-
-
-# Scores.
-
-
-def normalised(answer: str) -> str:
-    """As the official scripts compare answers: lower case, without punctuation and articles."""
-    text = "".join(c for c in answer.lower() if c not in string.punctuation)
-    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
-
-
-def exact(gold: str, answer: str) -> float:
-    return float(normalised(gold) == normalised(answer))
-
-
-def f1(gold: str, answer: str, both_empty: float) -> float:
-    """F1 of the words of two answers; `both_empty`: what two without words are worth."""
-    ours, theirs = normalised(answer).split(), normalised(gold).split()
-    if not ours or not theirs:
-        return both_empty if ours == theirs else 0.0
-    same = sum((collections.Counter(ours) & collections.Counter(theirs)).values())
-    if not same:
-        return 0.0
-    precision, recall = same / len(ours), same / len(theirs)
-    return 2 * precision * recall / (precision + recall)
-
-
-def score(
-    dataset: str | Path | Mapping | Sequence[Question],
-    predictions: Mapping[str, str],
-    null_odds: Mapping[str, float] | None = None,
-    threshold: float | None = None,
-) -> dict[str, float]:
-    """What the official script of the data set's version prints, in percent.
-
-    Args:
-      dataset: a file, its JSON, or what `read` gives.
-      predictions: question -> answer; "" for none.
-      null_odds: version 2.0: how much speaks for no answer, logits or probabilities.
-      threshold: of null odds: what is over it counts as "". None: nothing does.
-
-    Returns:
-      Of version 1.1 `exact_match` and `f1`, in which a question that is not answered scores 0. Of
-      2.0 `exact`, `f1` and `total` over the questions that are answered, the same with the prefixes
-      HasAns_ and NoAns_; with null odds also `best_exact`, `best_f1` and their thresholds.
-    """
-    if isinstance(dataset, (str, Path)):
-        questions = read(dataset)
-    elif isinstance(dataset, Mapping):
-        questions = _questions(dataset, "the data set")
-    else:
-        questions = list(dataset)
-    if all(question.is_impossible is None for question in questions):
-        return _score_v1(questions, predictions)
-    return _score_v2(questions, predictions, null_odds, threshold)
-
-
-def _score_v1(questions: Sequence[Question], predictions: Mapping[str, str]) -> dict[str, float]:
-    matches = total = 0.0
-    for question in questions:
-        if question.id in predictions:
-            answer, golds = predictions[question.id], [text for text, _ in question.answers]
-            matches += max(exact(gold, answer) for gold in golds)
-            total += max(f1(gold, answer, both_empty=0.0) for gold in golds)
-    count = len(questions)
-    return {"exact_match": 100 * matches / count, "f1": 100 * total / count}
-
-
-def _score_v2(questions, predictions, null_odds, threshold) -> dict[str, float]:
-    answered = [question for question in questions if question.id in predictions]
-    has_answer = {question.id: bool(question.answers) for question in questions}
-    raw: dict[str, dict[str, float]] = {"exact": {}, "f1": {}}
-    for question in answered:
-        golds = [text for text, _ in question.answers if normalised(text)] or [""]
-        answer = predictions[question.id]
-        raw["exact"][question.id] = max(exact(gold, answer) for gold in golds)
-        raw["f1"][question.id] = max(f1(gold, answer, both_empty=1.0) for gold in golds)
-
-    def judged(scores: dict[str, float]) -> dict[str, float]:
-        if null_odds is None or threshold is None:
-            return scores
-        return {
-            key: float(not has_answer[key]) if null_odds[key] > threshold else value
-            for key, value in scores.items()
-        }
-
-    scores = {name: judged(values) for name, values in raw.items()}
-    result: dict[str, float] = {}
-    groups = {"": True, "HasAns_": True, "NoAns_": False}
-    for prefix, wanted in groups.items():
-        keys = [q.id for q in answered if not prefix or has_answer[q.id] is wanted]
-        if keys:
-            for name, values in scores.items():
-                result[f"{prefix}{name}"] = 100 * sum(values[key] for key in keys) / len(keys)
-            result[f"{prefix}total"] = len(keys)
-    if null_odds is not None:
-        for name, values in raw.items():
-            best, at = _best_threshold(predictions, values, null_odds, has_answer)
-            result |= {f"best_{name}": best, f"best_{name}_thresh": at}
-    return result
-
-
-def _best_threshold(predictions, scores, null_odds, has_answer) -> tuple[float, float]:
-    """The highest score that a threshold of the null odds reaches, and the lowest such threshold.
-
-    Everything is unanswered at first, at a threshold of 0.0 as the official script says; by rising
-    odds one answer after the other is added.
-    """
-    now = best = float(sum(not value for value in has_answer.values()))
-    at = 0.0
-    for key in sorted(null_odds, key=lambda k: null_odds[k]):
-        if key not in scores:
-            continue
-        if has_answer[key]:
-            now += scores[key]
-        elif predictions[key]:
-            now -= 1
-        if now > best:
-            best, at = now, null_odds[key]
-    return 100 * best / len(scores), at

@@ -152,34 +152,11 @@ class TextTask(Task):
 
     @classmethod
     def problems(cls, config, needs_text):
-        data, model = config.data, config.model
-        found = []
-        if data.seq_length > model.max_position_embeddings and not config.init_model:
-            found.append(
-                f"data.seq_length {data.seq_length} is longer than the position table, "
-                f"model.max_position_embeddings {model.max_position_embeddings}; set "
-                f"--config.data.seq_length={model.max_position_embeddings}"
-            )
-        if needs_text:
-            found += [f"data.{text}" for text in data.text_problems()]
-            if not config.init_from and not data.tokenizer:
-                found.append(
-                    "init_from is empty: name the pretrained model to start from (anything that "
-                    "albert.load takes); or name data.tokenizer to learn from random weights, "
-                    "which is far worse"
-                )
-        return found
+        return vocabulary_needed(config, needs_text)
 
     @classmethod
     def start_problems(cls, config, start):
-        found = vocabulary_problems(config, start)
-        positions = start.config.max_position_embeddings
-        if config.data.seq_length > positions:
-            found.append(
-                f"data.seq_length is {config.data.seq_length} and init_from, {config.init_from}, "
-                f"has {positions} positions; set --config.data.seq_length={positions}"
-            )
-        return found
+        return start_problems(config, start)
 
     @classmethod
     def evaluation_problems(cls, config, model):
@@ -261,15 +238,17 @@ class TextTask(Task):
         task = cls(config, data, tokenizer)
         task.predictions = [
             Predictions(
-                name,
                 task._unlabelled_rows(examples),
                 len(examples),
                 task._logits,
-                partial(task.prediction_lines, examples),
+                partial(task._file, name, examples),
             )
             for name, examples in cls.read_unlabelled(config).items()
         ]
         return task
+
+    def _file(self, name: str, examples: Sequence, outputs: np.ndarray) -> dict[str, Iterable[str]]:
+        return {name: self.prediction_lines(examples, outputs)}
 
     def _sequences(self, examples: Sequence[Example]) -> Sequences:
         data = self._config.data
@@ -464,6 +443,39 @@ class TextTask(Task):
         if saved.get("held_out") != now["held_out"]:
             told.append("  held-out examples: figures before and after do not compare")
         return refused, told
+
+
+def vocabulary_needed(config, needs_text: bool) -> list[str]:
+    """What is wrong with the section data beside the others, and with the data that it names."""
+    data, model = config.data, config.model
+    found = []
+    if data.seq_length > model.max_position_embeddings and not config.init_model:
+        found.append(
+            f"data.seq_length {data.seq_length} is longer than the position table, "
+            f"model.max_position_embeddings {model.max_position_embeddings}; set "
+            f"--config.data.seq_length={model.max_position_embeddings}"
+        )
+    if needs_text:
+        found += [f"data.{text}" for text in data.text_problems()]
+        if not config.init_from and not data.tokenizer:
+            found.append(
+                "init_from is empty: name the pretrained model to start from (anything that "
+                "albert.load takes); or name data.tokenizer to learn from random weights, "
+                "which is far worse"
+            )
+    return found
+
+
+def start_problems(config, start) -> list[str]:
+    """Why the model of `config.init_from` does not fit the data."""
+    found = vocabulary_problems(config, start)
+    positions = start.config.max_position_embeddings
+    if config.data.seq_length > positions:
+        found.append(
+            f"data.seq_length is {config.data.seq_length} and init_from, {config.init_from}, "
+            f"has {positions} positions; set --config.data.seq_length={positions}"
+        )
+    return found
 
 
 def predictions_of(kind: str, logits: np.ndarray) -> np.ndarray:

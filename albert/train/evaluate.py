@@ -200,10 +200,10 @@ def evaluate_run(
                     continue
                 figures = {e.evaluation.name: e.figures(params) for e in evaluators}
                 lines = sample_lines(task.samples, params, mesh, sharding, size, options.examples)
-                predicted = {
-                    each.name: each.lines(_OverRows(each, mesh, sharding, size).gathered(params))
-                    for each in task.predictions
-                }
+                predicted: dict = {}
+                for each in task.predictions:
+                    rows = _OverRows(each, mesh, sharding, size)
+                    predicted |= each.files(rows.gathered(params))
                 if jax.process_index():
                     continue
                 path = workdir / f"eval_{number}{suffix}.json"

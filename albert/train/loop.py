@@ -196,7 +196,7 @@ class Run:
           start: the model of `config.init_from`, in a run's first start.
         """
         config, task, say = self.config, self.task, self._say
-        optimizer, schedule = make_optimizer(config.optimizer, config.train.num_steps)
+        optimizer, schedule = make_optimizer(config.optimizer, config.train.num_steps, task.unused)
         self._mesh = mesh = make_mesh(config.sharding)
         self._rows_sharding = batch_sharding(mesh, config.sharding)
         self._abstract, create, self._train_step = shard_training(
@@ -424,7 +424,7 @@ def _finished(
     saved: int,
 ) -> Outcome:
     """What a run came to that was finished before."""
-    optimizer, _ = make_optimizer(config.optimizer, config.train.num_steps)
+    optimizer, _ = make_optimizer(config.optimizer, config.train.num_steps, kind.unused)
     abstract = abstract_state(
         partial(kind.init, model),
         optimizer,

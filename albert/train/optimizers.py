@@ -18,7 +18,7 @@ import difflib
 import inspect
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import flax.linen as nn
 import jax
@@ -501,7 +501,7 @@ OPTIMIZERS: dict[str, Entry] = {
 
 
 def make_optimizer(
-    config: OptimizerConfig, total_steps: int
+    config: OptimizerConfig, total_steps: int, unused: Sequence[str] = ()
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """The optimizer that `config` names, clipping included, and its learning-rate schedule.
 
@@ -511,6 +511,9 @@ def make_optimizer(
     The schedule maps the number of updates made so far, 0, 1, ..., to the rate of the next one.
     That is lr(updates + 1): the released program reads its step counter after increasing it,
     as its golden runs show, so the first update is not lost to lr(0) = 0.
+
+    `unused`: parts of the model, such as "pooler", that stay as they are: weight decay would change
+    what no gradient does.
     """
     rate = SCHEDULES[config.schedule].build(
         Shape(
@@ -532,4 +535,16 @@ def make_optimizer(
     if entry.per_tensor:
         made = per_tensor(made)
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
-    return with_axis_names(optax.chain(clip, made)), schedule
+    kept = [_kept(unused)] if unused else []
+    return with_axis_names(optax.chain(clip, made, *kept)), schedule
+
+
+def _kept(parts: Sequence[str]) -> optax.GradientTransformation:
+    """Updates of 0 for these parts of the model."""
+
+    def keep(updates, _):
+        return jax.tree_util.tree_map_with_path(
+            lambda path, update: 0 * update if path[0].key in parts else update, updates
+        )
+
+    return optax.stateless(keep)

@@ -30,6 +30,7 @@ class LabelledRows:
         seq_length: int,
         seed: int | None = None,
         group: int = 0,
+        is_fixed: bool = False,
     ):
         """Args:
         sequences: the tokens.
@@ -38,15 +39,18 @@ class LabelledRows:
         seed: of the order; None: as they are.
         group: so many sequences, one behind the other, are an example: arrays are [n, group, L].
           0: each is one, and arrays are [n, L].
+        is_fixed: batches are all `seq_length` long, for losses that padding is part of.
         """
         self.sequences, self.fields = sequences, dict(fields)
         self._length, self._seed, self._group = seq_length, seed, group
+        self._shortest = seq_length if is_fixed else _SHORTEST
         self._lengths = sequences.lengths.reshape(-1, group or 1).max(1)
         self.rows_per_epoch = len(self._lengths)
         self._order = lru_cache(maxsize=2)(self._find_order)
 
     def __reduce__(self):
-        arguments = self.sequences, self.fields, self._length, self._seed, self._group
+        is_fixed = self._shortest == self._length
+        arguments = self.sequences, self.fields, self._length, self._seed, self._group, is_fixed
         return (LabelledRows, arguments)
 
     def _find_order(self, epoch: int) -> np.ndarray:
@@ -70,7 +74,7 @@ class LabelledRows:
         examples = self.examples(rows)
         others = examples if whole is None else self.examples(whole)
         longest = int(self._lengths[others[others >= 0]].max(initial=0))
-        length = min(max(bucket(longest), _SHORTEST), self._length)
+        length = min(max(bucket(longest), self._shortest), self._length)
         if self._group:
             inside = examples[:, None] * self._group + np.arange(self._group)
             inside = np.where(examples[:, None] < 0, -1, inside)
