@@ -14,15 +14,17 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from albert.checkpoints import CheckpointError
+from albert.data.labelled.answers import answers_v1, answers_v2
 from albert.data.labelled.choices import choice_sequences
 from albert.data.labelled.sequences import Sequences, make_sequences
+from albert.data.labelled.squad import Options, Question, make_windows
 from albert.data.padding import bucket
 from albert.data.tokenizer import MASK, PAD, Tokenizer
 from albert.interop import formats
 from albert.interop.weights import OPTIONAL_PARTS, Weights, parameter_shapes, part_of, unstacked
 from albert.models.config import DTYPES, AlbertConfig
 from albert.models.encoder import Albert
-from albert.models.heads import HEADS, label_probabilities
+from albert.models.heads import HEADS, label_probabilities, outside_of_paragraph
 from albert.runtime.paths import place
 
 POOLING = ("mean", "pooled", "cls")
@@ -43,6 +45,16 @@ class Class(NamedTuple):
 
     label: str | float | list[str]  # a name; a number; or the names of all labels that fit
     probabilities: dict[str, float]  # of every label by its name; none for a number
+
+
+class Answer(NamedTuple):
+    """What a text says to a question."""
+
+    text: str | None  # None: no answer
+    probability: float  # among the best spans
+    start: int  # characters of the context
+    end: int
+    null_odds: float | None  # of SQuAD 2.0: the more, the less there is an answer
 
 
 class Chosen(NamedTuple):
@@ -498,6 +510,88 @@ class Pretrained:
         best = int(np.argmax(shares))
         return Chosen(best, names[best], [float(share) for share in shares])
 
+    def answer(
+        self,
+        question: str,
+        context: str,
+        max_answer: int = 30,
+        doc_stride: int = 128,
+        max_question: int = 64,
+    ) -> "Answer":
+        """The answer to a question that stands in a text.
+
+        The text is read in windows of the model's length, as in fine-tuning.
+
+        Args:
+          question, context: texts.
+          max_answer: pieces of an answer at most.
+          doc_stride: tokens from one window to the next.
+          max_question: pieces of the question that are read, the first ones.
+
+        Returns:
+          An `Answer`; its text is None where the model, of SQuAD 2.0, holds that there is none.
+
+        Raises ValueError: the model was not fine-tuned on SQuAD, has no vocabulary, or something is
+        not a text.
+        """
+        head = next((name for name in ("span", "conditional_span") if name in self.heads), None)
+        if head is None or f"{head}_head" in self.missing:
+            raise ValueError(
+                "This model was not fine-tuned to answer questions: see configs/finetune/squad.py."
+            )
+        (question,), (context,) = _texts([question], "question"), _texts([context], "context")
+        if not context.strip():
+            raise ValueError("context is empty.")
+        limit = self.config.max_position_embeddings
+        options = Options(limit, doc_stride, min(max_question, limit // 2), False)
+        asked = [Question("", question, context, (), None)]
+        windows = make_windows(asked, self._vocabulary(), options, exactly=False)
+        rows = windows.sequences.padded(range(len(windows)), limit)
+        found = jax.device_get(self._span_outputs(self.params, _padded(rows, limit)))
+        found = jax.tree.map(lambda x: np.asarray(x, np.float64)[: len(windows)], found)
+        fields = windows.padded(limit)
+        odds = None
+        if head == "span":
+            logits = found[..., 0], found[..., 1]
+            best = answers_v1(asked, fields, [logits], max_answer=max_answer)[""][0]
+            empty = best["start"] == best["end"]
+        else:
+            beams = {
+                "start_top_index": found["start_index"].astype(int),
+                "start_top_log_probs": found["start"],
+                "end_top_index": found["end_index"].astype(int),
+                "end_top_log_probs": found["end"],
+                "cls_logits": found["none"],
+            }
+            answers, all_odds = answers_v2(asked, fields, [beams], max_answer=max_answer)
+            best, odds = answers[""][0], all_odds[""]
+            empty = not best["text"] or odds > self.heads[head].get("threshold", 0.0)
+        if empty:
+            return Answer(None, 0.0, 0, 0, odds)
+        begin = context.index(best["text"], best["start"])  # without white space at its ends
+        end = begin + len(best["text"])
+        return Answer(best["text"], best["probability"], begin, end, odds)
+
+    @functools.cached_property
+    def _span_outputs(self):
+        @jax.jit
+        def outputs(params, rows):
+            (head,) = (name for name in ("span", "conditional_span") if name in self.heads)
+            inputs = {}
+            if head == "conditional_span":
+                mask = outside_of_paragraph(rows["attention_mask"], rows["token_type_ids"])
+                inputs[head] = {"mask": mask}
+            output: Any = Albert(self.config, tuple(self.heads), self.heads).apply(
+                {"params": params},
+                rows["input_ids"],
+                rows["attention_mask"],
+                rows["token_type_ids"],
+                head_inputs=inputs,
+            )
+            return output.logits[head]
+
+        return outputs
+
     @property
     def label_names(self) -> list[str]:
         """What the classifier tells apart, in the order of its logits; numbers where it has no
@@ -589,7 +683,7 @@ class Pretrained:
 
 
 # Attributes that hold compiled programs.
-_COMPILED = ("_forward", "_sentence_vectors", "_likeliest")
+_COMPILED = ("_forward", "_sentence_vectors", "_likeliest", "_span_outputs")
 
 
 def load(

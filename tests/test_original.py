@@ -336,6 +336,24 @@ def test_a_checkpoint_of_another_program(tmp_path, tf):
         formats.read(tmp_path / "other")
 
 
+def test_a_squad_model_of_the_released_program_is_read(tf, shared, tmp_path):
+    """Version 2.0 of the golden runs; written and read again it is the same."""
+    folder = shared / "golden" / "finetuning"
+    for file in (folder / "trained").glob("squad_v2.ckpt*"):
+        shutil.copy(file, tmp_path / file.name)
+    shutil.copy(folder / "encoder" / original.CONFIG_NAME, tmp_path)
+    weights = formats.read(tmp_path / "squad_v2.ckpt")
+    assert weights.heads == {"conditional_span": {}}
+    assert weights.missing == ["mlm_head", "sop_head"]
+    with np.load(folder / "squad_runs" / "v2.npz") as after:
+        np.testing.assert_array_equal(
+            weights.params["conditional_span_head/end_pairs/kernel"],
+            after["after3/end_logits/dense_0/kernel"],
+        )
+    formats.write(weights, tmp_path / "again", "original")
+    assert_same(formats.read(tmp_path / "again"), weights)
+
+
 def test_a_fine_tuned_model_of_the_released_program_is_read(tf, shared, tmp_path):
     """Its MNLI model of the golden runs, and the same written and read again."""
     folder = shared / "golden" / "finetuning"

@@ -8,12 +8,23 @@ import zlib
 import numpy as np
 import pytest
 
+import albert
+from albert.checkpoints import CheckpointError
 from albert.data.labelled import alignment
 from albert.data.labelled.alignment import align
+from albert.data.labelled.squad import Options, make_windows
 from albert.data.sources.base import SourceError
 from albert.data.tokenizer import WORD_MARK, Tokenizer
+from albert.interop import formats
 from albert.models.encoder import Albert
+from albert.runtime.fields import ConfigError
 from albert.tasks import squad
+from albert.train.config import check
+from albert.train.evaluate import Options as EvaluationOptions
+from albert.train.evaluate import evaluate_run
+from albert.train.loop import train
+from configs.finetune import squad as squad_config
+from faults import killed_at
 from finetuning import (
     ENCODER,
     FIELDS,
@@ -24,6 +35,7 @@ from finetuning import (
     golden_run,
     tree_of,
 )
+from runs import assert_bit_equal, final_params
 
 OWN, PREDICTIONS = GOLDEN / "squad_own_text", GOLDEN / "squad_predictions"
 FEATURES = json.loads((OWN / "features.json").read_text())
@@ -362,3 +374,122 @@ def test_questions_that_cannot_be_learned_are_named(tokenizer):
         squad.features([question], tokenizer, seq_length=64)
     found = squad.features([question], tokenizer)
     assert found["input_ids"].shape == (1, 384)
+
+
+def write_dataset(path, version, count=40, seed=0):
+    """Made-up paragraphs and questions; of 2.0 every third has no answer."""
+    rng = np.random.default_rng(seed)
+    paragraphs = []
+    for number in range(count):
+        words = rng.choice(["river", "letter", "garden", "wheel", "captain"], 24).tolist()
+        context = f"The {' '.join(words)}. A teacher carries it."
+        answer = words[int(rng.integers(24))]
+        entry = {"id": f"q{number}", "question": f"What {answer} is it?"}
+        entry["answers"] = [{"text": answer, "answer_start": context.index(answer)}]
+        if version == "2.0":
+            entry["is_impossible"] = number % 3 == 0
+            entry["answers"] = [] if entry["is_impossible"] else entry["answers"]
+        paragraphs.append({"context": context, "qas": [entry]})
+    path.write_text(json.dumps({"version": version, "data": [{"paragraphs": paragraphs}]}))
+    return path
+
+
+@pytest.fixture
+def configured(run, tmp_path):
+    """A function from a version to a config that fine-tunes the tiny run on made-up questions."""
+
+    def make(version):
+        config = squad_config.get_config(f"{version},tiny")
+        config.init_from = str(run)
+        config.data.train = str(write_dataset(tmp_path / "train.json", version))
+        config.data.dev = str(write_dataset(tmp_path / "dev.json", version, 12, seed=1))
+        config.data.folder = str(tmp_path / "prepared")
+        config.data.workers = 0
+        config.train.num_steps, config.optimizer.warmup_steps = 10, 1
+        config.train.eval_every = config.train.checkpoint_every = 5
+        config.optimizer.learning_rate = 1e-3
+        return config
+
+    return make
+
+
+@pytest.mark.parametrize("version", [pytest.param("1.1", marks=pytest.mark.slow), "2.0"])
+def test_a_run_is_trained_killed_evaluated_loaded_and_asked(
+    version, configured, run, tmp_path, capsys
+):
+    config = configured(version)
+    whole = train(check(config), tmp_path / "whole")
+    assert "training questions in" in capsys.readouterr().out
+    with pytest.raises(MemoryError):
+        train(check(config), tmp_path / "parts", watch=killed_at("log", 8))
+    train(check(config), tmp_path / "parts")
+    assert_bit_equal(final_params(tmp_path / "parts", 10), final_params(tmp_path / "whole", 10))
+    # What no gradient reaches stays as it was.
+    start, end = (formats.read(path).params for path in (run, tmp_path / "whole"))
+    np.testing.assert_array_equal(start["pooler/kernel"], end["pooler/kernel"])
+    assert not np.array_equal(
+        start["embeddings/word_embeddings"], end["embeddings/word_embeddings"]
+    )
+
+    evaluate_run(tmp_path / "whole", "latest", EvaluationOptions())
+    folder = tmp_path / "whole" / "predictions_10"
+    predictions = json.loads((folder / "predictions.json").read_text())
+    questions = squad.read(config.data.dev)
+    found = squad.score(questions, predictions)
+    figures = whole.figures["dev"]
+    first = "exact" if version == "2.0" else "exact_match"
+    assert found["f1"] / 100 == pytest.approx(figures["f1"])
+    assert found[first] / 100 == pytest.approx(figures[first])
+
+    model = albert.load(tmp_path / "whole" / "checkpoints" / "10")
+    if version == "2.0":
+        assert model.heads["conditional_span"]["threshold"] == figures["threshold"]
+    for question in questions:
+        answer = model.answer(question.question, question.context, 30, 24, 12)
+        if answer.text is None:
+            assert predictions[question.id] == ""
+        else:
+            assert answer.text == question.context[answer.start : answer.end]
+            assert answer.text == predictions[question.id]
+    if version == "1.1":
+        model.save(tmp_path / "hf", "huggingface")
+        again = albert.load(tmp_path / "hf")
+        assert again.answer("Who?", "A letter.") == model.answer("Who?", "A letter.")
+    else:
+        with pytest.raises(CheckpointError, match=r"no head for SQuAD 2\.0"):
+            model.save(tmp_path / "hf", "huggingface")
+    model.save(tmp_path / "saved")
+    again = albert.load(tmp_path / "saved")
+    assert again.answer("Who?", "A letter.") == model.answer("Who?", "A letter.")
+
+
+def test_what_cannot_be_answered_is_told(run, configured, tmp_path):
+    with pytest.raises(ValueError, match="was not fine-tuned to answer questions"):
+        albert.load(run).answer("Who?", "A letter.")
+    config = configured("2.0")
+    config.data.version = "1.1"
+    config.data.dev, config.data.max_question = "", 100
+    with pytest.raises(ConfigError) as told:
+        check(config)
+    for words in (
+        "data.dev is empty; name SQuAD's dev-v1.1.json",
+        "data.dropout is 0.1; the head of version 1.1 has none",
+        "there is no room for a paragraph",
+    ):
+        assert words in str(told.value)
+    with pytest.raises(SourceError, match=r"is of version 2\.0, whose questions may have no"):
+        squad._read(config.data.train, "1.1")
+    with pytest.raises(ValueError, match=r"it is 1\.1 or 2\.0"):
+        squad_config.get_config("3.0")
+
+
+def test_many_questions_are_made_into_windows_by_several_processes(
+    tokenizer, tmp_path, monkeypatch
+):
+    questions = squad.read(write_dataset(tmp_path / "x.json", "2.0", 50))
+    options = Options(32, 8, 6, True)
+    alone = make_windows(questions, tokenizer, options)
+    monkeypatch.setattr("albert.data.labelled.squad._CHUNK", 11)
+    together = make_windows(questions, tokenizer, options, workers=2)
+    for name, value in vars(alone).items():
+        np.testing.assert_array_equal(getattr(together, name), value, err_msg=name)

@@ -231,3 +231,25 @@ def test_a_classifier_goes_there_and_back(peer, kind, tmp_path):
     assert again.labels == weights.labels
     assert again.heads["classifier"]["kind"] == kind
     close(Pretrained(again)(ids, mask, types).classifier_logits.reshape(theirs.shape), theirs, "")
+
+
+def test_a_span_model_goes_there_and_back(peer, tmp_path):
+    transformers, torch = peer
+    weights = classifier_weights("classes", 2)
+    weights.heads = {"span": {}}
+    for leaf in ("kernel", "bias"):
+        weights.params[f"span_head/{leaf}"] = weights.params.pop(f"classifier_head/{leaf}")
+    formats.write(weights, tmp_path / "ours", "huggingface")
+    model = transformers.AlbertForQuestionAnswering.from_pretrained(tmp_path / "ours")
+    ids, mask, types = rows(50)
+    theirs = outputs(torch, model, ids, mask, types)
+    batch = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+    ours = np.asarray(Pretrained(weights)._span_outputs(Pretrained(weights).params, batch))
+    close(ours[..., 0], theirs.start_logits, "start")
+    close(ours[..., 1], theirs.end_logits, "end")
+    model.save_pretrained(tmp_path / "theirs")
+    again = formats.read(tmp_path / "theirs")
+    assert again.heads == {"span": {}}
+    np.testing.assert_array_equal(
+        again.params["span_head/kernel"], weights.params["span_head/kernel"]
+    )

@@ -116,6 +116,8 @@ def read(folder: Path, vocabulary: Path | None = None) -> Weights:
         dropout = values.get("classifier_dropout_prob") or 0.0
         heads = {"classifier": {"labels": classifier[0], "dropout": dropout, "kind": kind}}
         labels = _labels(folder / CONFIG, classifier[0])
+    if "qa_outputs.weight" in shapes and shapes["qa_outputs.weight"][0] == 2:
+        heads = {"span": {}}
     wanted = entries(config, name_of, heads)
     weights = Weights(config, {}, heads=heads, labels=labels)
     params = take(wanted, shapes, lambda n: tensors[stored[n]], path, folder / CONFIG)
@@ -211,6 +213,11 @@ def write(weights: Weights, folder: Path) -> dict[str, str]:
     """Writes what `from_pretrained` of any ALBERT class reads; returns path -> name."""
     config = weights.config
     groups = released_groups(config, "transformers")
+    if "conditional_span" in weights.heads:
+        raise CheckpointError(
+            "transformers has no head for SQuAD 2.0 as ALBERT has it: an end that is given its "
+            "start, and answerability. Save the model as albert or original."
+        )
     params = dict(weights.params)
     if not config.maps_embeddings:
         # transformers always has this layer; x @ 1 + 0 is x.
@@ -268,6 +275,8 @@ def _is_identity(params: dict[str, np.ndarray]) -> bool:
 
 def _architecture(weights: Weights) -> str:
     """The class there that has the heads of the weights."""
+    if "span" in weights.heads:
+        return "AlbertForQuestionAnswering"
     if classifier := weights.heads.get("classifier"):
         is_choice = classifier.get("kind") == "choice"
         return "AlbertForMultipleChoice" if is_choice else "AlbertForSequenceClassification"

@@ -148,6 +148,10 @@ def read(prefix: Path, with_moments: bool = False, vocabulary: Path | None = Non
                 "kind": "classes" if classifier[0] > 1 else "number",
             }
         }
+    if "cls/squad/output_weights" in shapes:
+        heads = {"span": {}}
+    elif "answer_class/dense_1/kernel" in shapes:
+        heads = {"conditional_span": {}}
     wanted = entries(config, name_of, heads)
     weights = Weights(config, take(wanted, shapes, get, prefix, config_path), heads=heads)
     weights.labels = tuple(options.get(_LABELS, ()))

@@ -102,6 +102,9 @@ def _read(
         raise CheckpointError(f"{where}: {error}") from error
     shapes = {name: value.shape for name, value in params.items()}
     heads = info.get("heads", PRETRAINED)
+    evaluated = info.get("progress", {}).get("evaluated", {}).get("dev", {})
+    if "conditional_span" in heads and "threshold" in evaluated:
+        heads["conditional_span"]["threshold"] = evaluated["threshold"]
     wanted = entries(config, lambda path: (path, False), heads)
     # Nothing is merged or transposed in our own files.
     wanted = [dataclasses.replace(entry, matrix=entry.ours) for entry in wanted]

@@ -117,6 +117,14 @@ class _OnPairs(nn.Module):
         return a @ kernel[:h] + b @ kernel[h:] + bias
 
 
+def outside_of_paragraph(attention_mask, token_type_ids):
+    """bool [B, L]: where an answer may not stand. It may in the second segment without its [SEP],
+    and at [CLS], which means that there is none."""
+    position = jnp.arange(attention_mask.shape[1])
+    last = attention_mask.sum(1, keepdims=True) - 1
+    return ~((token_type_ids > 0) & (position < last)) & (position > 0)
+
+
 class ConditionalSpan(nn.Module):
     """Where an answer starts; where it ends, given its start; and whether there is none. Float32.
 
@@ -127,6 +135,7 @@ class ConditionalSpan(nn.Module):
 
     config: AlbertConfig
     dropout: float = 0.0  # in front of the last layer of the answerability
+    threshold: float = 0.0  # no answer where "none" is over it: for whoever uses the model
 
     def setup(self):
         c = self.config

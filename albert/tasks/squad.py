@@ -6,11 +6,10 @@ that is for probabilities, and starts the search for a threshold at one that ans
 where it is meant to answer nothing.
 """
 
-import collections
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from albert.data.labelled.answers import (
+    N_BEST,
+    NO_ANSWER,
+    answers_v1,
+    answers_v2,
+    grid,
+    ranked,
+    texts,
+    with_threshold,
+)
+from albert.data.labelled.kept import kept_windows
 from albert.data.labelled.rows import LabelledRows
-from albert.data.labelled.squad import Options, Question, Windows, features, kept_windows, read
+from albert.data.labelled.squad import Options, Question, Windows, features, read
 from albert.data.sources.base import SourceError
 from albert.models.attention import Use
 from albert.models.cost import encoder_flops
 from albert.models.encoder import Albert
+from albert.models.heads import outside_of_paragraph
 from albert.runtime.paths import place
 from albert.tasks.base import Best, Evaluation, Predictions, Task
 from albert.tasks.squad_scores import exact, f1, normalised, score
@@ -46,9 +57,6 @@ __all__ = [
     "with_threshold",
 ]
 
-NO_ANSWER = "empty"  # what version 1.1 answers where no span may be chosen
-_NEVER = -1e6  # score of the answer "" where no span may be chosen
-_N_BEST = 20  # answers of a question, and positions of a window in version 1.1
 _BEAMS = 5, 5  # starts of a window in version 2.0, and ends of each
 _HEAD_STREAM = 2  # of a row's dropout key; the encoder takes 0 and 1
 
@@ -285,10 +293,8 @@ class Squad(Task):
         head = self.model.heads[0]
         inputs: dict[str, Any] = {}
         if self._has_none:
-            position = jnp.arange(rows["input_ids"].shape[1])
-            last = rows["attention_mask"].sum(1, keepdims=True) - 1  # [SEP]
-            inside = (rows["token_type_ids"] > 0) & (position < last)
-            inputs = {"mask": ~inside & (position > 0), "starts": starts, "beams": _BEAMS}
+            mask = outside_of_paragraph(rows["attention_mask"], rows["token_type_ids"])
+            inputs = {"mask": mask, "starts": starts, "beams": _BEAMS}
             if dropout_keys is not None:
                 fold = jax.vmap(jax.random.fold_in, (0, None))
                 inputs["keys"] = fold(dropout_keys, _HEAD_STREAM)
@@ -315,7 +321,7 @@ class Squad(Task):
             return found
         top = {}
         for name, logits in found.items():
-            top[name], top[f"{name}_index"] = jax.lax.top_k(logits, _N_BEST)
+            top[name], top[f"{name}_index"] = jax.lax.top_k(logits, N_BEST)
         return top
 
     def judged(self, windows, found) -> tuple[dict[str, float], dict, dict]:
@@ -323,8 +329,9 @@ class Squad(Task):
         questions, longest = self._dev, self._config.data.max_answer
         assert questions is not None
         if not self._has_none:
-            pairs = [_grid(*row) for row in _rows(found)]
-            answers = _ranked(questions, windows, [pairs], _N_BEST, longest, NO_ANSWER, 0.0)
+            names = "start_index", "end_index", "start", "end"
+            pairs = [grid(*row) for row in zip(*(found[name] for name in names), strict=True)]
+            answers = ranked(questions, windows, [pairs], N_BEST, longest, NO_ANSWER, 0.0)
             scores = score(questions, texts(answers))
             figures = {name: value / 100 for name, value in scores.items()}
             return figures, answers, {}
@@ -339,6 +346,9 @@ class Squad(Task):
         threshold = score(questions, texts(answers), odds)["best_f1_thresh"]
         if _answers_nothing(questions, texts(answers), odds):
             threshold = min(odds.values()) - 1.0
+        elif higher := [value for value in odds.values() if value > threshold]:
+            # Half way to the next question, so that rounding decides none.
+            threshold = (threshold + min(higher)) / 2
         scores = score(questions, texts(answers), odds, threshold)
         names = "exact", "f1", "HasAns_f1", "NoAns_f1"
         figures = {name: scores[name] / 100 for name in names if name in scores}
@@ -424,20 +434,6 @@ def _answers_nothing(questions, predictions, odds) -> bool:
     return nothing >= score(questions, predictions, odds)["best_f1"]
 
 
-def _rows(found: Mapping[str, np.ndarray]):
-    names = "start_index", "end_index", "start", "end"
-    return zip(*(found[name] for name in names), strict=True)
-
-
-def _grid(starts, ends, start_scores, end_scores):
-    """Every start with every end, start by start."""
-    one, other = (
-        np.repeat(np.arange(len(starts)), len(ends)),
-        np.tile(np.arange(len(ends)), len(starts)),
-    )
-    return starts[one], ends[other], start_scores[one], end_scores[other]
-
-
 def _line_of(figures: dict[str, float]) -> str:
     first = "exact" if "exact" in figures else "exact_match"
     return f"dev: {first} {100 * figures[first]:.1f} %, f1 {100 * figures['f1']:.1f} %"
@@ -452,165 +448,3 @@ def _table(of: str, figures: dict[str, float]) -> str:
         else:
             lines.append(f"  {name.replace('_', ' '):<20} {100 * value:>7.1f} %")
     return "\n".join(lines)
-
-
-# Answers.
-
-
-def _candidates(windows, row: int, starts, ends, max_answer: int) -> np.ndarray:
-    """Which pairs of positions may be an answer: bool [pairs]."""
-    first = int(np.argmax(windows["segment_ids"][row]))  # of the paragraph's tokens
-    count = int((windows["tok_start_to_orig_index"][row] >= 0).sum())
-    is_best = windows["token_is_max_context"][row].astype(bool)
-    return (
-        (starts >= first)
-        & (starts < first + count)
-        & (ends < first + count)
-        & is_best[starts]
-        & (ends >= starts)
-        & (ends - starts < max_answer)
-    )
-
-
-def _ranked(
-    questions: Sequence[Question],
-    windows: Mapping[str, np.ndarray],
-    pairs: Sequence[Sequence[tuple]],
-    n_best: int,
-    max_answer: int,
-    nothing: str,
-    score_of_nothing: float,
-) -> dict[str, list[dict]]:
-    """Question -> its best answers, the best first.
-
-    pairs: of every checkpoint, for every window: (starts, ends, scores of starts, of ends). A span
-    that several checkpoints have found has the mean of their scores.
-    """
-    by_question = collections.defaultdict(list)
-    for row, number in enumerate(windows["example_index"].tolist()):
-        by_question[number].append(row)
-    found = {}
-    for number, question in enumerate(questions):
-        spans: dict[tuple[int, int, int], list] = {}
-        for of_checkpoint in pairs:
-            for row in by_question[number]:
-                starts, ends, start_scores, end_scores = of_checkpoint[row]
-                allowed = _candidates(windows, row, starts, ends, max_answer)
-                for at in np.flatnonzero(allowed).tolist():
-                    key = row, int(starts[at]), int(ends[at])
-                    scores = float(start_scores[at]), float(end_scores[at])
-                    spans.setdefault(key, []).append(scores)
-        means = [
-            (key, sum(s for s, _ in scores) / len(scores), sum(e for _, e in scores) / len(scores))
-            for key, scores in spans.items()
-        ]
-        means.sort(key=lambda each: each[1] + each[2], reverse=True)
-        answers: list[dict] = []
-        seen = set()
-        for (row, start, end), start_score, end_score in means:
-            if len(answers) == n_best:
-                break
-            first = int(np.argmax(windows["segment_ids"][row]))
-            begin = int(windows["tok_start_to_orig_index"][row, start - first])
-            last = int(windows["tok_end_to_orig_index"][row, end - first])
-            text = question.context[begin : last + 1].strip()
-            if text in seen:
-                continue
-            seen.add(text)
-            answers.append(
-                {"text": text, "start_log_prob": start_score, "end_log_prob": end_score}
-                | {"start": begin, "end": last + 1}
-            )
-        if not answers:
-            answers = [
-                {"text": nothing, "start": 0, "end": 0}
-                | dict.fromkeys(("start_log_prob", "end_log_prob"), score_of_nothing)
-            ]
-        totals = np.asarray([a["start_log_prob"] + a["end_log_prob"] for a in answers])
-        shares = np.exp(totals - totals.max())
-        for answer, share in zip(answers, shares / shares.sum(), strict=True):
-            answer["probability"] = float(share)
-        found[question.id] = answers
-    return found
-
-
-def answers_v1(
-    questions: Sequence[Question],
-    windows: Mapping[str, np.ndarray],
-    logits: Sequence[tuple[np.ndarray, np.ndarray]],
-    n_best: int = 20,
-    max_answer: int = 30,
-) -> dict[str, list[dict]]:
-    """The best answers of version 1.1 to every question, the best first.
-
-    Args:
-      questions, windows: as `features` has made them.
-      logits: of every checkpoint of an ensemble, or of one: of starts and of ends, [W, L].
-      n_best: answers of a question, and positions of a window, at most.
-      max_answer: pieces of an answer at most.
-
-    Returns:
-      Question's id -> dicts with "text", "probability", "start_log_prob", "end_log_prob" (these are
-      logits), and "start" and "end", characters of the paragraph. "empty" where no span may be
-      chosen.
-    """
-
-    pairs = []
-    for start_logits, end_logits in logits:
-        of_checkpoint = []
-        for starts, ends in zip(start_logits, end_logits, strict=True):
-            s, e = (np.argsort(-scores, kind="stable")[:n_best] for scores in (starts, ends))
-            of_checkpoint.append(_grid(s, e, starts[s], ends[e]))
-        pairs.append(of_checkpoint)
-    return _ranked(questions, windows, pairs, n_best, max_answer, NO_ANSWER, 0.0)
-
-
-def answers_v2(
-    questions: Sequence[Question],
-    windows: Mapping[str, np.ndarray],
-    beams: Sequence[Mapping[str, np.ndarray]],
-    n_best: int = 20,
-    max_answer: int = 30,
-) -> tuple[dict[str, list[dict]], dict[str, float]]:
-    """The best answers of version 2.0 to every question, whether it has one or not, and how much
-    speaks for none.
-
-    Args:
-      questions, windows, n_best, max_answer: as in `answers_v1`.
-      beams: of every checkpoint: `start_top_index` and `start_top_log_probs` [W, S],
-        `end_top_index` and `end_top_log_probs` [W, S * E], start by start, `cls_logits` [W].
-
-    Returns:
-      (answers, null odds by question: the lowest logit of its windows, the mean over checkpoints).
-      "" where no span may be chosen.
-    """
-    pairs = []
-    odds: dict[str, list[float]] = {question.id: [] for question in questions}
-    for beam in beams:
-        many = beam["end_top_index"].shape[1] // beam["start_top_index"].shape[1]
-        starts = np.repeat(beam["start_top_index"], many, axis=1)
-        scores = np.repeat(beam["start_top_log_probs"], many, axis=1)
-        pairs.append(
-            list(zip(starts, beam["end_top_index"], scores, beam["end_top_log_probs"], strict=True))
-        )
-        lowest: dict[int, float] = {}
-        for number, logit in zip(
-            windows["example_index"].tolist(), beam["cls_logits"].tolist(), strict=True
-        ):
-            lowest[number] = min(logit, lowest.get(number, np.inf))
-        for number, question in enumerate(questions):
-            odds[question.id].append(lowest.get(number, -_NEVER))
-    found = _ranked(questions, windows, pairs, n_best, max_answer, "", _NEVER)
-    return found, {key: float(np.mean(values)) for key, values in odds.items()}
-
-
-def texts(answers: Mapping[str, Sequence[Mapping]]) -> dict[str, str]:
-    """Question -> its best answer, as the official scripts take it."""
-    return {key: best[0]["text"] for key, best in answers.items()}
-
-
-def with_threshold(
-    predictions: Mapping[str, str], null_odds: Mapping[str, float], threshold: float
-) -> dict[str, str]:
-    """Version 2.0: an answer where the null odds are up to the threshold, else ""."""
-    return {key: text if null_odds[key] <= threshold else "" for key, text in predictions.items()}

@@ -6,7 +6,6 @@ leaves questions out whose paragraph it cannot align; here none is. Never import
 
 import collections
 import dataclasses
-import hashlib
 import json
 import multiprocessing
 from collections.abc import Sequence
@@ -16,7 +15,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from albert.data.cache import fingerprint_of, made_once
 from albert.data.labelled.alignment import Aligned, align
 from albert.data.labelled.sequences import Sequences
 from albert.data.sources.base import SourceError
@@ -24,7 +22,6 @@ from albert.data.tokenizer import CLS, SEP, Tokenizer
 from albert.runtime.console import warn
 
 _FIRST_ID = 1_000_000_000  # of windows, as there
-_VERSION = 1  # of what is kept on disk
 _CHUNK = 1000  # questions that a process takes at once
 
 
@@ -176,9 +173,15 @@ class Windows:
 
 
 def make_windows(
-    questions: Sequence[Question], tokenizer: Tokenizer, options: Options, workers: int = 0
+    questions: Sequence[Question],
+    tokenizer: Tokenizer,
+    options: Options,
+    workers: int = 0,
+    exactly: bool = True,
 ) -> Windows:
     """The windows of all questions, by several processes where there are many.
+
+    `exactly`: as in `align`.
 
     Raises:
       SourceError: a paragraph has no text; for training, an answerable question no answer.
@@ -193,7 +196,7 @@ def make_windows(
         (begin, questions[begin : begin + _CHUNK]) for begin in range(0, len(questions), _CHUNK)
     ]
     if workers < 2 or len(chunks) < 4:
-        made = [_make(tokenizer, options, *chunk) for chunk in chunks]
+        made = [_make(tokenizer, options, *chunk, exactly) for chunk in chunks]
     else:
         spawn = multiprocessing.get_context("spawn")  # this process may have threads of jax
         with ProcessPoolExecutor(workers, spawn, _take, (tokenizer, options)) as pool:
@@ -208,37 +211,6 @@ def make_windows(
             "them, and no question is left out."
         )
     return Windows(starts=np.append(0, np.cumsum(lengths)), **arrays)
-
-
-def kept_windows(
-    questions: Sequence[Question],
-    tokenizer: Tokenizer,
-    options: Options,
-    folder: Path,
-    workers: int,
-) -> Windows:
-    """`make_windows`, made once below a folder for the same questions, vocabulary and options."""
-    digest = hashlib.blake2b(digest_size=16)
-    for question in questions:
-        digest.update(json.dumps(question).encode())
-    name = fingerprint_of(
-        {
-            "version": _VERSION,
-            "questions": digest.hexdigest(),
-            "vocabulary": tokenizer.fingerprint,
-            "lower_case": tokenizer.lower_case,
-            "strip_accents": tokenizer.strip_accents,
-            "options": options,
-        }
-    )
-    with made_once(folder / f"windows-{name}") as (final, unfinished):
-        if unfinished is not None:
-            made = make_windows(questions, tokenizer, options, workers)
-            for field, value in vars(made).items():
-                np.save(unfinished / field, value)
-    return Windows(
-        **{f.name: np.load(final / f"{f.name}.npy") for f in dataclasses.fields(Windows)}
-    )
 
 
 def features(
@@ -271,7 +243,11 @@ def features(
 
 
 def _make(
-    tokenizer: Tokenizer, options: Options, begin: int, questions: Sequence[Question]
+    tokenizer: Tokenizer,
+    options: Options,
+    begin: int,
+    questions: Sequence[Question],
+    exactly: bool = True,
 ) -> tuple[dict[str, np.ndarray], int]:
     """(arrays of the windows of some questions, paragraphs aligned by surfaces)."""
     paragraphs: dict[str, Aligned] = {}
@@ -279,7 +255,7 @@ def _make(
     asked = tokenizer.encode_batch([question.question for question in questions])
     for number, question in enumerate(questions, begin):
         if question.context not in paragraphs:
-            paragraphs[question.context] = align(question.context, tokenizer)
+            paragraphs[question.context] = align(question.context, tokenizer, exactly)
         paragraph = paragraphs[question.context]
         if not len(paragraph.ids):
             raise SourceError(f"question {question.id}: its paragraph has no text")
