@@ -26,6 +26,7 @@ from albert.models.encoder import init_params
 from albert.runtime import RunError
 from albert.runtime.fields import ConfigError
 from albert.tasks.classification import OwnTexts
+from albert.tasks.glue import Glue, GlueConfig
 from albert.tasks.texts import Example
 from albert.train.config import check
 from albert.train.evaluate import Options, evaluate_run
@@ -352,8 +353,11 @@ def test_longer_rows_than_the_model_has_positions_are_refused(own, tmp_path):
 def test_a_head_for_other_labels_is_left_out_and_one_for_the_same_is_taken(own, finetuned):
     start = formats.read(finetuned)
     task = OwnTexts.__new__(OwnTexts)
-    task.labels = COLORS
+    task.labels, task.kind = COLORS, "classes"
     assert task.left_out(start) == ()
+    task.kind = "several"
+    assert task.left_out(start) == ("classifier_head",)
+    task.kind = "classes"
     task.labels = ("green", "red", "white")
     assert task.left_out(start) == ("classifier_head",)
 
@@ -447,6 +451,28 @@ def test_a_file_of_texts_is_labelled(finetuned, tmp_path):
 
 def run_program(command):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def test_a_model_of_another_task_is_not_evaluated(finetuned, run, own):
+    config = check(own)
+    found = OwnTexts.evaluation_problems(config, formats.read(run))
+    assert found == [
+        "the model has no classifier, so there is nothing to evaluate: it was not fine-tuned on "
+        "such a task"
+    ]
+    weights = formats.read(finetuned)
+    assert OwnTexts.evaluation_problems(config, weights) == []
+    config = dataclasses.replace(config, data=glue_data("mnli"))
+    (told,) = Glue.evaluation_problems(config, weights)
+    assert told == "the model's classifier has 2 outputs and the task needs 3"
+    config = dataclasses.replace(config, data=glue_data("cola"))
+    (told,) = Glue.evaluation_problems(config, weights)
+    assert told == "the model's labels are green, red and the task's 0, 1"
+
+
+def glue_data(name):
+    values = glue_config.get_config(name).data.to_dict()
+    return GlueConfig(**values)
 
 
 def test_a_model_that_was_not_fine_tuned_says_so(run):

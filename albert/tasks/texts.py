@@ -166,8 +166,15 @@ class TextTask(Task):
                 "the model has no classifier, so there is nothing to evaluate: it was not "
                 "fine-tuned on such a task"
             )
+            return found
         known = cls.known_labels(config)
-        if known and model.labels and set(known) != set(model.labels):
+        count = model.heads[HEAD]["labels"]
+        if known is not None and count != max(len(known), 1):
+            found.append(
+                f"the model's classifier has {count} outputs and the task needs "
+                f"{max(len(known), 1)}"
+            )
+        elif known and model.labels and set(known) != set(model.labels):
             found.append(
                 f"the model's labels are {', '.join(model.labels)} and the task's "
                 f"{', '.join(known)}"
@@ -412,7 +419,8 @@ class TextTask(Task):
 
     def left_out(self, start):
         """The head of a model that tells other things apart."""
-        same = self.labels and start.labels == self.labels
+        kind = start.heads.get(HEAD, {}).get("kind")
+        same = self.labels and start.labels == self.labels and kind == self.kind
         return () if same else (f"{HEAD}_head",)
 
     def description(self):
