@@ -340,6 +340,7 @@ def test_nothing_to_start_from_is_told(own, run):
         check(own)
     assert "init_model is True and init_from is empty" in str(told.value)
     assert "name the pretrained model to start from" in str(told.value)
+    check(own, needs_text=False)  # to evaluate another model by
     own.init_model, own.data.tokenizer = False, str(run / "tokenizer.model")
     check(own)  # from random weights, where that is asked for
 

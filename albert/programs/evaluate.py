@@ -4,12 +4,14 @@
   python eval.py --workdir=runs/quickstart --step=all         every checkpoint that was kept
   python eval.py --workdir=runs/quickstart --layers           what each layer does, with a plot
   python eval.py --workdir=runs/base --text=other_text.txt    other text; any source of a config
+  python eval.py --workdir=runs/mrpc                          a fine-tuned run: its best checkpoint
   python eval.py --model=albert-base-v2 --text=other_text.txt --config.data.seq_length=128 \\
       --config.train.eval_batch_size=16                       a Hugging Face folder, a TensorFlow
                                                               checkpoint, or another run
 
-Prints MLM and SOP figures and a few filled-in masks; for a workdir it also writes eval_STEP.json
-and TensorBoard scalars there. A run is evaluated by its own config, with the fields of data and
+Prints the task's figures (of pretraining MLM and SOP, and a few filled-in masks); for a workdir it
+also writes eval_STEP.json and TensorBoard scalars there, and what a fine-tuned model predicts into
+predictions_STEP. A run is evaluated by its own config, with the fields of data and
 train that --config.SECTION.FIELD=VALUE sets, or by these two sections of --config, whose model must
 be the run's. --model is evaluated by --config, which says how text becomes rows and how many are
 computed at once; its model section is not used.

@@ -1,4 +1,4 @@
-"""Pretrains ALBERT.
+"""Pretrains ALBERT, or fine-tunes it on a task.
 
   python train.py                                      quickstart: no data needed, 2 CPU cores
   python train.py --config=configs/base.py:tiny        any config, shrunk to under a minute
@@ -6,6 +6,8 @@
   python train.py --config=configs/base.py --workdir=runs/base \\
       --config.data.train_sources="('wiki/*.txt.gz', 'books/')" \\
       --config.data.tokenizer=30k-clean.model
+  python train.py --config=configs/finetune/glue.py:mrpc --config.init_from=runs/base \\
+      --config.data.path=glue_data/MRPC --workdir=runs/mrpc
 
 A run that was stopped resumes from its newest checkpoint when the same command is given again.
 configs/default.py lists every field of a config with its meaning.
@@ -35,7 +37,10 @@ def main() -> None:
             config = cli.checked(_CONFIG, needs_text=not _DESCRIBE.value)
             if _DESCRIBE.value:
                 from albert.train.cost import print_description
+                from albert.train.init_from import read_start
 
+                if config.init_model and config.init_from:
+                    config, _ = read_start(config)
                 print_description(config)
                 return
             if _DISTRIBUTED.value:

@@ -79,6 +79,11 @@ class SquadConfig(TextsConfig):
         for name in ("doc_stride", "max_question", "max_answer"):
             if getattr(self, name) < 1:
                 found.append(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.seq_length < N_BEST:
+            found.append(
+                f"seq_length is {self.seq_length}; it must be at least {N_BEST}, the positions of "
+                "a window that are looked at"
+            )
         if self.version == "1.1" and self.dropout:
             found.append(
                 f"dropout is {self.dropout}; the head of version 1.1 has none: set it to 0.0"

@@ -122,7 +122,7 @@ def check(values: Mapping, needs_text: bool = True, for_training: bool = True) -
         problems.append("init_optimizer is True and init_from is empty: there is nothing to take")
     if config.init_optimizer:
         problems += [f"optimizer.{text}" for text in config.optimizer.moments_problems()]
-    if config.init_model and not config.init_from:
+    if config.init_model and not config.init_from and needs_text:
         problems.append("init_model is True and init_from is empty: there is no model to be like")
     if config.init_method not in INIT_METHODS:
         problems.append(
