@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import operator
 import os
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, overload
@@ -18,6 +19,7 @@ from albert.data.labelled.answers import answers_v1, answers_v2
 from albert.data.labelled.choices import choice_sequences
 from albert.data.labelled.sequences import Sequences, make_sequences
 from albert.data.labelled.squad import Options, Question, make_windows
+from albert.data.labelled.words import word_sequences
 from albert.data.padding import bucket
 from albert.data.tokenizer import MASK, PAD, Tokenizer
 from albert.interop import formats
@@ -45,6 +47,16 @@ class Class(NamedTuple):
 
     label: str | float | list[str]  # a name; a number; or the names of all labels that fit
     probabilities: dict[str, float]  # of every label by its name; none for a number
+
+
+class Tag(NamedTuple):
+    """What a word of a text is."""
+
+    word: str
+    label: str
+    probability: float
+    start: int  # characters of the text
+    end: int
 
 
 class Answer(NamedTuple):
@@ -510,6 +522,50 @@ class Pretrained:
         best = int(np.argmax(shares))
         return Chosen(best, names[best], [float(share) for share in shares])
 
+    def tag(self, text: str) -> "list[Tag]":
+        """The label of every word of a text; words are what white space parts.
+
+        Longer texts than the model has positions are read in parts, each by itself.
+
+        Raises ValueError: the model was not fine-tuned on tokens, has no vocabulary, or the text is
+        no text.
+        """
+        if "tokens_head" in self._lacking:
+            raise ValueError(
+                "This model was not fine-tuned to label tokens: see configs/finetune/tokens.py."
+            )
+        (text,) = _texts([text], "text")
+        places = [match.span() for match in re.finditer(r"\S+", text)]
+        words = [text[begin:end] for begin, end in places]
+        limit = self.config.max_position_embeddings
+        sentences = word_sequences([words], self._vocabulary(), limit)
+        found: list[Tag] = []
+        length = int(sentences.rows.lengths.max(initial=0))
+        for row in range(len(sentences.rows)):
+            batch = _padded(sentences.rows.padded([row], length), limit)
+            logits = np.asarray(self._token_logits(self.params, batch))[0]
+            shares = label_probabilities("classes", logits)
+            for position in sentences.first_pieces(row):
+                best = int(np.argmax(shares[position]))
+                begin, end = places[len(found)]
+                name = self.labels[best] if self.labels else str(best)
+                found.append(Tag(text[begin:end], name, float(shares[position, best]), begin, end))
+        return found
+
+    @functools.cached_property
+    def _token_logits(self):
+        @jax.jit
+        def logits(params, rows):
+            output: Any = Albert(self.config, tuple(self.heads), self.heads).apply(
+                {"params": params},
+                rows["input_ids"],
+                rows["attention_mask"],
+                rows["token_type_ids"],
+            )
+            return output.logits["tokens"]
+
+        return logits
+
     def answer(
         self,
         question: str,
@@ -683,7 +739,7 @@ class Pretrained:
 
 
 # Attributes that hold compiled programs.
-_COMPILED = ("_forward", "_sentence_vectors", "_likeliest", "_span_outputs")
+_COMPILED = ("_forward", "_sentence_vectors", "_likeliest", "_span_outputs", "_token_logits")
 
 
 def load(

@@ -253,3 +253,23 @@ def test_a_span_model_goes_there_and_back(peer, tmp_path):
     np.testing.assert_array_equal(
         again.params["span_head/kernel"], weights.params["span_head/kernel"]
     )
+
+
+def test_a_model_of_tokens_goes_there_and_back(peer, tmp_path):
+    transformers, torch = peer
+    weights = classifier_weights("classes", 3)
+    weights.heads, weights.labels = {"tokens": {"labels": 3, "dropout": 0.1}}, ("B-X", "I-X", "O")
+    for leaf in ("kernel", "bias"):
+        weights.params[f"tokens_head/{leaf}"] = weights.params.pop(f"classifier_head/{leaf}")
+    formats.write(weights, tmp_path / "ours", "huggingface")
+    model = transformers.AlbertForTokenClassification.from_pretrained(tmp_path / "ours")
+    ids, mask, types = rows(50)
+    theirs = outputs(torch, model, ids, mask, types)
+    batch = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+    ours = Pretrained(weights)
+    close(np.asarray(ours._token_logits(ours.params, batch)), theirs.logits, "logits")
+    assert model.config.id2label == {0: "B-X", 1: "I-X", 2: "O"}
+    model.save_pretrained(tmp_path / "theirs")
+    again = formats.read(tmp_path / "theirs")
+    assert again.heads == weights.heads
+    assert again.labels == weights.labels

@@ -70,6 +70,7 @@ _ELSEWHERE = {
     "mlm_head/layer_norm": "predictions.LayerNorm",
     "sop_head": "sop_classifier.classifier",
     "classifier_head": "classifier",
+    "tokens_head": "classifier",
     "span_head": "qa_outputs",
 }
 _LEAF = {"kernel": "weight", "scale": "weight", "output_bias": "bias"}
@@ -115,6 +116,8 @@ def read(folder: Path, vocabulary: Path | None = None) -> Weights:
             kind = "choice"
         dropout = values.get("classifier_dropout_prob") or 0.0
         heads = {"classifier": {"labels": classifier[0], "dropout": dropout, "kind": kind}}
+        if "AlbertForTokenClassification" in (values.get("architectures") or ()):
+            heads = {"tokens": {"labels": classifier[0], "dropout": dropout}}
         labels = _labels(folder / CONFIG, classifier[0])
     if "qa_outputs.weight" in shapes and shapes["qa_outputs.weight"][0] == 2:
         heads = {"span": {}}
@@ -230,14 +233,14 @@ def write(weights: Weights, folder: Path) -> dict[str, str]:
     # The metadata says whose layout it is; transformers refuses files without it.
     safetensors.numpy.save_file(tensors, folder / MODEL, metadata={"format": "pt"})
     written = {"architectures": [_architecture(weights)], **_written_config(config, groups)}
-    if "classifier" in weights.heads:
-        fields, labels = weights.heads["classifier"], weights.labels
+    for head in {"classifier", "tokens"} & weights.heads.keys():
+        fields, labels = weights.heads[head], weights.labels
         written["classifier_dropout_prob"] = fields.get("dropout", 0.0)
         names = labels or [f"LABEL_{i}" for i in range(fields["labels"])]
         written["id2label"] = {str(i): name for i, name in enumerate(names)}
         written["label2id"] = {name: i for i, name in enumerate(names)}
         problems = {kind: problem for problem, kind in _KINDS.items()}
-        if (kind := fields.get("kind", "classes")) in problems:
+        if head == "classifier" and (kind := fields.get("kind", "classes")) in problems:
             written["problem_type"] = problems[kind]
     (folder / CONFIG).write_text(json.dumps(written, indent=2) + "\n")
     if weights.tokenizer:
@@ -275,6 +278,8 @@ def _is_identity(params: dict[str, np.ndarray]) -> bool:
 
 def _architecture(weights: Weights) -> str:
     """The class there that has the heads of the weights."""
+    if "tokens" in weights.heads:
+        return "AlbertForTokenClassification"
     if "span" in weights.heads:
         return "AlbertForQuestionAnswering"
     if classifier := weights.heads.get("classifier"):

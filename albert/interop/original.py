@@ -204,6 +204,8 @@ def write(weights: Weights, folder: Path) -> dict[str, str]:
             f"The released program has no activation {config.hidden_act}; it has "
             f"{', '.join(ACTIVATIONS)}."
         )
+    if "tokens" in weights.heads:
+        raise CheckpointError("The released program has no head that labels tokens.")
     written = released_config(config)
     tf = _tensorflow()
     present = [e for e in entries(config, name_of, weights.heads) if e.path in weights.params]

@@ -84,6 +84,26 @@ class Classifier(nn.Module):
         return self.linear(dropout(encoded.pooled_output, self.dropout, keys, 0))
 
 
+class Tokens(nn.Module):
+    """Dropout and a dense layer on every token, in float32: what each is."""
+
+    config: AlbertConfig
+    labels: int
+    dropout: float = 0.0
+
+    def setup(self):
+        shape = self.config.hidden_size, self.labels
+        self.linear = Dense(shape, ("hidden", "label"), self.config, dtype=jnp.float32)
+        nn.share_scope(self, self.linear)
+
+    def __call__(self, encoded, keys=None):
+        """`keys`: random keys [B], one for each row; None turns dropout off.
+
+        Returns float32 [B, L, labels].
+        """
+        return self.linear(dropout(encoded.last_hidden_state, self.dropout, keys, 0))
+
+
 class Span(nn.Module):
     """A dense layer on every token, in float32: where an answer starts, and where it ends."""
 
@@ -199,6 +219,7 @@ HEADS: dict[str, type[nn.Module]] = {
     "mlm": MaskedLanguageModel,
     "sop": SentenceOrder,
     "classifier": Classifier,
+    "tokens": Tokens,
     "span": Span,
     "conditional_span": ConditionalSpan,
 }

@@ -11,6 +11,7 @@ TASKS: dict[str, str | type[Task]] = {
     "classification": "albert.tasks.classification:OwnTexts",
     "choice": "albert.tasks.race:MultipleChoice",
     "squad": "albert.tasks.squad:Squad",
+    "tokens": "albert.tasks.tokens:TokenLabels",
 }
 _REQUIRED = (
     "Section",

@@ -31,6 +31,7 @@ class LabelledRows:
         seed: int | None = None,
         group: int = 0,
         is_fixed: bool = False,
+        of_tokens: Mapping[str, np.ndarray] | None = None,
     ):
         """Args:
         sequences: the tokens.
@@ -40,10 +41,12 @@ class LabelledRows:
         group: so many sequences, one behind the other, are an example: arrays are [n, group, L].
           0: each is one, and arrays are [n, L].
         is_fixed: batches are all `seq_length` long, for losses that padding is part of.
+        of_tokens: name -> a whole number for every token of `sequences`; -1 for padding.
         """
         self.sequences, self.fields = sequences, dict(fields)
         self._length, self._seed, self._group = seq_length, seed, group
         self._shortest = seq_length if is_fixed else _SHORTEST
+        self._of_tokens = dict(of_tokens or {})
         self._lengths = sequences.lengths.reshape(-1, group or 1).max(1)
         self.rows_per_epoch = len(self._lengths)
         self._order = lru_cache(maxsize=2)(self._find_order)
@@ -51,7 +54,7 @@ class LabelledRows:
     def __reduce__(self):
         is_fixed = self._shortest == self._length
         arguments = self.sequences, self.fields, self._length, self._seed, self._group, is_fixed
-        return (LabelledRows, arguments)
+        return (LabelledRows, (*arguments, self._of_tokens))
 
     def _find_order(self, epoch: int) -> np.ndarray:
         rng = np.random.default_rng((_ORDER_STREAM, self._seed or 0, epoch))
@@ -82,6 +85,12 @@ class LabelledRows:
             arrays = {n: v.reshape(-1, self._group, length) for n, v in flat.items()}
         else:
             arrays = self.sequences.padded(examples, length)
+        for name, values in self._of_tokens.items():
+            arrays[name] = np.full((len(examples), length), -1, np.int32)
+            for place, example in enumerate(examples.tolist()):
+                if example >= 0:
+                    begin, end = self.sequences.starts[example : example + 2]
+                    arrays[name][place, : end - begin] = values[begin:end]
         real = examples >= 0
         for name, values in self.fields.items():
             chosen = values[examples]

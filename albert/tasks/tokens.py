@@ -1,0 +1,469 @@
+"""Labels of words: names of persons and places, slots of a command, parts of speech.
+
+The first piece of a word stands for it, as in Devlin et al. 2019 (arXiv 1810.04805), section 5.3.
+Entities are judged by seqeval, as the CoNLL shared tasks do.
+"""
+
+import dataclasses
+import hashlib
+import json
+import warnings
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from albert.data.labelled.rows import LabelledRows
+from albert.data.labelled.tables import records
+from albert.data.labelled.words import WordRows, word_sequences
+from albert.data.sources.base import SourceError
+from albert.models.attention import Use
+from albert.models.cost import encoder_flops
+from albert.models.encoder import Albert
+from albert.runtime.console import warn
+from albert.tasks.base import Best, Evaluation, Predictions, Task
+from albert.tasks.texts import HEAD_STREAM, TextsConfig, start_problems, vocabulary_needed
+from albert.tasks.vocabulary import tokenizer_of
+
+HEAD = "tokens"
+FORMATS = (".conll", ".txt", ".tsv", ".jsonl")
+_HELD_OUT_STREAM = 6  # which sentences are held out
+_BOUNDARY = "-DOCSTART-"  # a line of CoNLL between documents, which is no sentence
+
+
+class Sentence(NamedTuple):
+    """Words, and what each is."""
+
+    id: str
+    words: tuple[str, ...]
+    labels: tuple[str, ...] | None  # None: not known
+
+
+def read(path: str | Path, words: str = "tokens", labels: str | None = "labels") -> list[Sentence]:
+    """The sentences of a file.
+
+    Args:
+      path: JSON lines with two lists; or CoNLL: a word a line, its columns parted by white space,
+        the word the first and the label the last one, and a blank line between sentences.
+      words, labels: names of the lists in JSON lines; `labels` None: there are none.
+
+    Raises SourceError for what is wrong; names file, line and column.
+    """
+    path = Path(path).expanduser()
+    try:
+        found = list(
+            _of_json(path, words, labels) if path.suffix == ".jsonl" else _of_conll(path, labels)
+        )
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read: {error.strerror or error}") from error
+    if not found:
+        raise SourceError(f"{path} holds no sentences")
+    return found
+
+
+def _of_json(path: Path, words: str, labels: str | None):
+    for number, (where, record) in enumerate(records(str(path))):
+        lists = {}
+        for name in (words, labels) if labels else (words,):
+            value = record.get(name)
+            if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+                raise SourceError(f"{where}: {name} is {value!r}; it must be a list of texts")
+            lists[name] = tuple(value)
+        if not lists[words]:
+            raise SourceError(f"{where}: {words} is empty")
+        if labels and len(lists[labels]) != len(lists[words]):
+            raise SourceError(
+                f"{where}: there are {len(lists[words])} {words} and {len(lists[labels])} {labels}"
+            )
+        yield Sentence(str(number), lists[words], lists[labels] if labels else None)
+
+
+def _of_conll(path: Path, labels: str | None):
+    words: list[str] = []
+    tags: list[str] = []
+    count = 0
+    text = path.read_bytes()
+    try:
+        lines = text.decode("utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        where = text.count(b"\n", 0, error.start) + 1
+        raise SourceError(f"{path}, line {where}: not UTF-8 ({error.reason})") from error
+    for number, line in enumerate([*lines, ""], 1):
+        columns = line.split()
+        if columns and columns[0] != _BOUNDARY:
+            if labels and len(columns) < 2:
+                raise SourceError(
+                    f"{path}, line {number}: one column; a word and its label are needed"
+                )
+            words.append(columns[0])
+            tags.append(columns[-1])
+        elif words:
+            yield Sentence(str(count), tuple(words), tuple(tags) if labels else None)
+            count += 1
+            words, tags = [], []
+
+
+def figures(labels: Sequence[Sequence[str]], predictions: Sequence[Sequence[str]]) -> dict:
+    """Accuracy of words; of labels that mark entities (B-, I-) also precision, recall and F1 of
+    whole ones, by seqeval."""
+    flat = [
+        (a, b)
+        for row, other in zip(labels, predictions, strict=True)
+        for a, b in zip(row, other, strict=True)
+    ]
+    found = {"accuracy": sum(a == b for a, b in flat) / max(len(flat), 1)}
+    if marks_entities({a for a, _ in flat}):
+        from seqeval.metrics import f1_score, precision_score, recall_score
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # nothing is predicted, or nothing is there
+            for name, function in (
+                ("f1", f1_score),
+                ("precision", precision_score),
+                ("recall", recall_score),
+            ):
+                arguments = [list(map(list, labels)), list(map(list, predictions))]
+                found[name] = float(function(*arguments, zero_division=0))
+    return found
+
+
+def marks_entities(labels: set[str]) -> bool:
+    """Whether labels are those of entities: begun by B- and gone on by I-."""
+    return any(label.startswith(("B-", "I-")) for label in labels)
+
+
+@dataclasses.dataclass(frozen=True)
+class TokensConfig(TextsConfig):
+    """The section `data` of a config. A file is CoNLL (.conll, .txt, .tsv) or JSON lines."""
+
+    train: tuple[str, ...]
+    dev: tuple[str, ...]  # none: dev_fraction of the training sentences
+    dev_fraction: float
+    predict: tuple[str, ...]  # to be labelled when the run is evaluated
+    words: str  # names of the lists in JSON lines
+    labels: str
+
+    def problems(self) -> list[str]:
+        found = super().problems()
+        if not self.dev and not 0 < self.dev_fraction < 1:
+            found.append(
+                f"dev is empty and dev_fraction {self.dev_fraction}; it must be between 0 and 1, "
+                "or dev name a file"
+            )
+        return found
+
+    def text_problems(self) -> list[str]:
+        found = [] if self.train else ["train is empty; name files of labelled sentences"]
+        for field in ("train", "dev", "predict"):
+            for file in getattr(self, field):
+                path = Path(file).expanduser()
+                if path.suffix not in FORMATS:
+                    found.append(f"{field}: {file} must end in {', '.join(FORMATS)}")
+                elif not path.is_file():
+                    found.append(f"{field}: {file} is not a file")
+        return found
+
+
+class TokenLabels(Task):
+    """A dense layer on every token; the loss is the mean cross entropy of the words' first pieces.
+
+    Labels are found in the training data, in the order of their names, and kept with the run. A
+    sentence longer than a row goes on in another.
+    """
+
+    Section = TokensConfig
+    amounts = ("real_tokens", "padded_tokens")
+    serves_best = True
+    unused = ("pooler",)
+
+    def __init__(self, config, labels: Sequence[str], tokenizer=None, train=None, dev=None):
+        """Without sentences nothing can be trained on or evaluated."""
+        self._config, self.tokenizer = config, tokenizer
+        self.labels = tuple(labels)
+        self._train, self._dev = train, dev
+        self.model = self._model(config, len(labels))
+        self.rows, self.evaluations, opening = None, [], []
+        self._ids = {name: number for number, name in enumerate(self.labels)}
+        if train is not None:
+            rows = self._words(train)
+            self.rows = self._rows_of(rows, train, config.seed)
+            seen = config.train.num_steps * config.train.batch_size / len(rows.rows)
+            opening.append(
+                f"{len(train):,} training sentences in {len(rows.rows):,} rows, "
+                f"{len(self.labels)} labels. The run sees each {seen:.1f} times."
+            )
+            if rows.empty:
+                opening.append(f"{rows.empty:,} words have no piece and are <unk>.")
+        self.opening = opening
+        if dev is not None:
+            rows = self._words(dev)
+            entities = marks_entities(set(self.labels))
+            self.best = Best("dev", "f1" if entities else "accuracy", higher_is_better=True)
+            self.evaluations = [
+                Evaluation(
+                    "dev",
+                    self._rows_of(rows, None),
+                    len(rows.rows),
+                    self._predicted,
+                    lambda found: figures(
+                        [sentence.labels for sentence in dev], self._of_words(rows, dev, found)
+                    ),
+                    _line_of,
+                    _table,
+                    gathers=True,
+                )
+            ]
+
+    # Asked before there is any data or device.
+
+    @classmethod
+    def problems(cls, config, needs_text):
+        return vocabulary_needed(config, needs_text)
+
+    @classmethod
+    def start_problems(cls, config, start):
+        return start_problems(config, start)
+
+    @classmethod
+    def evaluation_problems(cls, config, model):
+        del config
+        if HEAD not in model.heads or f"{HEAD}_head" in model.missing or not model.labels:
+            return ["the model has no head that labels tokens, with names of its labels"]
+        return [] if model.tokenizer else ["there is no vocabulary beside the model"]
+
+    @classmethod
+    def attention_use(cls, config, backend):
+        return Use(
+            length=config.data.seq_length,
+            head_dim=config.model.hidden_size // config.model.num_attention_heads,
+            dtype=config.model.dtype,
+            dropout=config.model.attention_probs_dropout_prob,
+            packed=False,
+            backend=backend,
+        )
+
+    @classmethod
+    def _model(cls, config, labels: int) -> Albert:
+        fields = {"labels": labels, "dropout": config.data.dropout}
+        return Albert(config.model, (HEAD,), {HEAD: fields})
+
+    @classmethod
+    def make_model(cls, config, saved=None):
+        return cls._model(config, len(saved["labels"]) if saved else 1)
+
+    @classmethod
+    def flops_per_row(cls, config):
+        length = config.data.seq_length
+        return length * encoder_flops(config.model, length)
+
+    @classmethod
+    def tokens_per_row(cls, config):
+        return config.data.seq_length
+
+    def flops_of(self, metrics):
+        rows = self._config.train.batch_size
+        length = round(metrics["padded_tokens"] / rows)
+        return rows * length * encoder_flops(self._config.model, length)
+
+    # Makers.
+
+    @classmethod
+    def prepare(cls, config, workdir: Path, saved, start):
+        tokenizer = tokenizer_of(config, workdir, saved, start)
+        train, dev = _split(config)
+        labels = sorted({label for sentence in train for label in sentence.labels or ()})
+        _check(dev, labels)
+        task = cls(config, labels, tokenizer, train, dev)
+        assert task.rows is not None
+        if task.rows.rows_per_epoch < config.train.batch_size:
+            raise SourceError(
+                f"There are {task.rows.rows_per_epoch} training rows, fewer than one batch of "
+                f"{config.train.batch_size}. Lower train.batch_size."
+            )
+        return task
+
+    @classmethod
+    def to_evaluate(cls, config, tokenizer, saved, model=None):
+        labels = saved["labels"] if saved else list(model.labels)
+        _, dev = _split(config)
+        _check(dev, labels)
+        task = cls(config, labels, tokenizer, None, dev)
+        task.predictions = []
+        for number, file in enumerate(config.data.predict):
+            sentences = read(file, config.data.words, None)
+            rows = task._words(sentences)
+            task.predictions.append(
+                Predictions(
+                    task._rows_of(rows, None),
+                    len(rows.rows),
+                    task._predicted,
+                    partial(task._file, f"{number}_{Path(file).stem}.conll", rows, sentences),
+                )
+            )
+        return task
+
+    def _words(self, sentences: Sequence[Sentence]) -> WordRows:
+        assert self.tokenizer is not None
+        words = [sentence.words for sentence in sentences]
+        return word_sequences(words, self.tokenizer, self._config.data.seq_length)
+
+    def _rows_of(self, rows: WordRows, labelled: Sequence[Sentence] | None, seed=None):
+        """Rows of training with the labels of first pieces, or, without sentences, all of one
+        length, to be put one behind the other."""
+        length = self._config.data.seq_length
+        if labelled is None:
+            return LabelledRows(rows.rows, {}, length, is_fixed=True)
+        targets = np.full(len(rows.words), -1, np.int32)
+        of = np.repeat(rows.sentences, rows.rows.lengths)
+        for at in np.flatnonzero(rows.words >= 0).tolist():
+            labels = labelled[of[at]].labels
+            assert labels is not None
+            targets[at] = self._ids[labels[rows.words[at]]]
+        return LabelledRows(rows.rows, {}, length, seed, of_tokens={"labels": targets})
+
+    def _of_words(self, rows: WordRows, sentences, found: np.ndarray) -> list[list[str]]:
+        """The predicted label of every word of the sentences."""
+        predicted: list[list[str]] = [[] for _ in sentences]
+        for row, sentence in enumerate(rows.sentences.tolist()):
+            ids = found[row, rows.first_pieces(row)]
+            predicted[sentence] += [self.labels[i] for i in ids.tolist()]
+        return predicted
+
+    def _file(self, name: str, rows: WordRows, sentences, found: np.ndarray):
+        lines = []
+        for sentence, labels in zip(sentences, self._of_words(rows, sentences, found), strict=True):
+            lines += [
+                f"{word}\t{label}" for word, label in zip(sentence.words, labels, strict=True)
+            ]
+            lines.append("")
+        return {name: lines}
+
+    # Pure functions of one step.
+
+    def denominators(self, batch):
+        return {"words": (batch["labels"] >= 0).sum().astype(jnp.float32)}
+
+    def sums(self, params, rows, dropout_keys):
+        logits = self._logits(params, rows, dropout_keys)
+        labels = rows["labels"]
+        known = (labels >= 0).astype(jnp.float32)
+        log_probabilities = jax.nn.log_softmax(logits)
+        chosen = jnp.maximum(labels, 0)[..., None]
+        nll = -jnp.take_along_axis(log_probabilities, chosen, axis=-1)[..., 0]
+        return {
+            "loss": (nll * known).sum(),
+            "hits": ((jnp.argmax(logits, -1) == labels) * known).sum(),
+            "real_tokens": rows["attention_mask"].sum(),
+            "padded_tokens": jnp.asarray(rows["attention_mask"].size, jnp.int32),
+        }
+
+    def loss(self, sums, denominators):
+        return sums["loss"] / jnp.maximum(denominators["words"], 1.0)
+
+    def metrics(self, sums, denominators):
+        found = {name: sums[name] for name in self.amounts}
+        return found | {"accuracy": sums["hits"] / jnp.maximum(denominators["words"], 1.0)}
+
+    def line(self, metrics):
+        return f"accuracy {100 * metrics['accuracy']:.1f} %"
+
+    def _logits(self, params, rows, dropout_keys=None):
+        """float32 [B, L, labels]."""
+        inputs = {}
+        if dropout_keys is not None:
+            inputs["keys"] = jax.vmap(jax.random.fold_in, (0, None))(dropout_keys, HEAD_STREAM)
+        output: Any = self.model.apply(
+            {"params": params},
+            rows["input_ids"],
+            rows["attention_mask"],
+            rows["token_type_ids"],
+            head_inputs={HEAD: inputs},
+            dropout_keys=dropout_keys,
+        )
+        return output.logits[HEAD]
+
+    def _predicted(self, params, rows):
+        """The likeliest label of every token, int32 [B, L]."""
+        return jnp.argmax(self._logits(params, rows), axis=-1)
+
+    # What a run is.
+
+    def left_out(self, start):
+        return () if start.labels == self.labels else (f"{HEAD}_head",)
+
+    def description(self):
+        return {
+            "labels": list(self.labels),
+            "examples": _digest(self._train),
+            "held_out": _digest(self._dev),
+        }
+
+    def changes(self, saved):
+        now = self.description()
+        refused = [
+            f"  data: {what}: {saved.get(name)} -> {now[name]}"
+            for name, what in (
+                ("labels", "the labels"),
+                ("examples", "digest of the training sentences"),
+            )
+            if saved.get(name) != now[name]
+        ]
+        told = []
+        if saved.get("held_out") != now["held_out"]:
+            told.append("  held-out sentences: figures before and after do not compare")
+        return refused, told
+
+
+def _split(config) -> tuple[list[Sentence], list[Sentence]]:
+    """(training, held out)."""
+    data = config.data
+
+    def of(files):
+        return [each for file in files for each in read(file, data.words, data.labels)]
+
+    if data.dev:
+        return of(data.train), of(data.dev)
+    found = of(data.train)
+    count = round(len(found) * data.dev_fraction)
+    if not 0 < count < len(found):
+        raise SourceError(
+            f"data.dev_fraction {data.dev_fraction} of {len(found)} sentences are {count}: both "
+            "training and held-out sentences are needed."
+        )
+    order = np.random.default_rng((_HELD_OUT_STREAM, config.seed)).permutation(len(found))
+    chosen = set(order[:count].tolist())
+    return (
+        [sentence for row, sentence in enumerate(found) if row not in chosen],
+        [sentence for row, sentence in enumerate(found) if row in chosen],
+    )
+
+
+def _check(dev: Sequence[Sentence], labels: Sequence[str]) -> None:
+    known = set(labels)
+    unknown = sorted({each for sentence in dev for each in sentence.labels or ()} - known)
+    if unknown:
+        raise SourceError(
+            f"The held-out sentences have labels that the training sentences lack: "
+            f"{', '.join(map(repr, unknown))}; there is {', '.join(map(repr, labels))}."
+        )
+    if len(known) == 1:
+        warn("All words have one label: there is nothing to be learned.")
+
+
+def _digest(sentences: Sequence[Sentence] | None) -> str:
+    return hashlib.blake2b(json.dumps(sentences).encode(), digest_size=8).hexdigest()
+
+
+def _line_of(found: dict[str, float]) -> str:
+    return "dev: " + ", ".join(f"{name} {100 * value:.1f} %" for name, value in found.items())
+
+
+def _table(of: str, found: dict[str, float]) -> str:
+    lines = [f"dev {of}"]
+    return "\n".join(
+        lines + [f"  {name:<12} {100 * value:>7.1f} %" for name, value in found.items()]
+    )
