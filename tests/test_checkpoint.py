@@ -480,7 +480,7 @@ def test_writers_that_outlive_a_failed_save_leave_nothing(tmp_path, monkeypatch)
     def fail(self):
         def keep_writing():
             for number in range(300):
-                with contextlib.suppress(FileNotFoundError):
+                with contextlib.suppress(FileNotFoundError, FileExistsError):
                     late.mkdir(parents=True, exist_ok=True)
                     (late / str(number)).write_text("")
             over.set()
