@@ -136,6 +136,7 @@ def test_harmless_changes_are_told(run, tiny, tmp_path, capsys):
     assert "Resuming from the checkpoint of step 8" in printed
 
 
+@pytest.mark.slow
 def test_other_held_out_text_is_told(tiny, tmp_path, capsys):
     for name in ("a", "b"):
         write_text(tmp_path / f"{name}.txt", 30, seed=ord(name))

@@ -175,6 +175,7 @@ def write_questions(path, count, seed=0):
     return path
 
 
+@pytest.mark.slow
 def test_a_run_is_trained_evaluated_loaded_and_asked(run, tmp_path, capsys):
     config = race_config.get_config("tiny")
     config.init_from = str(run)

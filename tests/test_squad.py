@@ -413,7 +413,8 @@ def configured(run, tmp_path):
     return make
 
 
-@pytest.mark.parametrize("version", [pytest.param("1.1", marks=pytest.mark.slow), "2.0"])
+@pytest.mark.slow
+@pytest.mark.parametrize("version", ["1.1", "2.0"])
 def test_a_run_is_trained_killed_evaluated_loaded_and_asked(
     version, configured, run, tmp_path, capsys
 ):
