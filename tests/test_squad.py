@@ -7,6 +7,8 @@ import zlib
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import albert
 from albert.checkpoints import CheckpointError
@@ -14,7 +16,7 @@ from albert.data.labelled import alignment
 from albert.data.labelled.alignment import align
 from albert.data.labelled.squad import Options, make_windows
 from albert.data.sources.base import SourceError
-from albert.data.tokenizer import WORD_MARK, Tokenizer
+from albert.data.tokenizer import WORD_MARK, Tokenizer, normalise
 from albert.interop import formats
 from albert.models.encoder import Albert
 from albert.runtime.fields import ConfigError
@@ -112,6 +114,27 @@ def test_a_text_that_cannot_be_aligned_is_kept(released_tokenizer):
     covered = question.context[found.starts[first] : found.ends[last] + 1]
     assert text in covered
     assert len(covered) <= len(text) + 4
+
+
+LETTERS = (
+    "ab A.,1 \t\u00a0\u3000\u1e9e\ufb01\u00bd\u00b4\u0301\u200b\ufeff\u2581\u0130\uac00\u00e9\x1e"
+)
+
+
+@given(st.text(LETTERS, max_size=24))
+@settings(deadline=None, max_examples=300)
+def test_every_piece_lies_where_its_text_is(tokenizer, text):
+    """Whatever SentencePiece drops in front, behind and between."""
+    found = align(text, tokenizer, exactly=False)
+    assert (found.starts >= 0).all()
+    assert (found.ends < max(len(text), 1)).all()
+    if found.way != "surfaces":
+        return
+    whole = normalise(text, True, True)
+    ids, spans = tokenizer.spans(whole)
+    assert ids == found.ids.tolist()
+    for (begin, end), first, last in zip(spans, found.starts, found.ends, strict=True):
+        assert whole[begin:end].strip() in normalise(text[first : last + 1], True, True)
 
 
 @pytest.mark.parametrize("version", ["v1.1", "v2.0"])

@@ -216,25 +216,28 @@ class Tokenizer:
         """The id of each piece; <unk> for what is none."""
         return [self._sp.piece_to_id(piece) for piece in pieces]
 
-    def surfaces(self, normalised: str) -> tuple[list[int], list[str]]:
-        """The ids of a text that is normalised already, and the parts of it that each stands for:
-        together they are the text."""
+    def spans(self, normalised: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """The ids of a text that is normalised already, and the characters of it, from and to, that
+        each stands for. What SentencePiece drops, such as spaces at the ends, is in none."""
+        encoded = normalised.encode("utf-8", "replace")
+        sizes = (len(character.encode("utf-8", "replace")) for character in normalised)
+        place_of = {byte: at for at, byte in enumerate(itertools.accumulate(sizes, initial=0))}
         ids: list[int] = []
-        parts: list[str] = []
-        for piece in self._sp.encode(normalised, return_type="proto").pieces:
+        spans: list[tuple[int, int]] = []
+        for piece in self._sp.encode(encoded, return_type="proto").pieces:
             split = self._split_piece(piece.piece)
+            begin, end = place_of[piece.begin], place_of[piece.end]
             ids += self.ids_of(split)
-            if len(split) == 1:
-                parts.append(piece.surface)
-                continue
-            # Its last one is the comma; the letters of the others are as many as they have.
-            rest = piece.surface
-            for part in split[:-1]:
-                size = len(part) - (part[0] == WORD_MARK and rest[:1] != " ")
-                parts.append(rest[:size])
-                rest = rest[size:]
-            parts.append(rest)
-        return ids, parts
+            if len(split) > 1:  # its last one is the comma; the others have their own letters
+                last = end - 1
+                for part in split[:-1]:
+                    marked = part[0] == WORD_MARK and not normalised[begin : begin + 1].isspace()
+                    to = min(begin + len(part) - marked, last)
+                    spans.append((begin, to))
+                    begin = to
+                begin = last
+            spans.append((begin, end))
+        return ids, spans
 
     def encode_special(self, text: str) -> list[int]:
         """Ids of `text`, in which [MASK], [SEP] and the other special pieces mean themselves.

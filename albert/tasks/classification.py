@@ -14,17 +14,15 @@ from albert.data.labelled.tables import records, table_problem
 from albert.data.sources.base import SourceError
 from albert.models.heads import label_probabilities
 from albert.runtime.console import warn
-from albert.tasks.metrics import METRICS
+from albert.tasks.finetuning import FineTuningConfig, held_out
 from albert.tasks.texts import (
     Example,
     LabelledData,
     Split,
-    TextsConfig,
     TextTask,
     predictions_of,
 )
 
-_HELD_OUT_STREAM = 6  # which examples are held out
 # What a run is judged by, the first figure first.
 _METRICS = {
     "classes": ("accuracy", "f1_macro", "matthews"),
@@ -35,7 +33,7 @@ CLASS_WEIGHTS = ("none", "balanced")
 
 
 @dataclasses.dataclass(frozen=True)
-class ClassificationConfig(TextsConfig):
+class ClassificationConfig(FineTuningConfig):
     """The section `data` of a config. A source is a file that ends in .tsv, .csv, .jsonl or
     .parquet, or tfds:NAME:SPLIT."""
 
@@ -110,7 +108,7 @@ class OwnTexts(TextTask):
         if data.dev:
             dev = _examples(data, data.dev)
         else:
-            train, dev = _held_out(train, data.dev_fraction, config.seed)
+            train, dev = held_out(train, data.dev_fraction, config.seed)
         labels = tuple(saved["labels"]) if saved else _labels_of(data.kind, train or dev)
         if training:
             _check_dev(data, labels, dev)
@@ -249,24 +247,6 @@ def _labels_of(kind: str, examples: Sequence[Example]) -> tuple[str, ...]:
     return tuple(sorted(names, key=int if whole else str))
 
 
-def _held_out(
-    examples: list[Example], fraction: float, seed: int
-) -> tuple[list[Example], list[Example]]:
-    """(training, held out); which ones depends on their number and the seed alone."""
-    count = round(len(examples) * fraction)
-    if not 0 < count < len(examples):
-        raise SourceError(
-            f"data.dev_fraction {fraction} of {len(examples)} examples are {count}: both training "
-            "and held-out examples are needed."
-        )
-    order = np.random.default_rng((_HELD_OUT_STREAM, seed)).permutation(len(examples))
-    chosen = set(order[:count].tolist())
-    return (
-        [example for row, example in enumerate(examples) if row not in chosen],
-        [example for row, example in enumerate(examples) if row in chosen],
-    )
-
-
 def _check_dev(data: ClassificationConfig, labels: tuple[str, ...], dev: list[Example]) -> None:
     """Raises SourceError where the held-out examples have classes that are never learned; warns
     where they have one alone."""
@@ -280,6 +260,3 @@ def _check_dev(data: ClassificationConfig, labels: tuple[str, ...], dev: list[Ex
         )
     if len(found) == 1 and data.kind == "classes":
         warn(f"All held-out examples are of the class {found[0]!r}: figures tell little.")
-
-
-assert {name for names in _METRICS.values() for name in names} <= METRICS.keys()

@@ -18,8 +18,9 @@ from albert.data.labelled.tables import tfds_records
 from albert.data.sources.base import SourceError
 from albert.data.tokenizer import Tokenizer
 from albert.runtime.console import warn
+from albert.tasks.finetuning import FineTuningConfig
 from albert.tasks.metrics import METRICS
-from albert.tasks.texts import Example, LabelledData, Split, TextsConfig, TextTask
+from albert.tasks.texts import Example, LabelledData, Split, TextTask
 
 _BINARY = "0", "1"
 _ENTAILMENT = "entailment", "not_entailment"
@@ -270,7 +271,7 @@ def score(figures: Mapping[str, Mapping[str, float]]) -> float:
 
 
 @dataclasses.dataclass(frozen=True)
-class GlueConfig(TextsConfig):
+class GlueConfig(FineTuningConfig):
     """The section `data` of a config."""
 
     name: str  # of the task: a key of TASKS

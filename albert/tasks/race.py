@@ -24,7 +24,8 @@ from albert.data.tokenizer import Tokenizer
 from albert.models.encoder import Albert
 from albert.models.heads import label_probabilities
 from albert.runtime.paths import place
-from albert.tasks.texts import HEAD, HEAD_STREAM, LabelledData, Split, TextsConfig, TextTask, flops
+from albert.tasks.finetuning import FineTuningConfig
+from albert.tasks.texts import HEAD, LabelledData, Split, TextTask
 
 LEVELS = ("middle", "high")
 _ABSENT = -1e30  # logit of an option that a question does not have
@@ -181,7 +182,7 @@ def accuracies(questions: Sequence[Question], predictions: Sequence[int]) -> dic
 
 
 @dataclasses.dataclass(frozen=True)
-class ChoiceConfig(TextsConfig):
+class ChoiceConfig(FineTuningConfig):
     """The section `data` of a config. A source is a folder of RACE's split, or JSON lines."""
 
     train: str
@@ -261,16 +262,8 @@ class MultipleChoice(TextTask):
         return Albert(config.model, (HEAD,), {HEAD: fields})
 
     @classmethod
-    def flops_per_row(cls, config):
-        return config.data.options * flops(config, config.data.seq_length)
-
-    @classmethod
-    def tokens_per_row(cls, config):
-        return config.data.options * config.data.seq_length
-
-    def flops_of(self, metrics):
-        rows = self._config.train.batch_size * self._config.data.options
-        return rows * flops(self._config, metrics["padded_tokens"] / rows)
+    def sequences_per_row(cls, config):
+        return config.data.options
 
     def _sequences(self, examples):
         data = self._config.data
@@ -300,18 +293,14 @@ class MultipleChoice(TextTask):
     def _logits(self, params, rows, dropout_keys=None):
         """float32 [B, C]."""
         count, options, length = rows["input_ids"].shape
-        keys, inputs = None, {}
+        keys = None
         if dropout_keys is not None:
             keys = jax.vmap(lambda key: jax.random.split(key, options))(dropout_keys).reshape(-1)
-            inputs["keys"] = jax.vmap(jax.random.fold_in, (0, None))(keys, HEAD_STREAM)
-        flat = [
-            rows[name].reshape(-1, length)
+        flat = {
+            name: rows[name].reshape(-1, length)
             for name in ("input_ids", "attention_mask", "token_type_ids")
-        ]
-        output = self.model.apply(
-            {"params": params}, *flat, head_inputs={HEAD: inputs}, dropout_keys=keys
-        )
-        logits = output.logits[HEAD].reshape(count, options)  # type: ignore[union-attr]
+        }
+        logits = self._head_output(params, flat, keys).reshape(count, options)
         there = jnp.arange(options) < jnp.maximum(rows["options"], 1)[:, None]
         return jnp.where(there, logits, _ABSENT)
 

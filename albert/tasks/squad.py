@@ -7,12 +7,11 @@ where it is meant to answer nothing.
 """
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -32,14 +31,12 @@ from albert.data.labelled.kept import kept_windows
 from albert.data.labelled.rows import LabelledRows
 from albert.data.labelled.squad import Options, Question, Windows, features, read
 from albert.data.sources.base import SourceError
-from albert.models.attention import Use
-from albert.models.cost import encoder_flops
 from albert.models.encoder import Albert
 from albert.models.heads import outside_of_paragraph
 from albert.runtime.paths import place
-from albert.tasks.base import Best, Evaluation, Predictions, Task
+from albert.tasks.base import Best, Evaluation, Predictions
+from albert.tasks.finetuning import FineTuning, FineTuningConfig, digest_of
 from albert.tasks.squad_scores import exact, f1, normalised, score
-from albert.tasks.texts import TextsConfig, start_problems, vocabulary_needed
 from albert.tasks.vocabulary import tokenizer_of
 
 __all__ = [
@@ -58,11 +55,10 @@ __all__ = [
 ]
 
 _BEAMS = 5, 5  # starts of a window in version 2.0, and ends of each
-_HEAD_STREAM = 2  # of a row's dropout key; the encoder takes 0 and 1
 
 
 @dataclasses.dataclass(frozen=True)
-class SquadConfig(TextsConfig):
+class SquadConfig(FineTuningConfig):
     """The section `data` of a config."""
 
     train: str  # official JSON files
@@ -106,7 +102,7 @@ class SquadConfig(TextsConfig):
         return found
 
 
-class Squad(Task):
+class Squad(FineTuning):
     """Spans of paragraphs: version 1.1 by two logits of every token, version 2.0 by an end that is
     given its start, and by a logit for no answer.
 
@@ -116,8 +112,7 @@ class Squad(Task):
     """
 
     Section = SquadConfig
-    amounts = ("real_tokens", "padded_tokens")
-    serves_best = True
+    deciding: ClassVar = {"data_options": "version, seq_length, doc_stride, max_question"}
     unused = ("pooler",)
     best = Best("dev", "f1", higher_is_better=True)
 
@@ -163,14 +158,6 @@ class Squad(Task):
     # Asked before there is any data or device.
 
     @classmethod
-    def problems(cls, config, needs_text):
-        return vocabulary_needed(config, needs_text)
-
-    @classmethod
-    def start_problems(cls, config, start):
-        return start_problems(config, start)
-
-    @classmethod
     def evaluation_problems(cls, config, model):
         head = _head(config.data.version)
         found = []
@@ -186,36 +173,11 @@ class Squad(Task):
         return found
 
     @classmethod
-    def attention_use(cls, config, backend):
-        return Use(
-            length=config.data.seq_length,
-            head_dim=config.model.hidden_size // config.model.num_attention_heads,
-            dtype=config.model.dtype,
-            dropout=config.model.attention_probs_dropout_prob,
-            packed=False,
-            backend=backend,
-        )
-
-    @classmethod
     def make_model(cls, config, saved=None):
         del saved
         head = _head(config.data.version)
         fields = {"dropout": config.data.dropout} if head == "conditional_span" else {}
         return Albert(config.model, (head,), {head: fields})
-
-    @classmethod
-    def flops_per_row(cls, config):
-        length = config.data.seq_length
-        return length * encoder_flops(config.model, length)
-
-    @classmethod
-    def tokens_per_row(cls, config):
-        return config.data.seq_length
-
-    def flops_of(self, metrics):
-        rows = self._config.train.batch_size
-        length = round(metrics["padded_tokens"] / rows)
-        return rows * length * encoder_flops(self._config.model, length)
 
     # Makers.
 
@@ -223,14 +185,8 @@ class Squad(Task):
     def prepare(cls, config, workdir: Path, saved, start):
         tokenizer = tokenizer_of(config, workdir, saved, start)
         train = _read(config.data.train, config.data.version)
-        task = cls(config, tokenizer, train, _read(config.data.dev, config.data.version))
-        assert task.rows is not None
-        if task.rows.rows_per_epoch < config.train.batch_size:
-            raise SourceError(
-                f"{config.data.train} gives {task.rows.rows_per_epoch} windows, fewer than one "
-                f"batch of {config.train.batch_size}. Lower train.batch_size."
-            )
-        return task
+        dev = _read(config.data.dev, config.data.version)
+        return cls(config, tokenizer, train, dev)._enough()
 
     @classmethod
     def to_evaluate(cls, config, tokenizer, saved, model=None):
@@ -295,23 +251,11 @@ class Squad(Task):
     def _outputs(self, params, rows, dropout_keys=None, starts=None) -> dict[str, jax.Array]:
         """Log-probabilities of starts and ends, [B, L]; of version 2.0 also what `ConditionalSpan`
         gives."""
-        head = self.model.heads[0]
         inputs: dict[str, Any] = {}
         if self._has_none:
             mask = outside_of_paragraph(rows["attention_mask"], rows["token_type_ids"])
             inputs = {"mask": mask, "starts": starts, "beams": _BEAMS}
-            if dropout_keys is not None:
-                fold = jax.vmap(jax.random.fold_in, (0, None))
-                inputs["keys"] = fold(dropout_keys, _HEAD_STREAM)
-        output: Any = self.model.apply(
-            {"params": params},
-            rows["input_ids"],
-            rows["attention_mask"],
-            rows["token_type_ids"],
-            head_inputs={head: inputs},
-            dropout_keys=dropout_keys,
-        )
-        found = output.logits[head]
+        found = self._head_output(params, rows, dropout_keys, inputs)
         if self._has_none:
             return found
         logits = {"start": found[..., 0], "end": found[..., 1]}
@@ -376,28 +320,13 @@ class Squad(Task):
 
     def description(self):
         return {
-            "examples": _digest(self._train),
-            "held_out": _digest(self._dev),
+            "examples": digest_of(self._train),
+            "held_out": digest_of(self._dev),
             "data_options": [
                 getattr(self._config.data, name)
                 for name in ("version", "seq_length", "doc_stride", "max_question")
             ],
         }
-
-    def changes(self, saved):
-        now = self.description()
-        refused = [
-            f"  data: {what}: {saved.get(name)} -> {now[name]}"
-            for name, what in (
-                ("examples", "digest of the training questions"),
-                ("data_options", "version, seq_length, doc_stride, max_question"),
-            )
-            if saved.get(name) != now[name]
-        ]
-        told = []
-        if saved.get("held_out") != now["held_out"]:
-            told.append("  held-out questions: figures before and after do not compare")
-        return refused, told
 
 
 def _head(version: str) -> str:
@@ -426,10 +355,6 @@ def _moved(questions: Sequence[Question]) -> list[str]:
         f"{count:,} of their first answers do not stand at their answer_start; what stands there "
         "is learned."
     ]
-
-
-def _digest(questions: Sequence[Question] | None) -> str:
-    return hashlib.blake2b(json.dumps(questions).encode(), digest_size=8).hexdigest()
 
 
 def _answers_nothing(questions, predictions, odds) -> bool:

@@ -6,14 +6,13 @@ Source of head and loss: `create_model` in `classifier_utils.py`, google-researc
 
 import abc
 import dataclasses
-import hashlib
 import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,18 +22,16 @@ from albert.data.labelled.kept import kept_sequences
 from albert.data.labelled.rows import LabelledRows
 from albert.data.labelled.sequences import Sequences
 from albert.data.sources.base import SourceError
-from albert.models.attention import Use
-from albert.models.cost import encoder_flops
 from albert.models.encoder import Albert
 from albert.models.heads import label_probabilities
 from albert.runtime.console import warn
 from albert.runtime.paths import place
-from albert.tasks.base import Best, Evaluation, Predictions, Task
+from albert.tasks.base import Best, Evaluation, Predictions
+from albert.tasks.finetuning import FineTuning, digest_of
 from albert.tasks.metrics import METRICS, expected_calibration_error
-from albert.tasks.vocabulary import tokenizer_of, vocabulary_problems
+from albert.tasks.vocabulary import tokenizer_of
 
 HEAD = "classifier"
-HEAD_STREAM = 2  # of a row's dropout key; the encoder takes 0 and 1
 
 
 class Example(NamedTuple):
@@ -66,35 +63,7 @@ class LabelledData:
     class_weights: tuple[float, ...] = ()  # none: all count alike
 
 
-@dataclasses.dataclass(frozen=True)
-class TextsConfig:
-    """Fields of the section `data` that all these tasks have."""
-
-    tokenizer: str  # SentencePiece .model; empty: that of init_from
-    lower_case: bool
-    strip_accents: bool
-    folder: str  # rows are made once and kept here
-    seq_length: int  # tokens of a row at most; longer texts are cut, and counted
-    dropout: float  # in front of the classifier
-    workers: int  # processes that make rows of text; batches are made by a thread
-
-    def problems(self) -> list[str]:
-        """What is wrong with the fields, one sentence each."""
-        found = []
-        if self.seq_length < 4:
-            found.append(f"seq_length is {self.seq_length}; it must be at least 4")
-        if not 0 <= self.dropout < 1:
-            found.append(f"dropout is {self.dropout}; it must be in [0, 1)")
-        if self.workers < 0:
-            found.append(f"workers is {self.workers}; it must not be negative")
-        return found
-
-    def text_problems(self) -> list[str]:
-        """What is wrong with the data that they name; looks for files and reads none."""
-        return []
-
-
-class TextTask(Task):
+class TextTask(FineTuning):
     """A classifier on the pooled output.
 
     The loss is the mean over examples, weighted by class where that is asked for, of the cross
@@ -102,8 +71,7 @@ class TextTask(Task):
     labels.
     """
 
-    amounts = ("real_tokens", "padded_tokens")
-    serves_best = True
+    deciding: ClassVar = {"kind": "what is learned", "labels": "the labels"}
 
     @classmethod
     @abc.abstractmethod
@@ -151,14 +119,6 @@ class TextTask(Task):
     # Asked before there is any data or device.
 
     @classmethod
-    def problems(cls, config, needs_text):
-        return vocabulary_needed(config, needs_text)
-
-    @classmethod
-    def start_problems(cls, config, start):
-        return start_problems(config, start)
-
-    @classmethod
     def evaluation_problems(cls, config, model):
         found = []
         if HEAD not in model.heads or f"{HEAD}_head" in model.missing:
@@ -188,17 +148,6 @@ class TextTask(Task):
         return found
 
     @classmethod
-    def attention_use(cls, config, backend):
-        return Use(
-            length=config.data.seq_length,
-            head_dim=config.model.hidden_size // config.model.num_attention_heads,
-            dtype=config.model.dtype,
-            dropout=config.model.attention_probs_dropout_prob,
-            packed=False,
-            backend=backend,
-        )
-
-    @classmethod
     def make_model(cls, config, saved=None):
         labels = saved["labels"] if saved else cls.known_labels(config)
         kind = saved["kind"] if saved else ("classes" if labels else "number")
@@ -209,31 +158,13 @@ class TextTask(Task):
         fields = {"labels": labels, "dropout": config.data.dropout, "kind": kind}
         return Albert(config.model, (HEAD,), {HEAD: fields})
 
-    @classmethod
-    def flops_per_row(cls, config):
-        return flops(config, config.data.seq_length)
-
-    @classmethod
-    def tokens_per_row(cls, config):
-        return config.data.seq_length
-
-    def flops_of(self, metrics):
-        rows = self._config.train.batch_size
-        return rows * flops(self._config, metrics["padded_tokens"] / rows)
-
     # Makers.
 
     @classmethod
     def prepare(cls, config, workdir: Path, saved, start):
         tokenizer = tokenizer_of(config, workdir, saved, start)
         data = cls.read(config, training=True)
-        task = cls(config, data, tokenizer, training=True)
-        if len(data.train) < config.train.batch_size:
-            raise SourceError(
-                f"There are {len(data.train)} training examples, fewer than one batch of "
-                f"{config.train.batch_size}. Lower train.batch_size."
-            )
-        return task
+        return cls(config, data, tokenizer, training=True)._enough()
 
     @classmethod
     def to_evaluate(cls, config, tokenizer, saved, model=None):
@@ -382,18 +313,7 @@ class TextTask(Task):
 
     def _logits(self, params, rows, dropout_keys=None):
         """float32 [B, labels]."""
-        inputs = {}
-        if dropout_keys is not None:
-            inputs["keys"] = jax.vmap(jax.random.fold_in, (0, None))(dropout_keys, HEAD_STREAM)
-        output: Any = self.model.apply(
-            {"params": params},
-            rows["input_ids"],
-            rows["attention_mask"],
-            rows["token_type_ids"],
-            head_inputs={HEAD: inputs},
-            dropout_keys=dropout_keys,
-        )
-        return output.logits[HEAD]
+        return self._head_output(params, rows, dropout_keys)
 
     def _figures(
         self, targets: np.ndarray, metrics: tuple[str, ...], examples: Sequence, logits: np.ndarray
@@ -430,60 +350,11 @@ class TextTask(Task):
                 {
                     "labels": self.labels,
                     "kind": self.kind,
-                    "examples": _digest(self._data.train),
-                    "held_out": {s.name: _digest(s.examples) for s in self._data.evaluated},
+                    "examples": digest_of(self._data.train),
+                    "held_out": {s.name: digest_of(s.examples) for s in self._data.evaluated},
                 }
             )
         )
-
-    def changes(self, saved):
-        now = self.description()
-        refused = [
-            f"  data: {what}: {saved.get(name)} -> {now[name]}"
-            for name, what in (
-                ("kind", "what is learned"),
-                ("labels", "the labels"),
-                ("examples", "digest of the training examples"),
-            )
-            if saved.get(name) != now[name]
-        ]
-        told = []
-        if saved.get("held_out") != now["held_out"]:
-            told.append("  held-out examples: figures before and after do not compare")
-        return refused, told
-
-
-def vocabulary_needed(config, needs_text: bool) -> list[str]:
-    """What is wrong with the section data beside the others, and with the data that it names."""
-    data, model = config.data, config.model
-    found = []
-    if data.seq_length > model.max_position_embeddings and not config.init_model:
-        found.append(
-            f"data.seq_length {data.seq_length} is longer than the position table, "
-            f"model.max_position_embeddings {model.max_position_embeddings}; set "
-            f"--config.data.seq_length={model.max_position_embeddings}"
-        )
-    if needs_text:
-        found += [f"data.{text}" for text in data.text_problems()]
-        if not config.init_from and not data.tokenizer:
-            found.append(
-                "init_from is empty: name the pretrained model to start from (anything that "
-                "albert.load takes); or name data.tokenizer to learn from random weights, "
-                "which is far worse"
-            )
-    return found
-
-
-def start_problems(config, start) -> list[str]:
-    """Why the model of `config.init_from` does not fit the data."""
-    found = vocabulary_problems(config, start)
-    positions = start.config.max_position_embeddings
-    if config.data.seq_length > positions:
-        found.append(
-            f"data.seq_length is {config.data.seq_length} and init_from, {config.init_from}, "
-            f"has {positions} positions; set --config.data.seq_length={positions}"
-        )
-    return found
 
 
 def predictions_of(kind: str, logits: np.ndarray) -> np.ndarray:
@@ -491,17 +362,6 @@ def predictions_of(kind: str, logits: np.ndarray) -> np.ndarray:
     if kind == "number":
         return logits[:, 0]
     return np.argmax(logits, -1) if kind in ("classes", "choice") else (logits > 0).astype(np.int32)
-
-
-def flops(config, length: float) -> float:
-    """Model FLOPs of one training step for a row of this length; see `encoder_flops`."""
-    h = config.model.hidden_size
-    return length * encoder_flops(config.model, round(length)) + 6 * h * h
-
-
-def _digest(examples: Sequence[Example]) -> str:
-    text = json.dumps([tuple(example) for example in examples], ensure_ascii=True)
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def _percent(name: str, value: float) -> str:

@@ -5,13 +5,11 @@ Entities are judged by seqeval, as the CoNLL shared tasks do.
 """
 
 import dataclasses
-import hashlib
-import json
 import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,17 +19,14 @@ from albert.data.labelled.rows import LabelledRows
 from albert.data.labelled.tables import records
 from albert.data.labelled.words import WordRows, word_sequences
 from albert.data.sources.base import SourceError
-from albert.models.attention import Use
-from albert.models.cost import encoder_flops
 from albert.models.encoder import Albert
 from albert.runtime.console import warn
-from albert.tasks.base import Best, Evaluation, Predictions, Task
-from albert.tasks.texts import HEAD_STREAM, TextsConfig, start_problems, vocabulary_needed
+from albert.tasks.base import Best, Evaluation, Predictions
+from albert.tasks.finetuning import FineTuning, FineTuningConfig, digest_of, held_out
 from albert.tasks.vocabulary import tokenizer_of
 
 HEAD = "tokens"
 FORMATS = (".conll", ".txt", ".tsv", ".jsonl")
-_HELD_OUT_STREAM = 6  # which sentences are held out
 _BOUNDARY = "-DOCSTART-"  # a line of CoNLL between documents, which is no sentence
 
 
@@ -137,7 +132,7 @@ def marks_entities(labels: set[str]) -> bool:
 
 
 @dataclasses.dataclass(frozen=True)
-class TokensConfig(TextsConfig):
+class TokensConfig(FineTuningConfig):
     """The section `data` of a config. A file is CoNLL (.conll, .txt, .tsv) or JSON lines."""
 
     train: tuple[str, ...]
@@ -168,7 +163,7 @@ class TokensConfig(TextsConfig):
         return found
 
 
-class TokenLabels(Task):
+class TokenLabels(FineTuning):
     """A dense layer on every token; the loss is the mean cross entropy of the words' first pieces.
 
     Labels are found in the training data, in the order of their names, and kept with the run. A
@@ -176,8 +171,7 @@ class TokenLabels(Task):
     """
 
     Section = TokensConfig
-    amounts = ("real_tokens", "padded_tokens")
-    serves_best = True
+    deciding: ClassVar = {"labels": "the labels"}
     unused = ("pooler",)
 
     def __init__(self, config, labels: Sequence[str], tokenizer=None, train=None, dev=None):
@@ -221,30 +215,11 @@ class TokenLabels(Task):
     # Asked before there is any data or device.
 
     @classmethod
-    def problems(cls, config, needs_text):
-        return vocabulary_needed(config, needs_text)
-
-    @classmethod
-    def start_problems(cls, config, start):
-        return start_problems(config, start)
-
-    @classmethod
     def evaluation_problems(cls, config, model):
         del config
         if HEAD not in model.heads or f"{HEAD}_head" in model.missing or not model.labels:
             return ["the model has no head that labels tokens, with names of its labels"]
         return [] if model.tokenizer else ["there is no vocabulary beside the model"]
-
-    @classmethod
-    def attention_use(cls, config, backend):
-        return Use(
-            length=config.data.seq_length,
-            head_dim=config.model.hidden_size // config.model.num_attention_heads,
-            dtype=config.model.dtype,
-            dropout=config.model.attention_probs_dropout_prob,
-            packed=False,
-            backend=backend,
-        )
 
     @classmethod
     def _model(cls, config, labels: int) -> Albert:
@@ -255,20 +230,6 @@ class TokenLabels(Task):
     def make_model(cls, config, saved=None):
         return cls._model(config, len(saved["labels"]) if saved else 1)
 
-    @classmethod
-    def flops_per_row(cls, config):
-        length = config.data.seq_length
-        return length * encoder_flops(config.model, length)
-
-    @classmethod
-    def tokens_per_row(cls, config):
-        return config.data.seq_length
-
-    def flops_of(self, metrics):
-        rows = self._config.train.batch_size
-        length = round(metrics["padded_tokens"] / rows)
-        return rows * length * encoder_flops(self._config.model, length)
-
     # Makers.
 
     @classmethod
@@ -277,14 +238,7 @@ class TokenLabels(Task):
         train, dev = _split(config)
         labels = sorted({label for sentence in train for label in sentence.labels or ()})
         _check(dev, labels)
-        task = cls(config, labels, tokenizer, train, dev)
-        assert task.rows is not None
-        if task.rows.rows_per_epoch < config.train.batch_size:
-            raise SourceError(
-                f"There are {task.rows.rows_per_epoch} training rows, fewer than one batch of "
-                f"{config.train.batch_size}. Lower train.batch_size."
-            )
-        return task
+        return cls(config, labels, tokenizer, train, dev)._enough()
 
     @classmethod
     def to_evaluate(cls, config, tokenizer, saved, model=None):
@@ -373,18 +327,7 @@ class TokenLabels(Task):
 
     def _logits(self, params, rows, dropout_keys=None):
         """float32 [B, L, labels]."""
-        inputs = {}
-        if dropout_keys is not None:
-            inputs["keys"] = jax.vmap(jax.random.fold_in, (0, None))(dropout_keys, HEAD_STREAM)
-        output: Any = self.model.apply(
-            {"params": params},
-            rows["input_ids"],
-            rows["attention_mask"],
-            rows["token_type_ids"],
-            head_inputs={HEAD: inputs},
-            dropout_keys=dropout_keys,
-        )
-        return output.logits[HEAD]
+        return self._head_output(params, rows, dropout_keys)
 
     def _predicted(self, params, rows):
         """The likeliest label of every token, int32 [B, L]."""
@@ -398,24 +341,9 @@ class TokenLabels(Task):
     def description(self):
         return {
             "labels": list(self.labels),
-            "examples": _digest(self._train),
-            "held_out": _digest(self._dev),
+            "examples": digest_of(self._train),
+            "held_out": digest_of(self._dev),
         }
-
-    def changes(self, saved):
-        now = self.description()
-        refused = [
-            f"  data: {what}: {saved.get(name)} -> {now[name]}"
-            for name, what in (
-                ("labels", "the labels"),
-                ("examples", "digest of the training sentences"),
-            )
-            if saved.get(name) != now[name]
-        ]
-        told = []
-        if saved.get("held_out") != now["held_out"]:
-            told.append("  held-out sentences: figures before and after do not compare")
-        return refused, told
 
 
 def _split(config) -> tuple[list[Sentence], list[Sentence]]:
@@ -427,19 +355,7 @@ def _split(config) -> tuple[list[Sentence], list[Sentence]]:
 
     if data.dev:
         return of(data.train), of(data.dev)
-    found = of(data.train)
-    count = round(len(found) * data.dev_fraction)
-    if not 0 < count < len(found):
-        raise SourceError(
-            f"data.dev_fraction {data.dev_fraction} of {len(found)} sentences are {count}: both "
-            "training and held-out sentences are needed."
-        )
-    order = np.random.default_rng((_HELD_OUT_STREAM, config.seed)).permutation(len(found))
-    chosen = set(order[:count].tolist())
-    return (
-        [sentence for row, sentence in enumerate(found) if row not in chosen],
-        [sentence for row, sentence in enumerate(found) if row in chosen],
-    )
+    return held_out(of(data.train), data.dev_fraction, config.seed)
 
 
 def _check(dev: Sequence[Sentence], labels: Sequence[str]) -> None:
@@ -452,10 +368,6 @@ def _check(dev: Sequence[Sentence], labels: Sequence[str]) -> None:
         )
     if len(known) == 1:
         warn("All words have one label: there is nothing to be learned.")
-
-
-def _digest(sentences: Sequence[Sentence] | None) -> str:
-    return hashlib.blake2b(json.dumps(sentences).encode(), digest_size=8).hexdigest()
 
 
 def _line_of(found: dict[str, float]) -> str:

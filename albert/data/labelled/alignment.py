@@ -67,9 +67,12 @@ def align(text: str, tokenizer: Tokenizer, exactly: bool = True) -> Aligned:
         if found is not None:
             return _aligned(ids, lengths, found, len(text), "subsequence")
     whole_text = normalise(text, tokenizer.lower_case, tokenizer.strip_accents)
-    ids, surfaces = tokenizer.surfaces(whole_text)
-    assert len(sources) == len(whole_text)  # of every character by itself, in lower case
-    return _aligned(ids, _lengths(surfaces), sources, len(text), "surfaces")
+    if len(sources) != len(whole_text):  # of every character by itself
+        raise ValueError(f"{text!r} cannot be normalised character by character")
+    ids, spans = tokenizer.spans(whole_text)
+    inside = np.concatenate([np.arange(*span) for span in spans] or [np.zeros(0, np.int64)])
+    lengths = np.asarray([end - begin for begin, end in spans], np.int64)
+    return _aligned(ids, lengths, sources[inside.astype(np.int64)], len(text), "surfaces")
 
 
 def _lengths(pieces: list[str]) -> np.ndarray:
@@ -83,8 +86,9 @@ def _aligned(ids, lengths, partners, count: int, way: str) -> Aligned:
     of_text[partners[known]] = known  # the first one, where several have it
     piece_of = np.repeat(np.arange(len(lengths)), lengths)
     last = np.cumsum(lengths) - 1
-    starts = [_partner(partners, int(at), count, True) for at in last - lengths + 1]
-    ends = [_partner(partners, int(at), count, False) for at in last]
+    most = len(partners) - 1  # a piece without a character stands where its neighbour does
+    starts = [_partner(partners, min(int(at), most), count, True) for at in last - lengths + 1]
+    ends = [_partner(partners, max(int(at), 0), count, False) for at in last]
     return Aligned(
         np.asarray(ids, np.int32),
         np.asarray(starts, np.int64),
@@ -137,11 +141,11 @@ def _with_sources(text: str, lower_case: bool, strip_accents: bool):
     sources: list[int] = []
     whole: list[bool] = []
     blank: int | None = None  # the first of a run of white space
-    pending = False
+    pending = begun = False
     for place, character in enumerate(text):
         if character.isspace():
             if not pending:
-                pending, blank = bool(letters), None
+                pending, blank = begun, None
             if (
                 blank is None
                 and (unicodedata.normalize("NFKD", character) if strip_accents else character)
@@ -149,6 +153,7 @@ def _with_sources(text: str, lower_case: bool, strip_accents: bool):
             ):
                 blank = place
             continue
+        begun = True
         if pending:
             letters.append(" ")
             sources.append(place - 1 if blank is None else blank)

@@ -1,0 +1,191 @@
+"""What all tasks of fine-tuning have in common: a head on a pretrained encoder, labelled examples
+as rows, and the best checkpoint by what they are judged on.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+
+from albert.data.sources.base import SourceError
+from albert.models.attention import Use
+from albert.models.cost import encoder_flops
+from albert.tasks.base import RunConfig, Task
+from albert.tasks.vocabulary import vocabulary_problems
+
+_HEAD_STREAM = 2  # of a row's dropout key; the encoder takes 0 and 1
+_HELD_OUT_STREAM = 6  # which examples are held out
+
+
+@dataclasses.dataclass(frozen=True)
+class FineTuningConfig:
+    """Fields of the section `data` that all these tasks have."""
+
+    tokenizer: str  # SentencePiece .model; empty: that of init_from
+    lower_case: bool
+    strip_accents: bool
+    folder: str  # rows are made once and kept here
+    seq_length: int  # tokens of a row at most; longer texts are cut, and counted
+    dropout: float  # in front of the head
+    workers: int  # processes that make rows of text; batches are made by a thread
+
+    def problems(self) -> list[str]:
+        """What is wrong with the fields, one sentence each."""
+        found = []
+        if self.seq_length < 4:
+            found.append(f"seq_length is {self.seq_length}; it must be at least 4")
+        if not 0 <= self.dropout < 1:
+            found.append(f"dropout is {self.dropout}; it must be in [0, 1)")
+        if self.workers < 0:
+            found.append(f"workers is {self.workers}; it must not be negative")
+        return found
+
+    def text_problems(self) -> list[str]:
+        """What is wrong with the data that they name; looks for files and reads none."""
+        return []
+
+
+class FineTuning(Task):
+    """A task with one head. `description` has "examples" and "held_out", digests of these."""
+
+    amounts = ("real_tokens", "padded_tokens")
+    serves_best = True
+    # Of the description, beside the examples: what forbids to resume when it changes, in words.
+    deciding: ClassVar[dict[str, str]] = {}
+
+    _config: RunConfig
+
+    @classmethod
+    def problems(cls, config, needs_text):
+        data, model = config.data, config.model
+        found = []
+        if data.seq_length > model.max_position_embeddings and not config.init_model:
+            found.append(
+                f"data.seq_length {data.seq_length} is longer than the position table, "
+                f"model.max_position_embeddings {model.max_position_embeddings}; set "
+                f"--config.data.seq_length={model.max_position_embeddings}"
+            )
+        if needs_text:
+            found += [f"data.{text}" for text in data.text_problems()]
+            if not config.init_from and not data.tokenizer:
+                found.append(
+                    "init_from is empty: name the pretrained model to start from (anything that "
+                    "albert.load takes); or name data.tokenizer to learn from random weights, "
+                    "which is far worse"
+                )
+        return found
+
+    @classmethod
+    def start_problems(cls, config, start):
+        found = vocabulary_problems(config, start)
+        positions = start.config.max_position_embeddings
+        if config.data.seq_length > positions:
+            found.append(
+                f"data.seq_length is {config.data.seq_length} and init_from, {config.init_from}, "
+                f"has {positions} positions; set --config.data.seq_length={positions}"
+            )
+        return found
+
+    @classmethod
+    def attention_use(cls, config, backend):
+        return Use(
+            length=config.data.seq_length,
+            head_dim=config.model.hidden_size // config.model.num_attention_heads,
+            dtype=config.model.dtype,
+            dropout=config.model.attention_probs_dropout_prob,
+            packed=False,
+            backend=backend,
+        )
+
+    @classmethod
+    def sequences_per_row(cls, config) -> int:
+        """So many sequences of tokens are a row."""
+        del config
+        return 1
+
+    @classmethod
+    def flops_per_row(cls, config):
+        return cls.sequences_per_row(config) * _flops(config, config.data.seq_length)
+
+    @classmethod
+    def tokens_per_row(cls, config):
+        return cls.sequences_per_row(config) * config.data.seq_length
+
+    def flops_of(self, metrics):
+        sequences = self._config.train.batch_size * self.sequences_per_row(self._config)
+        return sequences * _flops(self._config, round(metrics["padded_tokens"] / sequences))
+
+    def _head_output(self, params, rows, dropout_keys=None, inputs: dict | None = None) -> Any:
+        """What the head gives of rows; `inputs`: of its own."""
+        head = self.model.heads[0]  # an `Albert`
+        inputs = dict(inputs or {})
+        drops = "dropout" in self.model.head_fields.get(head, {})
+        if drops and dropout_keys is not None:
+            inputs["keys"] = jax.vmap(jax.random.fold_in, (0, None))(dropout_keys, _HEAD_STREAM)
+        output: Any = self.model.apply(
+            {"params": params},
+            rows["input_ids"],
+            rows["attention_mask"],
+            rows["token_type_ids"],
+            head_inputs={head: inputs},
+            dropout_keys=dropout_keys,
+        )
+        return output.logits[head]
+
+    def changes(self, saved):
+        now = self.description()
+        told = self.deciding | {"examples": "digest of the training examples"}
+        refused = [
+            f"  data: {what}: {saved.get(name)} -> {now[name]}"
+            for name, what in told.items()
+            if saved.get(name) != now[name]
+        ]
+        if saved.get("held_out") == now["held_out"]:
+            return refused, []
+        return refused, ["  held-out examples: figures before and after do not compare"]
+
+    def _enough(self) -> "FineTuning":
+        """The task itself; raises SourceError where it has less rows than a batch."""
+        rows = self.rows.rows_per_epoch if self.rows else 0
+        if rows < self._config.train.batch_size:
+            raise SourceError(
+                f"The training examples give {rows} rows, fewer than one batch of "
+                f"{self._config.train.batch_size}. Lower train.batch_size."
+            )
+        return self
+
+
+def _flops(config, length: int) -> float:
+    """Model FLOPs of one training step for a sequence of this length; see `encoder_flops`. The
+    pooler is counted, heads are not."""
+    h = config.model.hidden_size
+    return length * encoder_flops(config.model, length) + 6 * h * h
+
+
+def digest_of(examples: Sequence | None) -> str:
+    """Digits that change with any of some examples, which are tuples."""
+    text = json.dumps([tuple(example) for example in examples or ()])
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def held_out(examples: list, fraction: float, seed: int) -> tuple[list, list]:
+    """(training, held out); which ones depends on their number and the seed alone.
+
+    Raises SourceError where there would be none of either.
+    """
+    count = round(len(examples) * fraction)
+    if not 0 < count < len(examples):
+        raise SourceError(
+            f"data.dev_fraction {fraction} of {len(examples)} examples are {count}: both training "
+            "and held-out examples are needed."
+        )
+    order = np.random.default_rng((_HELD_OUT_STREAM, seed)).permutation(len(examples))
+    chosen = set(order[:count].tolist())
+    return (
+        [example for row, example in enumerate(examples) if row not in chosen],
+        [example for row, example in enumerate(examples) if row in chosen],
+    )
