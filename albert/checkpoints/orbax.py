@@ -27,9 +27,12 @@ class _NoRepetition(logging.Filter):
     """Of asyncio's and absl's records those that tell once more of an error that was raised."""
 
     def filter(self, record: logging.LogRecord) -> bool:
+        told = record.getMessage()
+        of_orbax = "orbax" in told or "OCDBT" in told  # its tasks, files and kind of file
         return not (
             # The traceback of a save that fails.
-            "orbax" in record.pathname or "exception was never retrieved" in record.getMessage()
+            ("orbax" in record.pathname and record.levelno >= logging.ERROR)
+            or (of_orbax and "exception was never retrieved" in told)
         )
 
 
@@ -50,7 +53,8 @@ def begin_one_error_is_enough() -> None:
     """Until as many calls of `end_one_error_is_enough`: what Orbax raises is not printed as well.
 
     When one array cannot be read, the reads of others fail after it: each writes a page to stderr.
-    Hook and filters are the whole process's, so they stand only while Orbax is at work.
+    Hook and filters are the whole process's, so they stand only while Orbax is at work. Nobody
+    knows how long it is after a save that failed: then nothing ends them.
     """
     global _silences, _hook_before
     with _silence_lock:
@@ -61,11 +65,9 @@ def begin_one_error_is_enough() -> None:
                 logging.getLogger(name).addFilter(_silence)
 
 
-def end_one_error_is_enough(failed: bool = False) -> None:
-    """`failed`: what was left half done is collected first, since that is when it complains."""
+def end_one_error_is_enough() -> None:
+    """Ends what one call of `begin_one_error_is_enough` began."""
     global _silences
-    if failed:
-        gc.collect()
     with _silence_lock:
         _silences -= 1
         if _silences == 0:
@@ -79,12 +81,13 @@ def end_one_error_is_enough(failed: bool = False) -> None:
 def one_error_is_enough() -> Iterator[None]:
     """Inside, what Orbax raises is not printed as well."""
     begin_one_error_is_enough()
-    failed = True
     try:
         yield
-        failed = False
+    except BaseException:
+        gc.collect()  # what was left half done complains when it is collected
+        raise
     finally:
-        end_one_error_is_enough(failed)
+        end_one_error_is_enough()
 
 
 class Items(ocp.CompositeCheckpointHandler):

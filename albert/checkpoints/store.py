@@ -108,7 +108,6 @@ class Checkpoints:
             self._prepare(step)
             self._start(step, trees, ItemsArgs(**arguments))
         except Exception as error:
-            end_one_error_is_enough(failed=True)
             if not isinstance(error, CannotAgree):
                 self._give_up()
             raise
@@ -204,14 +203,11 @@ class Checkpoints:
     def _ended(self, step: int) -> Exception | None:
         """Waits for what is being saved; returns what went wrong with it here."""
         self._saving = None
-        failed = True
         try:
             self._checkpointer.wait_until_finished()
-            failed = False
         except Exception as error:
             return error
-        finally:
-            end_one_error_is_enough(failed)
+        end_one_error_is_enough()
         refuted, self._refuted = self._refuted, None
         if refuted is not None:
             with contextlib.suppress(OSError):  # without a manifest it is nobody's checkpoint
@@ -227,7 +223,6 @@ class Checkpoints:
             self._checkpointer.check_for_errors()
         except Exception:
             self._saving = None
-            end_one_error_is_enough(failed=True)
             self._give_up()
             raise
         return (self.folder / str(self._saving) / manifest.NAME).is_file() and self.wait()
