@@ -96,6 +96,9 @@ def get_config(arg: str = "") -> ConfigDict:
     # Training.
     config.train = train = ConfigDict()
     train.num_steps = 125_000
+    # Passes over the training rows, in place of num_steps: of that, warm-up and cooldown keep their
+    # share. 0: num_steps says how long.
+    train.epochs = 0.0
     train.batch_size = 4096
     train.accumulation = 1  # parts of a batch, one after the other, when it does not fit
     train.log_every = 100

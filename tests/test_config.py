@@ -21,6 +21,7 @@ from albert.train.config import (
     check,
     check_devices,
     from_json,
+    in_steps,
     split_overrides,
 )
 from albert.train.cost import describe
@@ -217,6 +218,26 @@ def test_a_schedule_longer_than_the_run_is_told(tiny):
         check(tiny)
     tiny.optimizer.cooldown_steps = 3
     assert check(tiny).optimizer.cooldown_steps == 3
+
+
+def test_epochs_become_steps_and_the_schedule_keeps_its_shape(tiny):
+    tiny.train.epochs, tiny.train.num_steps, tiny.train.batch_size = 2.5, 60, 16
+    tiny.optimizer.warmup_steps, tiny.optimizer.schedule = 15, "wsd"
+    tiny.optimizer.cooldown_steps = 6
+    config = in_steps(check(tiny), 100)
+    assert config.train.num_steps == 16  # of 250 rows, the last one not whole
+    assert (config.optimizer.warmup_steps, config.optimizer.cooldown_steps) == (4, 2)
+    assert in_steps(config, 100) == config
+    tiny.train.epochs, tiny.optimizer.cooldown_steps = 0.0, None
+    assert in_steps(check(tiny), 100) == check(tiny)
+    tiny.train.epochs = 1e-9
+    assert in_steps(check(tiny), 100).train.num_steps == 1
+    tiny.init_from, tiny.init_optimizer = "somewhere", True
+    with pytest.raises(ConfigError, match="init_optimizer True, which goes on at the step of"):
+        check(tiny)
+    tiny.train.epochs = -1.0
+    with pytest.raises(ConfigError, match=r"train\.epochs is -1\.0; it must not be negative"):
+        check(tiny)
 
 
 def test_moments_are_taken_by_those_alone_that_keep_such(tiny):

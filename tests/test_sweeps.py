@@ -16,9 +16,12 @@ from pathlib import Path
 import psutil
 import pytest
 
+from albert.models.cost import without_heads
 from albert.runtime.fields import ConfigError
 from albert.tasks.pretraining import flops_per_token
+from albert.train.config import in_steps
 from albert.train.cost import parameters_of
+from configs.finetune import published
 from tools.sweeps import plan as plan_module
 from tools.sweeps import runner
 from tools.sweeps.grid import Sweep, chain, choices, product, zip_runs
@@ -29,8 +32,10 @@ from tools.sweeps.plan import (
     parse_overrides,
     plan,
     run_name,
+    task_of,
 )
-from tools.sweeps.results import collect
+from tools.sweeps.plots import draw
+from tools.sweeps.results import collect, write_tables
 
 ROOT = Path(__file__).resolve().parent.parent
 ABLATIONS = sorted(p.stem for p in (ROOT / "configs/ablations").glob("*.py") if p.stem != "scale")
@@ -64,6 +69,59 @@ def test_every_ablation_is_planned(name, arg, tmp_path):
         assert any(which.items() <= run.items() for run in sweep.runs), which
     if sweep.title.startswith("Table"):
         assert len(sweep.published) == len(sweep.runs) or (name, arg) == ("table11", ":laptop")
+
+
+def fields_of(sweep, tmp_path):
+    """Overrides that name what a sweep of fine-tuning reads."""
+    file, task = tmp_path / "questions.json", task_of(sweep)
+    file.touch()
+    paths = {"path": tmp_path} if task == "glue" else {"train": file, "dev": file}
+    named = [f"--config.data.{name}={path}" for name, path in paths.items()]
+    return parse_overrides(["--config.init_from=model", *named], task)
+
+
+@pytest.mark.parametrize("sweep", ["seeds", "grid"])
+def test_every_sweep_of_fine_tuning_is_planned(sweep, tmp_path):
+    for task in published.COLUMNS:
+        for arg in (task, f"{task},tiny"):
+            found = load_sweep(f"configs/finetune/{sweep}.py:{arg}")
+            runs = plan(found, tmp_path / "runs", fields_of(found, tmp_path), found.seeds)
+            assert len({run.workdir for run in runs}) == len(runs) > 3
+            assert found.center == "median"
+    with pytest.raises(ConfigError, match="the argument is 'x'; it names one task of cola"):
+        load_sweep(f"configs/finetune/{sweep}.py:x")
+
+
+def test_the_table_of_fine_tuning_has_medians_of_what_each_run_came_to(tmp_path):
+    """Runs whose length is in epochs, and whose sizes are those of the model they start from."""
+    sweep = load_sweep("configs/finetune/grid.py:mrpc,tiny")
+    sweep = dataclasses.replace(sweep, runs=sweep.runs[:1])
+    runs = plan(sweep, tmp_path, fields_of(sweep, tmp_path), (0, 1, 2))
+    for run, accuracy in zip(runs, (0.5, 0.9, 0.8), strict=True):
+        run.workdir.mkdir()
+        model = dataclasses.replace(run.config.model, num_hidden_layers=2, hidden_size=12)
+        trained = in_steps(dataclasses.replace(run.config, model=model), 160)
+        (run.workdir / "config.json").write_text(
+            json.dumps({"config": dataclasses.asdict(trained)})
+        )
+        evaluated = {"step": 3, "accuracy": accuracy, "f1": 0.5, "majority": 0.4}
+        logged = [{"group": "dev", **evaluated}, {"group": "dev", **evaluated, "step": 5}]
+        (run.workdir / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in logged))
+        assert not plan_module.is_finished(run)
+        (run.workdir / "eval_5.json").write_text(json.dumps(evaluated | {"accuracy": 0.1}))
+        (run.workdir / "eval_best.json").write_text(json.dumps(evaluated))
+        assert plan_module.is_finished(run)
+    (row,) = collect(sweep, runs)
+    assert row.center == {"accuracy, %": 80.0, "f1, %": 50.0, "most frequent class, %": 40.0}
+    assert row.spread["accuracy, %"] == pytest.approx(statistics.stdev((50, 90, 80)))
+    assert (row.steps, row.parameters) == (5, without_heads(parameters_of(trained)))
+    table = write_tables(sweep, [row], 1, tmp_path, "the command").read_text()
+    assert "5 steps. Held-out figures: median ± sample" in table
+    assert "| 80.00 ± 20.82 |" in table
+    assert all(path.read_bytes()[:4] == b"\x89PNG" for path in draw(sweep, runs, [row], tmp_path))
+    other = dataclasses.replace(runs[0].config.train, epochs=1.0)
+    changed = dataclasses.replace(runs[0], config=dataclasses.replace(runs[0].config, train=other))
+    assert "holds a run with another train.epochs" in plan_module.other_run(changed)[0]
 
 
 def test_the_command_of_a_run_makes_its_config(tmp_path):
@@ -266,15 +324,15 @@ def test_figures_of_a_run_are_named_by_what_they_judge(tmp_path):
     rows = {
         row.overrides["data.sentence_objective"]: row for row in collect(sweep, [*runs.values()])
     }
-    assert rows["none"].mean == {"MLM loss": 5.0, "MLM accuracy, %": 20.0}
-    assert rows["nsp"].mean == {"MLM loss": 5.0, "MLM accuracy, %": 20.0, "NSP accuracy, %": 90.0}
-    assert rows["sop"].mean == {"MLM loss": 5.0, "MLM accuracy, %": 20.0, "SOP accuracy, %": 90.0}
+    assert rows["none"].center == {"MLM loss": 5.0, "MLM accuracy, %": 20.0}
+    assert rows["nsp"].center == {"MLM loss": 5.0, "MLM accuracy, %": 20.0, "NSP accuracy, %": 90.0}
+    assert rows["sop"].center == {"MLM loss": 5.0, "MLM accuracy, %": 20.0, "SOP accuracy, %": 90.0}
     # Judged by both, as Table 5 has it.
     steps = runs["nsp"].config.train.num_steps
     for name, accuracy in (("nsp", 0.91), ("sop", 0.52)):
         path = runs["nsp"].workdir / f"eval_{steps}_{name}.json"
         path.write_text(json.dumps({"sop_accuracy": accuracy}))
-    found = collect(sweep, [runs["nsp"]])[0].mean
+    found = collect(sweep, [runs["nsp"]])[0].center
     assert (found["NSP accuracy, %"], found["SOP accuracy, %"]) == (91.0, 52.0)
     backbone = parameters_of(runs["sop"].config)
     assert rows["sop"].parameters == sum(v for k, v in backbone.items() if "head" not in k)

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import pytest
 from flax.core import meta
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 import albert
 from albert.checkpoints.store import Checkpoints
@@ -120,6 +121,37 @@ def test_a_finished_run_says_what_it_came_to(own, finetuned):
     assert figures == {name: records(finetuned, "dev")[-1][name] for name in figures}
 
 
+def test_a_run_of_epochs_is_killed_resumed_finished_and_lengthened(own, tmp_path, capsys):
+    own.train.epochs, own.optimizer.warmup_steps = 2.0, 10  # a quarter of 40 steps
+    own.train.checkpoint_every = 5
+    with pytest.raises(MemoryError):
+        train(check(own), tmp_path / "run", watch=killed_at("log", 12))
+    done = train(check(own), tmp_path / "run")
+    printed = capsys.readouterr().out
+    assert "then steps 11 to 18: 2 epochs of 144 rows, with 4 steps of warm-up." in printed
+    assert done.step == 18  # of 16 rows, of 144 twice
+    train(check(own), tmp_path / "again")
+    assert_bit_equal(final_params(tmp_path / "run", 18), final_params(tmp_path / "again", 18))
+    capsys.readouterr()
+    train(check(own), tmp_path / "run")
+    assert "is finished: it has a checkpoint of step 18 of 18. Raise train.epochs or" in (
+        capsys.readouterr().out
+    )
+    own.train.epochs = 3.0
+    assert train(check(own), tmp_path / "run").step == 27
+    assert "train.epochs: 2.0 -> 3.0" in capsys.readouterr().out
+
+
+def test_the_best_is_told_at_the_end(finetuned, finetuned_folder):
+    seen = json.loads((finetuned_folder / "seen.json").read_text())
+    best = json.loads((finetuned / "eval_best.json").read_text())
+    assert best.pop("examples") == []
+    assert seen[str(best.pop("step"))] == best
+    assert best["accuracy"] == max(figures["accuracy"] for figures in seen.values())
+    printed = (finetuned_folder / "printed.txt").read_text()
+    assert printed.index("dev at step 40") < printed.index(", the best\n")
+
+
 def test_it_is_loaded_asked_and_saved(finetuned, finetuned_folder, tmp_path):
     model = albert.load(finetuned)
     assert model.labels == COLORS
@@ -163,6 +195,18 @@ def test_the_best_checkpoint_is_what_is_loaded_and_evaluated(
     for line, row in zip(lines[1:], read_reviews(new), strict=True):
         assert line[1] == model.classify(row["text"]).label
     evaluate_run(run, "best", Options())
+    names = "reliability", "confusion", "scores", "figures", "loss"
+    for name in names:
+        picture = (run / f"pictures_{best}" / f"dev_{name}.png").read_bytes()
+        assert picture.startswith(b"\x89PNG")
+    shown = {
+        value.tag: list(value.tensor.string_val)[:2]
+        for file in (run / "tensorboard" / "eval").glob("events*")
+        for event in EventFileLoader(str(file)).Load()
+        for value in event.summary.value
+    }
+    assert {f"dev_{name}" for name in names} < shown.keys()
+    assert shown["dev_loss"] == [b"660", b"550"]
     evaluate_run(run, "latest", Options())
     assert "dev at step 40" in capsys.readouterr().out
 

@@ -7,9 +7,10 @@
   python tools/sweep.py configs/ablations/table4.py --workdir=DIR --table   only what is there
 
 configs/ablations/ has one file for each table of the paper; behind a colon, laptop makes it minutes
-on two CPU cores. --config.SECTION.FIELD=VALUE holds for every run. Each run gets a folder below the
-workdir, named by what it varies. The same command resumes the sweep: finished runs are
-skipped, others resume from their checkpoints; a run that fails is told and the rest goes on. Leaves
+on two CPU cores. configs/finetune/seeds.py and grid.py are sweeps of fine-tuning.
+--config.SECTION.FIELD=VALUE holds for every run. Each run gets a folder below the workdir, named by
+what it varies. The same command resumes the sweep: finished runs are skipped, others resume from
+their checkpoints; a run that fails is told and the rest goes on. Leaves
 table.md, table.csv, loss.png and quality.png in the workdir, and hyper-parameters for TensorBoard.
 """
 
@@ -39,7 +40,7 @@ _TABLE = flags.DEFINE_bool("table", False, "Write the table of what is finished,
 def main(spec: str, overrides: list[str]) -> None:
     from albert.runtime import RunError
     from albert.runtime.fields import ConfigError
-    from tools.sweeps.plan import check_disk, load_sweep, parse_overrides, plan
+    from tools.sweeps.plan import check_disk, load_sweep, parse_overrides, plan, task_of
     from tools.sweeps.plots import draw
     from tools.sweeps.results import collect, write_hyperparameters, write_tables
     from tools.sweeps.runner import Stopped, calibrated, execute, print_commands
@@ -51,7 +52,8 @@ def main(spec: str, overrides: list[str]) -> None:
             raise ConfigError([f"--seeds is {','.join(_SEEDS.value)}; give numbers, as in 0,1,2"])
         seeds = tuple(map(int, _SEEDS.value))
     folder = Path(_WORKDIR.value).expanduser()
-    planned = plan(sweep, folder.absolute(), parse_overrides(overrides), seeds)
+    fields = parse_overrides(overrides, task_of(sweep))
+    planned = plan(sweep, folder.absolute(), fields, seeds)
     runs, failed = calibrated(sweep, planned, _JOBS.value, _ROOT, None)
     if _PRINT.value:
         if failed:

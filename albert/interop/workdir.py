@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from albert.checkpoints.store import Checkpoints
 
 CHECKPOINTS, VOCABULARY = "checkpoints", "tokenizer.model"
+BEST_REPORT = "eval_best.json"  # figures of the best checkpoint, where that is what is served
 
 # Fields of a model that came after the first version, and what it did.
 _ADDED = {"attention": "xla"}

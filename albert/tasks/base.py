@@ -21,6 +21,7 @@ from albert.interop.weights import Weights
 from albert.models.attention import Use
 from albert.models.config import AlbertConfig
 from albert.models.encoder import init_params
+from albert.tasks.pictures import Draw
 
 Batch = dict[str, Any]  # arrays by field, each with the rows as its first axis
 
@@ -57,6 +58,7 @@ class Evaluation:
         gives arrays with the rows as their first axis, which are put one behind the other on every
         process, without padding: for metrics that are no sums.
       every: steps between evaluations; None: `train.eval_every`. The last step always is.
+      pictures: that tree over all rows -> pictures by name, where it gathers and has some.
     """
 
     name: str
@@ -68,6 +70,7 @@ class Evaluation:
     table: Callable[[str, dict[str, float]], str]
     gathers: bool = False
     every: int | None = None
+    pictures: Callable[[Any], dict[str, Draw]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -128,11 +128,9 @@ class Squad(FineTuning):
             windows = self._windows(train, training=True)
             self.rows = self._rows_of(windows, training=True)
             inside = float(1 - windows.is_impossible.mean())
-            epochs = config.train.num_steps * config.train.batch_size / len(windows)
             self.opening = [
                 f"{len(train):,} training questions in {len(windows):,} windows, "
-                f"{100 * inside:.1f} % of which hold an answer. The run sees each {epochs:.1f} "
-                "times.",
+                f"{100 * inside:.1f} % of which hold an answer.",
                 *_moved(train),
             ]
         if dev is not None:

@@ -7,7 +7,7 @@ Sources: the scripts `evaluate-v1.1.py` and `evaluate-v2.0.py` (Rajpurkar et al.
 import collections
 import re
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from albert.data.labelled.squad import Question, questions_of, read
@@ -76,15 +76,22 @@ def _score_v1(questions: Sequence[Question], predictions: Mapping[str, str]) -> 
     return {"exact_match": 100 * matches / count, "f1": 100 * total / count}
 
 
+def _raw_v2(questions, predictions) -> tuple[dict[str, dict[str, float]], dict[str, bool]]:
+    """(score -> question -> value, question -> whether it has an answer) without a threshold, of
+    the questions that are answered."""
+    raw: dict[str, dict[str, float]] = {"exact": {}, "f1": {}}
+    for question in questions:
+        if question.id in predictions:
+            golds = [text for text, _ in question.answers if normalised(text)] or [""]
+            answer = predictions[question.id]
+            raw["exact"][question.id] = max(exact(gold, answer) for gold in golds)
+            raw["f1"][question.id] = max(f1(gold, answer, both_empty=1.0) for gold in golds)
+    return raw, {question.id: bool(question.answers) for question in questions}
+
+
 def _score_v2(questions, predictions, null_odds, threshold) -> dict[str, float]:
     answered = [question for question in questions if question.id in predictions]
-    has_answer = {question.id: bool(question.answers) for question in questions}
-    raw: dict[str, dict[str, float]] = {"exact": {}, "f1": {}}
-    for question in answered:
-        golds = [text for text, _ in question.answers if normalised(text)] or [""]
-        answer = predictions[question.id]
-        raw["exact"][question.id] = max(exact(gold, answer) for gold in golds)
-        raw["f1"][question.id] = max(f1(gold, answer, both_empty=1.0) for gold in golds)
+    raw, has_answer = _raw_v2(questions, predictions)
 
     def judged(scores: dict[str, float]) -> dict[str, float]:
         if null_odds is None or threshold is None:
@@ -111,13 +118,22 @@ def _score_v2(questions, predictions, null_odds, threshold) -> dict[str, float]:
 
 
 def _best_threshold(predictions, scores, null_odds, has_answer) -> tuple[float, float]:
-    """The highest score that a threshold of the null odds reaches, and the lowest such threshold.
+    """The highest score that a threshold of the null odds reaches, and the lowest that does."""
+    best, at = -1.0, 0.0
+    for threshold, now in _by_threshold(predictions, scores, null_odds, has_answer):
+        if now > best:
+            best, at = now, threshold
+    return 100 * best / len(scores), at
 
-    Everything is unanswered at first, at a threshold of 0.0 as the official script says; by rising
-    odds one answer after the other is added.
+
+def _by_threshold(predictions, scores, null_odds, has_answer) -> Iterator[tuple[float, float]]:
+    """(threshold of the null odds, sum of scores) by rising odds.
+
+    Everything is unanswered at first, at a threshold of 0.0 as the official script says; then one
+    answer after the other is added.
     """
-    now = best = float(sum(not value for value in has_answer.values()))
-    at = 0.0
+    now = float(sum(not value for value in has_answer.values()))
+    yield 0.0, now
     for key in sorted(null_odds, key=lambda k: null_odds[k]):
         if key not in scores:
             continue
@@ -125,6 +141,18 @@ def _best_threshold(predictions, scores, null_odds, has_answer) -> tuple[float, 
             now += scores[key]
         elif predictions[key]:
             now -= 1
-        if now > best:
-            best, at = now, null_odds[key]
-    return 100 * best / len(scores), at
+        yield null_odds[key], now
+
+
+def threshold_curve(
+    questions: Sequence[Question], predictions: Mapping[str, str], null_odds: Mapping[str, float]
+) -> dict[str, list[float]]:
+    """What every threshold gives, of version 2.0: `threshold`, rising, with `exact` and `f1` in
+    percent, where answers whose null odds are over it count as none."""
+    raw, has_answer = _raw_v2(questions, predictions)
+    found: dict[str, list[float]] = {}
+    for name, values in raw.items():
+        steps = list(_by_threshold(predictions, values, null_odds, has_answer))[1:]
+        found["threshold"] = [threshold for threshold, _ in steps]
+        found[name] = [100 * now / len(values) for _, now in steps]
+    return found

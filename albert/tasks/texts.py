@@ -29,6 +29,7 @@ from albert.runtime.paths import place
 from albert.tasks.base import Best, Evaluation, Predictions
 from albert.tasks.finetuning import FineTuning, digest_of
 from albert.tasks.metrics import METRICS, expected_calibration_error
+from albert.tasks.pictures import Draw, confusion, histogram, reliability, scatter
 from albert.tasks.vocabulary import tokenizer_of
 
 HEAD = "classifier"
@@ -253,6 +254,7 @@ class TextTask(FineTuning):
             partial(_line_of, split.name, split.metrics),
             partial(_table, split.name, split.metrics),
             gathers=True,
+            pictures=partial(self._pictures, targets[:count]),
         )
 
     def _opening(self, sequences: Sequences) -> list[str]:
@@ -264,8 +266,7 @@ class TextTask(FineTuning):
             line += f": {', '.join(shares[:8])}{' and others' if len(shares) > 8 else ''}"
             if len(self.labels) < 2:
                 warn("All training examples have one class: there is nothing to be learned.")
-        epochs = self._config.train.num_steps * self._config.train.batch_size / len(sequences)
-        lines = [f"{line}. The run sees each {epochs:.1f} times."]
+        lines = [f"{line}."]
         if sequences.cut:
             lines.append(
                 f"{sequences.cut:,} of them ({100 * sequences.cut / len(sequences):.1f} %) are cut "
@@ -333,6 +334,31 @@ class TextTask(FineTuning):
             found["calibration_error"] = expected_calibration_error(
                 label_probabilities(self.kind, logits), targets
             )
+        return found
+
+    def _pictures(self, targets: np.ndarray, logits: np.ndarray) -> dict[str, Draw]:
+        predictions = predictions_of(self.kind, logits)
+        if self.kind == "number":
+            error = predictions - targets
+            return {
+                "scatter": scatter(targets, predictions),
+                "errors": histogram({"dev": error}, "predicted less label", "errors"),
+            }
+        probabilities = label_probabilities(self.kind, logits)
+        if self.kind == "several":
+            hits = (probabilities > 0.5) == (targets > 0)
+            confidence = np.maximum(probabilities, 1 - probabilities)
+            groups = {"with it": probabilities[targets > 0], "without": probabilities[targets == 0]}
+            return {
+                "scores": histogram(groups, "probability of a label", "scores", 0.5),
+                "reliability": reliability(confidence.reshape(-1), hits.reshape(-1)),
+            }
+        found = {"reliability": reliability(probabilities.max(-1), predictions == targets)}
+        if self.kind == "classes":
+            found["confusion"] = confusion(self.labels, targets, predictions)
+        if len(self.labels) == 2:
+            groups = {name: probabilities[targets == i, 1] for i, name in enumerate(self.labels)}
+            found["scores"] = histogram(groups, f"probability of {self.labels[1]}", "scores", 0.5)
         return found
 
     # What a run is.

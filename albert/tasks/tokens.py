@@ -23,6 +23,7 @@ from albert.models.encoder import Albert
 from albert.runtime.console import warn
 from albert.tasks.base import Best, Evaluation, Predictions
 from albert.tasks.finetuning import FineTuning, FineTuningConfig, digest_of, held_out
+from albert.tasks.pictures import Draw, confusion
 from albert.tasks.vocabulary import tokenizer_of
 
 HEAD = "tokens"
@@ -185,10 +186,9 @@ class TokenLabels(FineTuning):
         if train is not None:
             rows = self._words(train)
             self.rows = self._rows_of(rows, train, config.seed)
-            seen = config.train.num_steps * config.train.batch_size / len(rows.rows)
             opening.append(
                 f"{len(train):,} training sentences in {len(rows.rows):,} rows, "
-                f"{len(self.labels)} labels. The run sees each {seen:.1f} times."
+                f"{len(self.labels)} labels."
             )
             if rows.empty:
                 opening.append(f"{rows.empty:,} words have no piece and are <unk>.")
@@ -209,8 +209,14 @@ class TokenLabels(FineTuning):
                     _line_of,
                     _table,
                     gathers=True,
+                    pictures=lambda found: self._pictures(dev, self._of_words(rows, dev, found)),
                 )
             ]
+
+    def _pictures(self, sentences, predicted) -> dict[str, Draw]:
+        targets = [self._ids[label] for sentence in sentences for label in sentence.labels]
+        chosen = [self._ids[label] for labels in predicted for label in labels]
+        return {"confusion": confusion(self.labels, targets, chosen)}
 
     # Asked before there is any data or device.
 

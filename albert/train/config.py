@@ -6,6 +6,7 @@ below, which are what the package reads. Values and comments stand in `configs/d
 
 import ast
 import dataclasses
+import math
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ from albert.train.sharding import MESH_AXES, ShardingConfig, partition_problems
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
     num_steps: int
+    epochs: float  # passes over the training rows, in place of num_steps; 0: num_steps says
     batch_size: int  # rows of one step, over all devices and parts
     accumulation: int  # parts a batch is cut into, one after the other, to save memory
     log_every: int  # steps
@@ -63,7 +65,7 @@ class TrainConfig:
         ):
             if getattr(self, name) < 1:
                 found.append(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("checkpoint_minutes", "keep_best", "stall_seconds"):
+        for name in ("epochs", "checkpoint_minutes", "keep_best", "stall_seconds"):
             if getattr(self, name) < 0:
                 found.append(f"{name} is {getattr(self, name)}; it must not be negative")
         if self.spike_factor and self.spike_factor <= 1:
@@ -138,6 +140,11 @@ def check(values: Mapping, needs_text: bool = True, for_training: bool = True) -
         problems += [f"model.{text}" for text in uneven_groups(sharing, steps)]
     if not 0 <= config.seed < MAX_SEED:
         problems.append(f"seed is {config.seed}; it must be in [0, {MAX_SEED})")
+    if config.train.epochs and config.init_optimizer:
+        problems.append(
+            f"train.epochs is {config.train.epochs} and init_optimizer True, which goes on at the "
+            "step of init_from; set train.num_steps, and train.epochs to 0"
+        )
     length_problems = config.optimizer.length_problems(config.train.num_steps)
     problems += [f"optimizer.{text}" for text in length_problems]
     if for_training:
@@ -145,6 +152,28 @@ def check(values: Mapping, needs_text: bool = True, for_training: bool = True) -
     if problems:
         raise ConfigError(problems)
     return config
+
+
+def in_steps(config: Config, rows_per_epoch: int) -> Config:
+    """The config with `train.num_steps` for its `train.epochs`, where these are set; warm-up and
+    cooldown keep their share of the steps."""
+    train, optimizer = config.train, config.optimizer
+    if not train.epochs:
+        return config
+    steps = max(1, math.ceil(train.epochs * rows_per_epoch / train.batch_size))
+
+    def scaled(length):
+        return length and round(length * steps / train.num_steps)
+
+    return dataclasses.replace(
+        config,
+        train=dataclasses.replace(train, num_steps=steps),
+        optimizer=dataclasses.replace(
+            optimizer,
+            warmup_steps=scaled(optimizer.warmup_steps),
+            cooldown_steps=scaled(optimizer.cooldown_steps),
+        ),
+    )
 
 
 def attention_problems_of(config: Config, backend: str | None) -> list[str]:

@@ -26,8 +26,10 @@ from albert.runtime.fields import ConfigError
 from albert.runtime.paths import file_name_part, place, replace_text
 from albert.tasks import find_task
 from albert.tasks.base import Evaluation, Predictions, Samples, Task
+from albert.tasks.pictures import Draw
 from albert.train.config import Config, attention_problems_of, config_of_run, from_json
 from albert.train.log_files import write_scalars
+from albert.train.pictures import pictures_of_run, write_pictures
 from albert.train.sharding import (
     ShardingConfig,
     batch_sharding,
@@ -87,14 +89,17 @@ class Evaluator:
         self.evaluation = evaluation
         self._rows = _OverRows(evaluation, mesh, sharding, batch_size)
 
-    def figures(self, params) -> dict[str, float]:
-        """The evaluation's figures of these parameters, the same on every process."""
+    def outcome(self, params):
+        """What the evaluation's step gives of all rows, the same on every process."""
         if self.evaluation.gathers:
-            return self.evaluation.figures(self._rows.gathered(params))
+            return self._rows.gathered(params)
         # In float64: sums of millions of terms outgrow the digits of float32.
         found = self._rows.outcomes(params)
-        total = jax.tree.map(lambda *x: np.sum(np.asarray(x, np.float64), axis=0), *found)
-        return self.evaluation.figures(total)
+        return jax.tree.map(lambda *x: np.sum(np.asarray(x, np.float64), axis=0), *found)
+
+    def figures(self, params) -> dict[str, float]:
+        """The evaluation's figures of these parameters."""
+        return self.evaluation.figures(self.outcome(params))
 
 
 def sample_lines(
@@ -171,8 +176,8 @@ class Options:
 def evaluate_run(
     workdir: Path, step: str | None, options: Options, other: Config | None = None
 ) -> None:
-    """Evaluates checkpoints of a run, prints the figures and writes them into its workdir, and what
-    the task predicts of unlabelled rows.
+    """Evaluates checkpoints of a run, prints the figures and writes them into its workdir, with the
+    task's pictures, and what it predicts of unlabelled rows.
 
     Args:
       workdir: folder of the run.
@@ -198,7 +203,8 @@ def evaluate_run(
                 params = _restored(checkpoints, number, like)
                 if params is None:
                     continue
-                figures = {e.evaluation.name: e.figures(params) for e in evaluators}
+                found = {e.evaluation.name: (e.evaluation, e.outcome(params)) for e in evaluators}
+                figures = {name: of.figures(outcome) for name, (of, outcome) in found.items()}
                 lines = sample_lines(task.samples, params, mesh, sharding, size, options.examples)
                 predicted: dict = {}
                 for each in task.predictions:
@@ -213,6 +219,15 @@ def evaluate_run(
                     write_scalars(board, number, "eval" if name == "valid" else name, values)
                 print_figures(f"at step {number}", task, figures, lines)
                 print(f"Written to {path}", flush=True)
+                drawn: dict[str, Draw] = {}
+                for name, (of, outcome) in found.items():
+                    if of.pictures:
+                        all_of = of.pictures(outcome) | pictures_of_run(workdir, name, number)
+                        drawn |= {f"{name}_{picture}": draw for picture, draw in all_of.items()}
+                if drawn:
+                    folder = workdir / f"pictures_{number}{suffix}"
+                    write_pictures(folder, board, number, drawn)
+                    print(f"Pictures are in {folder}: {', '.join(drawn)}", flush=True)
                 for name, of_file in predicted.items():
                     place_of = workdir / f"predictions_{number}{suffix}" / name
                     place_of.parent.mkdir(exist_ok=True)

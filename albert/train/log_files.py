@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto import event_pb2
+from tensorboardX.proto import event_pb2, summary_pb2
 
 from albert.runtime.paths import append_text, is_remote, replace_text
 
@@ -39,6 +39,16 @@ class Board:
     def write(self, step: int, group: str, values: dict[str, float]) -> None:
         for name, value in values.items():
             self._write(step, summary=summary.scalar(f"{group}/{name}", value))
+        self._flush()
+
+    def write_picture(self, step: int, name: str, png: bytes) -> None:
+        """Shows a picture; tensorboardX's own way to write one needs Pillow."""
+        height, width = int.from_bytes(png[20:24]), int.from_bytes(png[16:20])  # its first chunk
+        image = summary_pb2.Summary.Image(
+            height=height, width=width, colorspace=4, encoded_image_string=png
+        )
+        value = summary_pb2.Summary.Value(tag=name, image=image)
+        self._write(step, summary=summary_pb2.Summary(value=[value]))
         self._flush()
 
     def _write(self, step: int, **what) -> None:
@@ -123,6 +133,11 @@ def write_scalars(folder: Path, step: int, group: str, values: dict[str, float])
 def last_logged_step(workdir: Path) -> int:
     """The last step that the logs of a run tell of; 0 when there are none."""
     return max((record["step"] for _, record in _records(workdir / "metrics.jsonl")), default=0)
+
+
+def records(path: Path) -> list[dict]:
+    """What the lines of `metrics.jsonl` say; those that are cut off or damaged are left out."""
+    return [record for _, record in _records(path)]
 
 
 def _records(path: Path) -> list[tuple[str, dict]]:

@@ -15,7 +15,7 @@ import jax
 from albert.checkpoints.store import Checkpoints
 from albert.data.loader import BatchSource, iterate
 from albert.interop.weights import Weights
-from albert.interop.workdir import VOCABULARY, is_run
+from albert.interop.workdir import BEST_REPORT, VOCABULARY, is_run
 from albert.runtime import RunError
 from albert.runtime.console import tell
 from albert.runtime.lock import WorkdirLock
@@ -24,7 +24,7 @@ from albert.runtime.signals import Preempted, StopNow, StopSignals
 from albert.runtime.watchdog import Watchdog
 from albert.tasks import check_task, find_task
 from albert.tasks.base import Batch, Task
-from albert.train.config import Config, check_devices
+from albert.train.config import Config, check_devices, in_steps
 from albert.train.divergence import Rollbacks, report
 from albert.train.evaluate import Evaluator, report_text, sample_lines, write_report
 from albert.train.init_from import read_start, resumed, start_state
@@ -119,16 +119,19 @@ def train(
                     config, start = read_start(config)
                 model = kind.make_model(config, info)
                 check_devices(config, kind.abstract_params(model), jax.device_count())
-                if saved is not None and _is_finished(config, workdir, saved):
-                    say(
-                        f"{workdir} is finished: it has a checkpoint of step {saved} of "
-                        f"{config.train.num_steps}. Raise train.num_steps or choose another "
-                        "--workdir."
-                    )
-                    return _finished(config, kind, model, workdir, checkpoints, saved)
+                if (
+                    not config.train.epochs
+                    and saved is not None
+                    and _is_finished(config, workdir, saved)
+                ):
+                    return _finished(config, kind, model, workdir, checkpoints, saved, say)
                 watch("prepare", 0)
                 task = kind.prepare(config, workdir, info, start)
                 check_task(task)
+                assert task.rows is not None
+                config = in_steps(config, task.rows.rows_per_epoch)
+                if saved is not None and _is_finished(config, workdir, saved):
+                    return _finished(config, kind, model, workdir, checkpoints, saved, say)
                 if info is not None:
                     check_same_run(info, config, task, workdir, say)
                 elif (logged := last_logged_step(workdir)) > 0:
@@ -240,7 +243,12 @@ class Run:
             )
             for line in task.opening:
                 say(line)
-            say(f"Compiling; then steps {self.step + 1} to {config.train.num_steps}.")
+            steps, epoch = config.train.num_steps, task.rows.rows_per_epoch
+            say(
+                f"Compiling; then steps {self.step + 1} to {steps}: "
+                f"{steps * config.train.batch_size / epoch:.3g} epochs of {epoch:,} rows, with "
+                f"{config.optimizer.warmup_steps} steps of warm-up."
+            )
             self._saver = Saver(self._checkpoints, self._description, config.train, say)
             self._saver.step = self.step
             self._rolls_back = config.train.on_divergence == "rollback"
@@ -351,9 +359,14 @@ class Run:
             _EXAMPLES_SHOWN,
         )
         figures = self.progress.evaluated
+        best = self._best()
         if jax.process_index() == 0:
+            if best:
+                write_report(self.workdir / BEST_REPORT, *best, [])
             write_report(self.workdir / f"eval_{self.step}.json", self.step, figures, lines)
         self._say(report_text(f"at step {self.step}", self.task, figures, lines))
+        if best:
+            self._say(report_text(f"at step {best[0]}, the best", self.task, best[1], []))
         self._say(
             f"Checkpoints, logs and vocabulary are in {self.workdir}. Look at the curves with:\n"
             f"  {Path(sys.executable).parent / 'tensorboard'} --logdir {self.workdir}"
@@ -371,6 +384,13 @@ class Run:
                 and self.step % (evaluator.evaluation.every or self.config.train.eval_every) == 0
             )
         ]
+
+    def _best(self) -> tuple[int, dict[str, dict[str, float]]] | None:
+        """(step, figures) of the checkpoint that stands for the run, where that is its best."""
+        ranked = self._checkpoints.from_the_best() if self.task.serves_best else []
+        if not ranked:
+            return None
+        return ranked[0], Progress.from_json(self._checkpoints.info(ranked[0])).evaluated
 
     def _interruptible(self) -> contextlib.AbstractContextManager:
         """Where waiting may end at once by a signal; of several processes none may end alone."""
@@ -422,8 +442,14 @@ def _finished(
     workdir: Path,
     checkpoints: Checkpoints,
     saved: int,
+    say: Callable[[str], None],
 ) -> Outcome:
     """What a run came to that was finished before."""
+    length = "epochs" if config.train.epochs else "num_steps"
+    say(
+        f"{workdir} is finished: it has a checkpoint of step {saved} of "
+        f"{config.train.num_steps}. Raise train.{length} or choose another --workdir."
+    )
     optimizer, _ = make_optimizer(config.optimizer, config.train.num_steps, kind.unused)
     abstract = abstract_state(
         partial(kind.init, model),

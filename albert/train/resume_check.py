@@ -15,7 +15,13 @@ _NOT_COMPARED = ("init_from", "init_model", "init_optimizer", "init_method")
 # Of the model and yet harmless: what is computed is the same up to rounding.
 _NUMERICS = ("model.dtype", "model.remat", "model.attention")
 # Harmless and yet not exact: what is learned differs from here on.
-_LEARNING = ("optimizer", "train.max_bad_steps", "train.spike_factor", "train.num_steps")
+_LEARNING = (
+    "optimizer",
+    "train.max_bad_steps",
+    "train.spike_factor",
+    "train.num_steps",
+    "train.epochs",
+)
 
 
 def describe_run(config: Config, task: Task) -> dict:

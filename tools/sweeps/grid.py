@@ -66,4 +66,5 @@ class Sweep:
     columns: dict[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
     # (overrides, column -> figure) as published; a row gets the first whose overrides it has.
     published: tuple[tuple[Overrides, dict[str, object]], ...] = ()
+    center: str = "mean"  # of the seeds; or median, which papers give of fine-tuning
     note: str = ""  # stands below the table

@@ -2,17 +2,22 @@
 
 import ast
 import dataclasses
+import functools
 import importlib.util
 import json
+import multiprocessing
 import shutil
 import typing
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from albert.checkpoints import CheckpointError
+from albert.interop import formats
+from albert.models.config import AlbertConfig
 from albert.runtime.fields import ConfigError
-from albert.runtime.paths import file_name_part
+from albert.runtime.paths import file_name_part, place
 from albert.tasks import find_task
-from albert.train.config import Config, check, field_types, split_overrides
+from albert.train.config import Config, check, field_types, from_json, split_overrides
 from albert.train.cost import state_bytes
 from tools.sweeps.grid import Overrides, Sweep
 
@@ -42,6 +47,13 @@ class Run:
             *(f"--config.{name}={value}" for name, value in self.overrides.items()),
             f"--workdir={self.workdir}",
         ]
+
+    @property
+    def trained(self) -> Config:
+        """The config that it was trained by, from its folder: with the steps of `train.epochs`, and
+        sizes from `init_from`."""
+        stored = _stored_config(self)
+        return self.config if stored is None else from_json(stored)
 
     def metrics(self) -> list[dict]:
         """The records of its `metrics.jsonl`."""
@@ -94,8 +106,15 @@ def load_sweep(spec: str) -> Sweep:
         raise ConfigError([f"{path}: {error}"]) from error
 
 
-def parse_overrides(arguments: list[str]) -> Overrides:
-    """Values of `--config.FIELD=VALUE`; raises ConfigError for what cannot be."""
+def task_of(sweep: Sweep) -> str:
+    """What the runs of a sweep learn."""
+    path, _, argument = sweep.base.partition(":")
+    return load_module(path).get_config(argument).task
+
+
+def parse_overrides(arguments: list[str], task: str = "pretraining") -> Overrides:
+    """Values of `--config.FIELD=VALUE`, those of data as the task has them; raises ConfigError for
+    what cannot be."""
     kept, problems = split_overrides(arguments)
     problems += [f"{a} has no value; write {a}=VALUE" for a in kept if "=" not in a]
     if problems:
@@ -103,7 +122,12 @@ def parse_overrides(arguments: list[str]) -> Overrides:
     found: Overrides = {}
     for argument in kept:
         name, _, text = argument.lstrip("-").removeprefix("config.").partition("=")
-        found[name] = _parsed(text, field_types(name)[0])
+        section, _, field = name.partition(".")
+        kinds = field_types(name)
+        if section == "data":
+            own = typing.get_type_hints(find_task(task).Section)
+            kinds = [own[field]] if field in own else kinds
+        found[name] = _parsed(text, kinds[0])
     return found
 
 
@@ -235,6 +259,13 @@ def other_run(run: Run) -> list[str]:
     wanted = json.loads(json.dumps(dataclasses.asdict(run.config)))
     if stored is None or stored == wanted:
         return []
+    # What a run finds out when it starts.
+    if run.config.init_model and run.config.init_from:
+        wanted["model"] = stored["model"]
+    if run.config.train.epochs:
+        wanted["train"]["num_steps"] = stored["train"]["num_steps"]
+        for field in ("warmup_steps", "cooldown_steps"):
+            wanted["optimizer"][field] = stored["optimizer"][field]
     changes = [
         f"{section}{'.' + field if field else ''}"
         for section, values in wanted.items()
@@ -242,6 +273,8 @@ def other_run(run: Run) -> list[str]:
         if (stored.get(section, {}).get(field) if field else stored.get(section))
         != (values[field] if field else values)
     ]
+    if not changes:
+        return []
     return [
         f"{run.workdir} holds a run with another {', '.join(changes)}; choose another --workdir or "
         "remove it"
@@ -250,8 +283,21 @@ def other_run(run: Run) -> list[str]:
 
 def is_finished(run: Run) -> bool:
     """Whether the run was trained to its end, with this config."""
-    done = run.workdir / f"eval_{run.config.train.num_steps}.json"
-    return done.is_file() and not other_run(run)
+    if other_run(run):
+        return False
+    return (run.workdir / f"eval_{run.trained.train.num_steps}.json").is_file()
+
+
+def _model_of(path: str) -> AlbertConfig:
+    """The sizes of a model to start from; read in a process of its own, since reading wakes jax up,
+    and a process in which jax is awake should start no others by fork."""
+    spawned = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawned) as other:
+        return other.submit(_read_model, path).result()
+
+
+def _read_model(path: str) -> AlbertConfig:
+    return formats.read(place(path)).config
 
 
 def check_disk(runs: list[Run], folder: Path) -> None:
@@ -261,17 +307,21 @@ def check_disk(runs: list[Run], folder: Path) -> None:
     it is being written.
     """
     needed = 0
+    sized = functools.cache(_model_of)
     for run in runs:
         if not is_finished(run):
-            sizes = state_bytes(run.config)
+            config = run.config
+            if config.init_model and config.init_from:
+                config = dataclasses.replace(config, model=sized(config.init_from))
+            sizes = state_bytes(config)
             kept = run.config.train.keep_last + run.config.train.keep_best + 1
             needed += kept * (sizes["parameters"] + sizes["optimizer"])
-    place = next(p for p in (folder, *folder.absolute().parents) if p.is_dir())
-    free = shutil.disk_usage(place).free
+    disk = next(p for p in (folder, *folder.absolute().parents) if p.is_dir())
+    free = shutil.disk_usage(disk).free
     if needed > free:
         raise ConfigError(
             [
-                f"the checkpoints of the sweep take up to {needed / 1e9:.1f} GB and {place} has "
+                f"the checkpoints of the sweep take up to {needed / 1e9:.1f} GB and {disk} has "
                 f"{free / 1e9:.1f} GB free; lower train.keep_last, or choose another --workdir"
             ]
         )

@@ -37,10 +37,10 @@ class Row:
     parameters: int  # without heads, as the paper counts
     steps: int
     tokens: int  # padding included
-    seeds: int
-    mean: dict[str, float]  # by column
+    of_seeds: list[dict[str, float]]  # by column, of every seed
+    center: dict[str, float]  # by column: mean or median over seeds
     spread: dict[str, float]  # sample standard deviation; only where there are several seeds
-    unigram_entropy: float
+    unigram_entropy: float | None  # None: the runs have none
     published: dict[str, object]
 
 
@@ -53,19 +53,20 @@ def collect(sweep: Sweep, runs: list[Run]) -> list[Row]:
             continue
         figures = [_figures(sweep, run) for run in done]
         columns = [c for c in figures[0] if all(c in f for f in figures)]
-        config = done[0].config
+        center = statistics.median if sweep.center == "median" else statistics.fmean
+        config = done[0].trained
         rows.append(
             Row(
                 overrides=overrides,
                 parameters=without_heads(parameters_of(config)),
                 steps=config.train.num_steps,
                 tokens=config.train.num_steps * config.train.batch_size * config.data.seq_length,
-                seeds=len(done),
-                mean={c: statistics.fmean(f[c] for f in figures) for c in columns},
+                of_seeds=figures,
+                center={c: center([f[c] for f in figures]) for c in columns},
                 spread={c: statistics.stdev(f[c] for f in figures) for c in columns}
                 if len(done) > 1
                 else {},
-                unigram_entropy=_evaluation(done[0])["unigram_entropy"],
+                unigram_entropy=_evaluation(done[0]).get("unigram_entropy"),
                 published=_published(sweep, overrides),
             )
         )
@@ -73,13 +74,14 @@ def collect(sweep: Sweep, runs: list[Run]) -> list[Row]:
 
 
 def _evaluation(run: Run) -> dict:
-    return json.loads((run.workdir / f"eval_{run.config.train.num_steps}.json").read_text())
+    return json.loads((run.workdir / f"eval_{run.trained.train.num_steps}.json").read_text())
 
 
 def _figures(sweep: Sweep, run: Run) -> dict[str, float]:
     found: dict[str, float] = {}
     evaluation = _evaluation(run)
-    other = {"nsp": "SOP", "sop": "NSP"}.get(run.config.data.sentence_objective, "none")
+    objective = getattr(run.config.data, "sentence_objective", None)
+    other = {"nsp": "SOP", "sop": "NSP"}.get(str(objective), "none")
     for column, key in _QUALITY.items():
         if key in evaluation and not column.startswith(other):
             found[column] = _in_units(column, evaluation[key])
@@ -88,9 +90,9 @@ def _figures(sweep: Sweep, run: Run) -> dict[str, float]:
         seconds = statistics.median(r["step_seconds"] for r in train)
         found["real tokens/s"] = statistics.median(r["real_tokens_per_second"] for r in train)
         found["peak MB"] = max(r["peak_memory_bytes"] for r in train) / 1e6
-        found["training hours"] = seconds * run.config.train.num_steps / 3600
+        found["training hours"] = seconds * run.trained.train.num_steps / 3600
     for column, (name, key) in sweep.columns.items():
-        path = run.workdir / name.format(step=run.config.train.num_steps)
+        path = run.workdir / name.format(step=run.trained.train.num_steps)
         if path.is_file():
             value = json.loads(path.read_text())[key]
             mean = statistics.fmean(value) if isinstance(value, list) else value
@@ -129,16 +131,16 @@ def write_tables(sweep: Sweep, rows: list[Row], total: int, folder: Path, comman
     """
     fields = _varied(rows)
     columns = list(dict.fromkeys([*_QUALITY, *sweep.columns, *_COST]))
-    columns = [c for c in columns if any(c in r.mean for r in rows)]
+    columns = [c for c in columns if any(c in r.center for r in rows)]
     theirs = list(dict.fromkeys(c for row in rows for c in row.published))
     heads = [f.split(".")[-1] for f in fields] + [_PARAMETERS] + columns
     heads += ["seeds"] + [f"paper: {c}" for c in theirs]
 
     def cell(row: Row, column: str) -> str:
-        if column not in row.mean:
+        if column not in row.center:
             return "-"
         digits = _decimals(column)
-        text = f"{row.mean[column]:,.{digits}f}"
+        text = f"{row.center[column]:,.{digits}f}"
         if column in row.spread and column not in _COST:
             text += f" ± {row.spread[column]:.{digits}f}"
         return text
@@ -151,22 +153,25 @@ def write_tables(sweep: Sweep, rows: list[Row], total: int, folder: Path, comman
         tokens = sorted({row.tokens for row in rows})
         span = " to ".join(dict.fromkeys(f"{x:,}" for x in (steps[0], steps[-1])))
         read = " to ".join(dict.fromkeys(f"{x / 1e6:,.2f}" for x in (tokens[0], tokens[-1])))
-        entropy = " to ".join(
-            dict.fromkeys(
-                f"{x:.3f}" for x in (f(r.unigram_entropy for r in rows) for f in (min, max))
+        known = [row.unigram_entropy for row in rows if row.unigram_entropy is not None]
+        note = f"{span} steps. "
+        if known:  # of pretraining, whose rows have one length
+            entropy = " to ".join(dict.fromkeys(f"{f(known):.3f}" for f in (min, max)))
+            note = (
+                f"{span} steps, {read} million tokens (padding included). Unigram entropy "
+                f"{entropy} nats; losses are in nats too. "
             )
-        )
-        lines += [
-            f"{span} steps, {read} million tokens (padding included). Held-out figures: mean ± "
-            f"sample standard deviation over seeds. Unigram entropy {entropy} nats; losses are in "
-            "nats too.",
-            "",
-        ]
+        note += f"Held-out figures: {sweep.center} ± sample standard deviation over seeds."
+        lines += [note, ""]
         lines.append(f"| {' | '.join(heads)} |")
         lines.append("|" + "---|" * len(heads))
         for row in rows:
             cells = [str(row.overrides.get(f, "")) for f in fields]
-            cells += [f"{row.parameters:,}", *(cell(row, c) for c in columns), str(row.seeds)]
+            cells += [
+                f"{row.parameters:,}",
+                *(cell(row, c) for c in columns),
+                str(len(row.of_seeds)),
+            ]
             cells += [str(row.published.get(c, "")) for c in theirs]
             lines.append(f"| {' | '.join(cells)} |")
     if sweep.note:
@@ -187,8 +192,8 @@ def write_tables(sweep: Sweep, rows: list[Row], total: int, folder: Path, comman
                     row.parameters,
                     row.steps,
                     row.tokens,
-                    row.seeds,
-                    *(row.mean.get(c, "") for c in columns),
+                    len(row.of_seeds),
+                    *(row.center.get(c, "") for c in columns),
                     *(row.spread.get(c, "") for c in columns),
                     *(row.published.get(c, "") for c in theirs),
                 ]
@@ -205,7 +210,7 @@ def write_hyperparameters(sweep: Sweep, runs: list[Run]) -> None:
         varied = {name: _plain(value) for name, value in {**run.row, "seed": run.seed}.items()}
         figures = {f"final/{k}": v for k, v in _figures(sweep, run).items() if math.isfinite(v)}
         with SummaryWriter(str(folder)) as board:
-            board.add_hparams(varied, figures, name=".", global_step=run.config.train.num_steps)
+            board.add_hparams(varied, figures, name=".", global_step=run.trained.train.num_steps)
 
 
 def _plain(value: object) -> object:

@@ -125,7 +125,7 @@ def _stages(sweep: Sweep, run: Run, root: Path, python: str) -> list[list[str]]:
     """The commands that are left to do for a run; none when it is finished."""
     stages = [] if is_finished(run) else [[python, _program(root, "train.py"), *run.arguments]]
     for arguments, left in sweep.evaluations:
-        path = run.workdir / left.format(step=run.config.train.num_steps)
+        path = run.workdir / left.format(step=run.trained.train.num_steps)
         if stages or not path.is_file():
             program = _program(root, "eval.py")
             stages.append([python, program, f"--workdir={run.workdir}", *shlex.split(arguments)])
