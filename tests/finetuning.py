@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import sys
 from pathlib import Path
 
 import jax
@@ -19,6 +20,7 @@ from albert.interop.weights import (
 )
 from albert.train.optimizers import make_optimizer
 from optimizers import LAMB
+from runs import records, run_together
 
 GOLDEN = Path(__file__).parent / "golden" / "finetuning"
 # Names of a row's arrays there -> here.
@@ -50,6 +52,24 @@ def golden_run(kind: str, name: str) -> tuple[dict, dict[str, np.ndarray]]:
     with np.load(folder / f"{name}.npz") as file:
         settings = json.loads((folder / "run.json").read_text())
         return settings.get(name, settings), dict(file)
+
+
+def check_devices(config, changes, folder):
+    """Fine-tunes in bfloat16 and in parts, by one process with eight devices, by two with four
+    each, and on a single device: with the same losses. Returns the workdirs."""
+    changes = {"model.dtype": "bfloat16", "train.accumulation": 2, "train.log_every": 1} | changes
+    flags = [f"--config.{name}={value}" for name, value in changes.items()]
+    workdirs, losses = [], []
+    for processes, devices in ((1, 8), (2, 8), (1, 1)):
+        workdirs.append(folder / f"{processes}-of-{devices}")
+        arguments = [sys.executable, "train.py", f"--config={config}", *flags]
+        run_together([*arguments, f"--workdir={workdirs[-1]}"], processes, devices)
+        losses.append([line["loss"] for line in records(workdirs[-1])])
+    assert len(losses[0]) == 20
+    np.testing.assert_allclose(losses[1], losses[0], rtol=2e-3)
+    # All rows in one product are rounded otherwise; in float32 these agree to 1e-6.
+    np.testing.assert_allclose(losses[2], losses[0], rtol=1e-2)
+    return workdirs
 
 
 def check_three_steps(task, kind, name, **more):

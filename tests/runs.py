@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -60,6 +62,26 @@ def launch(arguments, **options):
     return subprocess.Popen(
         arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
     )
+
+
+def run_together(arguments, processes, devices=8):
+    """What each of some processes prints that run a program over gloo, each on its share of the
+    simulated devices; of one what it prints alone."""
+    share = f"count={devices // processes}"
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("count=8", share),
+        "JAX_NUM_PROCESSES": str(processes),
+    }
+    if processes > 1:
+        environment["JAX_COORDINATOR_ADDRESS"] = f"127.0.0.1:{20000 + random.randrange(20000)}"
+    together = [
+        launch(arguments, env={**environment, "JAX_PROCESS_ID": str(number)})
+        for number in range(processes)
+    ]
+    printed = [process.communicate(timeout=400)[0] for process in together]
+    assert [process.returncode for process in together] == [0] * processes, "\n".join(printed)
+    return printed
 
 
 def wait_for(process, words):

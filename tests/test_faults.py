@@ -26,7 +26,7 @@ from albert.runtime.signals import Preempted
 from albert.train.config import check
 from albert.train.loop import train
 from faults import killed_at, poisoned, signal_at
-from runs import assert_bit_equal, final_params, launch, records, wait_for
+from runs import assert_bit_equal, final_params, launch, records, run_together, wait_for
 from texts import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -518,15 +518,7 @@ def test_two_processes_evaluate_a_run_as_one_does(run, tmp_path):
     for number in (1, 2):
         shutil.copytree(run, tmp_path / f"run{number}")
         command = [sys.executable, "eval.py", f"--workdir={tmp_path / f'run{number}'}"]
-        environment = {**os.environ, "JAX_NUM_PROCESSES": str(number)}
-        if number == 2:
-            environment["XLA_FLAGS"] = os.environ["XLA_FLAGS"].replace("count=8", "count=4")
-            environment["JAX_COORDINATOR_ADDRESS"] = f"127.0.0.1:{20000 + random.randrange(20000)}"
-        together = [
-            launch(command, env={**environment, "JAX_PROCESS_ID": str(i)}) for i in range(number)
-        ]
-        printed.append([process.communicate(timeout=200)[0] for process in together])
-        assert [process.returncode for process in together] == [0] * number, printed
+        printed.append(run_together(command, number))
     (alone,), (first, second) = printed
     first = "".join(x for x in first.splitlines(keepends=True) if not x.startswith("[Gloo]"))
     assert first.replace("run2", "run1") == alone

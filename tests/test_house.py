@@ -101,6 +101,7 @@ def test_importing_starts_no_device_and_no_tensorflow(module):
         "tools/corpus_stats.py",
         "tools/sweep.py",
         "tools/report.py",
+        "tools/squad.py",
         "tools/check_checkpoint.py",
     ],
 )

@@ -23,7 +23,7 @@ from albert.train.config import check
 from albert.train.evaluate import Options, evaluate_run
 from albert.train.loop import train
 from faults import killed_at, poisoned
-from runs import assert_bit_equal, command, final_params, records
+from runs import assert_bit_equal, command, final_params, records, run_together
 from texts import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -392,26 +392,7 @@ def test_two_processes_of_four_devices_equal_one_of_eight(tiny, tmp_path):
         capture_output=True,
     )
     several = tmp_path / "several"
-    port = 20000 + os.getpid() % 20000
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("count=8", "count=4"),
-        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
-        "JAX_NUM_PROCESSES": "2",
-    }
-    processes = [
-        subprocess.Popen(
-            command(tiny, several, "--config.train.log_every=1"),
-            cwd=ROOT,
-            env={**environment, "JAX_PROCESS_ID": str(number)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for number in range(2)
-    ]
-    printed = [process.communicate(timeout=400)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(printed)
+    printed = run_together(command(tiny, several, "--config.train.log_every=1"), 2)
     assert "Held-out text" in printed[0]
     assert "step" not in printed[1]
     ours, theirs = ([r["loss"] for r in records(d)] for d in (several, alone))

@@ -1,17 +1,24 @@
 """SQuAD's windows, answers and scores, equal to those of the released program and of the official
 scripts."""
 
+import contextlib
+import dataclasses
 import hashlib
 import json
+import shutil
+import subprocess
+import sys
 import zlib
 
+import jax
 import numpy as np
 import pytest
+from flax.core import meta
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import albert
-from albert.checkpoints import CheckpointError
+from albert.checkpoints.store import CheckpointError, Checkpoints
 from albert.data.labelled import alignment
 from albert.data.labelled.alignment import align
 from albert.data.labelled.squad import Options, make_windows
@@ -25,19 +32,22 @@ from albert.train.config import check
 from albert.train.evaluate import Options as EvaluationOptions
 from albert.train.evaluate import evaluate_run
 from albert.train.loop import train
+from albert.train.resume_check import describe_run
 from configs.finetune import squad as squad_config
 from faults import killed_at
 from finetuning import (
     ENCODER,
     FIELDS,
     GOLDEN,
+    check_devices,
     check_updates,
     compiled,
     encoder_variables,
     golden_run,
     tree_of,
 )
-from runs import assert_bit_equal, final_params
+from runs import ROOT, assert_bit_equal, final_params, records, run_together
+from tools.squad import answer_together
 
 OWN, PREDICTIONS = GOLDEN / "squad_own_text", GOLDEN / "squad_predictions"
 FEATURES = json.loads((OWN / "features.json").read_text())
@@ -485,6 +495,135 @@ def test_a_run_is_trained_killed_evaluated_loaded_and_asked(
     model.save(tmp_path / "saved")
     again = albert.load(tmp_path / "saved")
     assert again.answer("Who?", "A letter.") == model.answer("Who?", "A letter.")
+
+
+@pytest.mark.slow
+def test_any_devices_and_processes_fine_tune_and_answer_alike(configured, tmp_path):
+    config = configured("2.0")
+    names = "train", "dev", "folder", "workers"
+    changes = {f"data.{name}": config.data[name] for name in names} | {
+        "init_from": config.init_from,
+        "optimizer.learning_rate": 1e-3,
+    }
+    alone, *others = check_devices("configs/finetune/squad.py:2.0,tiny", changes, tmp_path)
+    for workdir in others:
+        for a, b in zip(records(workdir, "dev"), records(alone, "dev"), strict=True):
+            assert a["f1"] == pytest.approx(b["f1"], abs=0.1)
+            assert a["threshold"] == pytest.approx(b["threshold"], abs=0.05)
+    # One checkpoint, by one process and by two: the same answers to the letter.
+    written = []
+    for processes in (1, 2):
+        workdir = tmp_path / f"by-{processes}"
+        shutil.copytree(alone, workdir)
+        run_together([sys.executable, "eval.py", f"--workdir={workdir}"], processes)
+        (folder,) = workdir.glob("predictions_*")
+        written.append({path.name: path.read_text() for path in folder.iterdir()})
+    assert written[0].keys() == {"predictions.json", "nbest.json", "null_odds.json"}
+    assert written[1] == written[0]
+
+
+@pytest.fixture
+def squad_run(tiny, tokenizer, tmp_path):
+    """A function from a name, a config and a seed to a run as training leaves it, of random
+    weights. Its first checkpoint is its best. Without a seed there are no weights."""
+
+    def make(name, values, seed=None):
+        config = dataclasses.replace(check(values), model=check(tiny).model)
+        task = squad.Squad.to_evaluate(config, tokenizer, None)
+        draw = jax.jit(lambda key: meta.unbox(task.init(task.model, key)))
+        folder = tmp_path / name
+        with contextlib.closing(Checkpoints(folder / "checkpoints", 1, 1, True)) as checkpoints:
+            for step, loss in ((1, -0.5), (2, -0.25)):
+                params = {"none": np.zeros(1, np.float32)}
+                if seed is not None:
+                    params = draw(jax.random.key(10 * seed + step))
+                checkpoints.save(step, params, None, describe_run(config, task), loss)
+            checkpoints.wait()
+        tokenizer.save(folder / "tokenizer.model")
+        return folder, task
+
+    return make
+
+
+@pytest.mark.parametrize("version", ["1.1", "2.0"])
+def test_runs_answer_together(version, configured, squad_run, tmp_path, capsys):
+    """By the mean of what the model of each gives of every window."""
+    config = configured(version)
+    first, task = squad_run("first", config, seed=0)
+    second, _ = squad_run("second", config, seed=1)
+    answer_together([first, second], None, tmp_path / "both")
+    printed = capsys.readouterr().out
+    assert f"dev by {first} at step 1" in printed
+    assert "dev by all 2 together" in printed
+
+    questions, data = squad.read(config.data.dev), config.data
+    windows = squad.features(
+        questions, task.tokenizer, data.seq_length, data.doc_stride, data.max_question
+    )
+    rows = {ours: windows[theirs] for theirs, ours in FIELDS.items()}
+    outputs_of = jax.jit(lambda params: task._outputs(params, rows))
+    outputs = [jax.device_get(outputs_of(final_params(path, 1))) for path in (first, second)]
+    found = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "both").iterdir()}
+    if version == "1.1":
+        logits = [(each["start"], each["end"]) for each in outputs]
+        answers = squad.answers_v1(questions, windows, logits)
+        predictions = squad.texts(answers)
+    else:
+        names = {
+            "start_top_index": "start_index",
+            "start_top_log_probs": "start",
+            "end_top_index": "end_index",
+            "end_top_log_probs": "end",
+            "cls_logits": "none",
+        }
+        beams = [{theirs: each[ours] for theirs, ours in names.items()} for each in outputs]
+        answers, odds = squad.answers_v2(questions, windows, beams)
+        assert found["null_odds"] == pytest.approx(odds, abs=1e-5)
+        threshold = found["scores"]["ensemble"]["threshold"]
+        predictions = squad.with_threshold(squad.texts(answers), odds, threshold)
+    assert_same_answers(found["nbest"], answers)
+    assert found["predictions"] == predictions
+    f1 = found["scores"]["ensemble"]["f1"]
+    assert f1 == pytest.approx(squad.score(questions, predictions)["f1"] / 100)
+
+    # Of one run twice, what eval.py says of it.
+    answer_together([second, second], config.data.dev, tmp_path / "twice")
+    evaluate_run(second, None, EvaluationOptions())
+    drawn = {"1.1": {"dev_reliability"}, "2.0": {"dev_thresholds", "dev_null_odds"}}[version]
+    assert {path.stem for path in (second / "pictures_1").iterdir()} == drawn
+    for path in (second / "predictions_1").iterdir():
+        assert (tmp_path / "twice" / path.name).read_text() == path.read_text()
+    twice = json.loads((tmp_path / "twice" / "scores.json").read_text())
+    alone = json.loads((second / "eval_1.json").read_text())
+    assert twice["runs"] == [{"run": str(second), "step": 1, **twice["ensemble"]}] * 2
+    assert twice["ensemble"].items() <= alone.items()
+    assert twice["runs"][0] == found["scores"]["runs"][1]
+
+
+def test_runs_that_do_not_belong_together_are_told(configured, squad_run, run, tmp_path):
+    config = configured("2.0")
+    one, _ = squad_run("one", config)
+    config.data.dev = config.data.train
+    asked, _ = squad_run("asked", config)
+    config.data.doc_stride, config.data.seq_length = 16, 48
+    other, _ = squad_run("other", config)
+    with pytest.raises(ConfigError) as told:
+        answer_together([one, asked, other], None, tmp_path / "out")
+    lines = str(told.value)
+    assert f"data.doc_stride is 16 in {other} and 24 in {one}" in lines
+    assert f"data.seq_length is 48 in {other} and 64 in {one}" in lines
+    with pytest.raises(ConfigError, match=r"data\.dev of .*asked, .*has other questions .*--dev"):
+        answer_together([one, asked], None, tmp_path / "out")
+    with pytest.raises(ConfigError, match="is not a run of the task squad"):
+        answer_together([one, run], None, tmp_path / "out")
+    (asked / "tokenizer.model").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"SHA-256 of tokenizer\.model is e3b0.* in .*asked and"):
+        answer_together([one, asked], None, tmp_path / "out")
+    command = [sys.executable, "tools/squad.py", f"--runs={tmp_path}/o*", "--output=out"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert f"data.doc_stride is 16 in {other} and 24 in {one}" in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_cannot_be_answered_is_told(run, configured, tmp_path):

@@ -5,8 +5,6 @@ import contextlib
 import csv
 import dataclasses
 import json
-import os
-import random
 import shutil
 import subprocess
 import sys
@@ -35,7 +33,8 @@ from albert.train.loop import train
 from configs.finetune import glue as glue_config
 from configs.finetune import texts as texts_config
 from faults import killed_at
-from runs import ROOT, assert_bit_equal, final_params, launch, records
+from finetuning import check_devices
+from runs import ROOT, assert_bit_equal, final_params, records
 from steps import loss_and_metrics
 from texts import _WORDS
 
@@ -537,39 +536,18 @@ def test_every_config_of_glue_is_whole(run, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_of_four_devices_fine_tune_as_one_of_eight(own, tmp_path):
-    """Over gloo, in bfloat16 and in parts: the same losses and figures."""
+def test_any_devices_and_processes_fine_tune_alike(own, tmp_path):
     changes = {
         "init_from": own.init_from,
         "data.train": own.data.train,
         "data.folder": own.data.folder,
         "data.seq_length": 32,
         "data.workers": 0,
-        "model.dtype": "bfloat16",
-        "train.accumulation": 2,
-        "train.log_every": 1,
     }
-    flags = [f"--config.{name}={value}" for name, value in changes.items()]
-    command = [sys.executable, "train.py", "--config=configs/finetune/texts.py:tiny", *flags]
-    for number in (1, 2):
-        environment = {**os.environ, "JAX_NUM_PROCESSES": str(number)}
-        more = [f"--workdir={tmp_path / f'run{number}'}"]
-        if number == 2:
-            more.append("--distributed")
-            environment["XLA_FLAGS"] = os.environ["XLA_FLAGS"].replace("count=8", "count=4")
-            environment["JAX_COORDINATOR_ADDRESS"] = f"127.0.0.1:{20000 + random.randrange(20000)}"
-        together = [
-            launch([*command, *more], env={**environment, "JAX_PROCESS_ID": str(i)})
-            for i in range(number)
-        ]
-        printed = [process.communicate(timeout=300)[0] for process in together]
-        assert [process.returncode for process in together] == [0] * number, printed
-    one, two = ([r["loss"] for r in records(tmp_path / f"run{n}")] for n in (1, 2))
-    assert len(one) == 20
-    np.testing.assert_allclose(two, one, rtol=2e-3)
-    one, two = (records(tmp_path / f"run{n}", "dev") for n in (1, 2))
-    for a, b in zip(one, two, strict=True):
-        assert a["accuracy"] == pytest.approx(b["accuracy"], abs=0.15)
+    alone, *others = check_devices("configs/finetune/texts.py:tiny", changes, tmp_path)
+    for workdir in others:
+        for a, b in zip(records(workdir, "dev"), records(alone, "dev"), strict=True):
+            assert a["accuracy"] == pytest.approx(b["accuracy"], abs=0.15)
 
 
 def test_examples_have_the_fields_that_users_index():

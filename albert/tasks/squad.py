@@ -8,8 +8,8 @@ where it is meant to answer nothing.
 
 import dataclasses
 import json
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -36,7 +36,8 @@ from albert.models.heads import outside_of_paragraph
 from albert.runtime.paths import place
 from albert.tasks.base import Best, Evaluation, Predictions
 from albert.tasks.finetuning import FineTuning, FineTuningConfig, digest_of
-from albert.tasks.squad_scores import exact, f1, normalised, score
+from albert.tasks.pictures import Draw, curves, histogram, reliability
+from albert.tasks.squad_scores import exact, f1, normalised, score, threshold_curve
 from albert.tasks.vocabulary import tokenizer_of
 
 __all__ = [
@@ -134,23 +135,25 @@ class Squad(FineTuning):
                 *_moved(train),
             ]
         if dev is not None:
-            windows = self._windows(dev, training=False)
+            windows = self._dev_windows = self._windows(dev, training=False)
             rows = self._rows_of(windows, training=False)
-            padded = windows.padded(config.data.seq_length)
             self.evaluations = [
                 Evaluation(
                     "dev",
                     rows,
                     len(windows),
                     self._top,
-                    lambda found: self.judged(padded, found)[0],
+                    lambda found: self.judged([found])[0],
                     _line_of,
                     _table,
                     gathers=True,
+                    pictures=self._pictures,
                 )
             ]
             self.predictions = [
-                Predictions(rows, len(windows), self._top, partial(self._files, padded))
+                Predictions(
+                    rows, len(windows), self._top, lambda found: self.files(*self.judged([found]))
+                )
             ]
 
     # Asked before there is any data or device.
@@ -271,25 +274,43 @@ class Squad(FineTuning):
             top[name], top[f"{name}_index"] = jax.lax.top_k(logits, N_BEST)
         return top
 
-    def judged(self, windows, found) -> tuple[dict[str, float], dict, dict]:
-        """(figures, answers by question, null odds) of what `_top` gives of every window."""
+    @cached_property
+    def _fields(self) -> dict[str, np.ndarray]:
+        """The fields of the dev windows, as `features` has them."""
+        return self._dev_windows.padded(self._config.data.seq_length)
+
+    def judged(
+        self, outputs: Sequence[Mapping[str, np.ndarray]]
+    ) -> tuple[dict[str, float], dict[str, list[dict]], dict[str, float]]:
+        """(figures, answers by question, null odds) on the dev questions.
+
+        Args:
+          outputs: what `predictions` gather of every window, of a checkpoint or of each of several,
+            which answer together: by their means, as in `answers_v1` and `answers_v2`.
+        """
         questions, longest = self._dev, self._config.data.max_answer
         assert questions is not None
         if not self._has_none:
             names = "start_index", "end_index", "start", "end"
-            pairs = [grid(*row) for row in zip(*(found[name] for name in names), strict=True)]
-            answers = ranked(questions, windows, [pairs], N_BEST, longest, NO_ANSWER, 0.0)
+            pairs = [
+                [grid(*row) for row in zip(*(found[name] for name in names), strict=True)]
+                for found in outputs
+            ]
+            answers = ranked(questions, self._fields, pairs, N_BEST, longest, NO_ANSWER, 0.0)
             scores = score(questions, texts(answers))
             figures = {name: value / 100 for name, value in scores.items()}
             return figures, answers, {}
-        beams = {
-            "start_top_index": found["start_index"],
-            "start_top_log_probs": found["start"],
-            "end_top_index": found["end_index"],
-            "end_top_log_probs": found["end"],
-            "cls_logits": found["none"],
-        }
-        answers, odds = answers_v2(questions, windows, [beams], max_answer=longest)
+        beams = [
+            {
+                "start_top_index": found["start_index"],
+                "start_top_log_probs": found["start"],
+                "end_top_index": found["end_index"],
+                "end_top_log_probs": found["end"],
+                "cls_logits": found["none"],
+            }
+            for found in outputs
+        ]
+        answers, odds = answers_v2(questions, self._fields, beams, max_answer=longest)
         threshold = score(questions, texts(answers), odds)["best_f1_thresh"]
         if _answers_nothing(questions, texts(answers), odds):
             threshold = min(odds.values()) - 1.0
@@ -301,8 +322,34 @@ class Squad(FineTuning):
         figures = {name: scores[name] / 100 for name in names if name in scores}
         return figures | {"threshold": threshold}, answers, odds
 
-    def _files(self, windows, found) -> dict[str, list[str]]:
-        figures, answers, odds = self.judged(windows, found)
+    def _pictures(self, found) -> dict[str, Draw]:
+        """Of 1.1 how far the probability of an answer is to be trusted; of 2.0 what every threshold
+        gives, and the null odds of questions with and without an answer."""
+        questions = self._dev
+        assert questions is not None
+        figures, answers, odds = self.judged([found])
+        predictions = texts(answers)
+        if not self._has_none:
+            confidence = [answers[question.id][0]["probability"] for question in questions]
+            hits = [
+                max(exact(gold, predictions[question.id]) for gold, _ in question.answers)
+                for question in questions
+            ]
+            return {"reliability": reliability(confidence, hits)}
+        curve = threshold_curve(questions, predictions, odds)
+        lines = {name: curve[name] for name in ("exact", "f1")}
+        of, mark = "threshold of the null odds", figures["threshold"]
+        groups = {
+            name: [odds[q.id] for q in questions if bool(q.answers) is wanted]
+            for name, wanted in (("with an answer", True), ("without", False))
+        }
+        return {
+            "thresholds": curves(curve["threshold"], lines, of, mark),
+            "null_odds": histogram(groups, "null odds", "null odds", mark),
+        }
+
+    def files(self, figures, answers, odds) -> dict[str, list[str]]:
+        """Files, by name, of what `judged` gives: their lines."""
         predictions = texts(answers)
         if self._has_none:
             predictions = with_threshold(predictions, odds, figures["threshold"])

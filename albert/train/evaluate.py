@@ -236,6 +236,17 @@ def evaluate_run(
                 print(flush=True)
 
 
+def predictions_of(workdir: Path, step: int, config: Config, task: Task) -> list:
+    """What a checkpoint of a run makes of the rows of each of the task's predictions: what their
+    `files` take. `config`, `task`: as `open_run` gives them. Raises CheckpointError."""
+    with (
+        contextlib.closing(Checkpoints(workdir / "checkpoints")) as checkpoints,
+        on_these_devices(config, task) as (_, like, mesh, sharding, size),
+    ):
+        params = checkpoints.restore_params(step, like)
+        return [_OverRows(each, mesh, sharding, size).gathered(params) for each in task.predictions]
+
+
 def _restored(checkpoints: Checkpoints, step: int, like):
     """The parameters of a step, or None, which is told, where its run has removed it since."""
     error: Exception | None = None
