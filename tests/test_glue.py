@@ -8,6 +8,8 @@ import zlib
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
+from tensorflow_datasets.text import glue as tfds_glue
 
 from albert.data.labelled.sequences import make_sequences
 from albert.data.sources.base import SourceError
@@ -229,3 +231,52 @@ def test_runs_are_put_together_for_the_server(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     assert "c is not the folder of a run" in done.stderr
+
+
+TFDS_LABELS = {  # the first and the last class there, by our names
+    "cola": ("0", "1"),
+    "sst-2": ("0", "1"),
+    "mrpc": ("0", "1"),
+    "qqp": ("0", "1"),
+    "sts-b": (0.0, 4.5),
+    "mnli": ("entailment", "contradiction"),
+    "qnli": ("entailment", "not_entailment"),
+    "rte": ("entailment", "not_entailment"),
+    "wnli": ("0", "1"),
+}
+
+
+@pytest.mark.parametrize("task", TFDS_LABELS)
+def test_a_task_is_read_from_tfds(task, tmp_path, monkeypatch):
+    """Columns, classes and splits are those of TFDS's own builder; the examples are made up."""
+    name = {"sst-2": "sst2", "sts-b": "stsb"}.get(task, task)
+    builder = tfds_glue.Glue(config=name, data_dir=tmp_path, file_format="array_record")
+    texts = [column for column in builder.info.features if column not in ("label", "idx")]
+    classes = getattr(builder.info.features["label"], "num_classes", None)
+    labels = (0, classes - 1) if classes else TFDS_LABELS[task]
+
+    def examples(split):
+        for number in range(2):
+            label = -1 if split.startswith("test") else labels[number]
+            record = {column: f"{split} {number}, {column}" for column in texts}
+            yield number, {**record, "label": label, "idx": number}
+
+    splits = ["train", "validation", "test"]
+    if task == "mnli":
+        splits = ["train", *(f"{s}_{of}" for s in splits[1:] for of in ("matched", "mismatched"))]
+    monkeypatch.setattr(builder, "_split_generators", lambda _: {s: examples(s) for s in splits})
+    builder.download_and_prepare()
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(tmp_path))
+    for split in ["train", "dev", "test", *(["dev_mismatched"] if task == "mnli" else [])]:
+        there = split.replace("dev", "validation")
+        if task == "mnli" and split in ("dev", "test"):
+            there += "_matched"
+        found = sorted(glue.read(f"tfds:glue/{name}", task, split))
+        for number, example in enumerate(found):
+            expected = [f"{there} {number}, {column}" for column in texts]
+            assert [text for text in example[1:3] if text is not None] == expected
+            assert example.label == (None if split == "test" else TFDS_LABELS[task][number])
+    other = "rte" if task != "rte" else "wnli"
+    with pytest.raises(SourceError, match=f"and {other} is tfds:glue/{other} there"):
+        glue.read(f"tfds:glue/{name}", other, "train")

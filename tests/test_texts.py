@@ -20,6 +20,7 @@ from albert.checkpoints.store import Checkpoints
 from albert.data.labelled.rows import LabelledRows
 from albert.data.labelled.sequences import make_sequences
 from albert.data.sources.base import SourceError
+from albert.data.tokenizer import VocabularyError
 from albert.interop import formats
 from albert.models.encoder import init_params
 from albert.runtime import RunError
@@ -208,6 +209,9 @@ def test_the_best_checkpoint_is_what_is_loaded_and_evaluated(
     assert shown["dev_loss"] == [b"660", b"550"]
     evaluate_run(run, "latest", Options())
     assert "dev at step 40" in capsys.readouterr().out
+    (run / "tokenizer.model").unlink()
+    with pytest.raises(VocabularyError, match=r"folder has no tokenizer\.model: copy it there"):
+        evaluate_run(run, None, Options())
 
 
 def test_of_equal_checkpoints_the_earliest_is_the_best(tmp_path):

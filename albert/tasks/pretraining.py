@@ -35,7 +35,7 @@ from albert.models.cost import encoder_flops
 from albert.models.encoder import Albert, AlbertOutput
 from albert.runtime.paths import place
 from albert.tasks.base import Best, Evaluation, RunConfig, Samples, Task
-from albert.tasks.vocabulary import vocabulary_problems
+from albert.tasks.vocabulary import vocabulary_of, vocabulary_problems
 
 MLM_EPSILON = 1e-5  # added to the sum of weights, as released
 MAX_SPAN = 4  # masked runs of this length and longer are counted together
@@ -220,11 +220,7 @@ class Pretraining(Task):
 
     @classmethod
     def to_evaluate(cls, config, tokenizer, saved, model=None):
-        if tokenizer is None:  # of a run; evaluation_problems tells it of other models
-            raise VocabularyError(
-                f"The run's folder has no {VOCABULARY}: copy it there, or evaluate with "
-                "--model=WORKDIR/checkpoints/STEP and --config.data.tokenizer=FILE."
-            )
+        tokenizer = vocabulary_of(tokenizer)
         valid = prepare_valid(config.data, tokenizer, wanted=_fingerprints(saved))
         if saved is not None and config.data.valid_sources:
             trained_on = found_corpora(config.data, saved["data"]["train"])

@@ -26,6 +26,7 @@ from albert.models.heads import label_probabilities
 from albert.runtime.paths import place
 from albert.tasks.finetuning import FineTuningConfig
 from albert.tasks.texts import HEAD, LabelledData, Split, TextTask
+from albert.tasks.vocabulary import vocabulary_of
 
 LEVELS = ("middle", "high")
 _ABSENT = -1e30  # logit of an option that a question does not have
@@ -266,11 +267,10 @@ class MultipleChoice(TextTask):
         return config.data.options
 
     def _sequences(self, examples):
-        data = self._config.data
-        assert self.tokenizer is not None
+        data, tokenizer = self._config.data, vocabulary_of(self.tokenizer)
         return kept_sequences(
-            choice_pairs([q[1:4] for q in examples], self.tokenizer, data.options),
-            self.tokenizer,
+            choice_pairs([q[1:4] for q in examples], tokenizer, data.options),
+            tokenizer,
             data.seq_length,
             place(data.folder),
             data.workers,

@@ -38,7 +38,7 @@ from albert.tasks.base import Best, Evaluation, Predictions
 from albert.tasks.finetuning import FineTuning, FineTuningConfig, digest_of
 from albert.tasks.pictures import Draw, curves, histogram, reliability
 from albert.tasks.squad_scores import exact, f1, normalised, score, threshold_curve
-from albert.tasks.vocabulary import tokenizer_of
+from albert.tasks.vocabulary import tokenizer_of, vocabulary_of
 
 __all__ = [
     "Question",
@@ -197,8 +197,9 @@ class Squad(FineTuning):
     def _windows(self, questions: Sequence[Question], training: bool) -> Windows:
         data = self._config.data
         options = Options(data.seq_length, data.doc_stride, data.max_question, training)
-        assert self.tokenizer is not None
-        return kept_windows(questions, self.tokenizer, options, place(data.folder), data.workers)
+        return kept_windows(
+            questions, vocabulary_of(self.tokenizer), options, place(data.folder), data.workers
+        )
 
     def _rows_of(self, windows: Windows, training: bool) -> LabelledRows:
         fields = {}

@@ -30,7 +30,7 @@ from albert.tasks.base import Best, Evaluation, Predictions
 from albert.tasks.finetuning import FineTuning, digest_of
 from albert.tasks.metrics import METRICS, expected_calibration_error
 from albert.tasks.pictures import Draw, confusion, histogram, reliability, scatter
-from albert.tasks.vocabulary import tokenizer_of
+from albert.tasks.vocabulary import tokenizer_of, vocabulary_of
 
 HEAD = "classifier"
 
@@ -192,9 +192,8 @@ class TextTask(FineTuning):
     def _sequences(self, examples: Sequence[Example]) -> Sequences:
         data = self._config.data
         pairs = [(example.text, example.pair) for example in examples]
-        assert self.tokenizer is not None
         return kept_sequences(
-            pairs, self.tokenizer, data.seq_length, place(data.folder), data.workers
+            pairs, vocabulary_of(self.tokenizer), data.seq_length, place(data.folder), data.workers
         )
 
     def _rows(

@@ -24,7 +24,7 @@ from albert.runtime.console import warn
 from albert.tasks.base import Best, Evaluation, Predictions
 from albert.tasks.finetuning import FineTuning, FineTuningConfig, digest_of, held_out
 from albert.tasks.pictures import Draw, confusion
-from albert.tasks.vocabulary import tokenizer_of
+from albert.tasks.vocabulary import tokenizer_of, vocabulary_of
 
 HEAD = "tokens"
 FORMATS = (".conll", ".txt", ".tsv", ".jsonl")
@@ -267,9 +267,8 @@ class TokenLabels(FineTuning):
         return task
 
     def _words(self, sentences: Sequence[Sentence]) -> WordRows:
-        assert self.tokenizer is not None
         words = [sentence.words for sentence in sentences]
-        return word_sequences(words, self.tokenizer, self._config.data.seq_length)
+        return word_sequences(words, vocabulary_of(self.tokenizer), self._config.data.seq_length)
 
     def _rows_of(self, rows: WordRows, labelled: Sequence[Sentence] | None, seed=None):
         """Rows of training with the labels of first pieces, or, without sentences, all of one

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from albert.data.pretraining.prepare import open_tokenizer
-from albert.data.tokenizer import Tokenizer
+from albert.data.tokenizer import Tokenizer, VocabularyError
 from albert.interop.weights import Weights
 from albert.interop.workdir import VOCABULARY
 from albert.runtime.paths import place
@@ -44,6 +44,17 @@ def tokenizer_of(config, workdir: Path, saved: dict | None, start: Weights | Non
         return start.tokenizer
     path = workdir / VOCABULARY if saved is not None else place(config.data.tokenizer)
     return open_tokenizer(path, config.data, config.model.vocab_size, padded=True)
+
+
+def vocabulary_of(tokenizer: Tokenizer | None) -> Tokenizer:
+    """The vocabulary of a run that is evaluated; raises VocabularyError where its folder has none.
+    Of other models `Task.evaluation_problems` tells it."""
+    if tokenizer is None:
+        raise VocabularyError(
+            f"The run's folder has no {VOCABULARY}: copy it there, or evaluate with "
+            "--model=WORKDIR/checkpoints/STEP and --config.data.tokenizer=FILE."
+        )
+    return tokenizer
 
 
 def _pieces(tokenizer: Tokenizer) -> list[str]:
