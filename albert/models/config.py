@@ -8,6 +8,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from albert.models import lean
 from albert.models import sharing as parameter_sharing
 from albert.models.attention import KERNELS
 from albert.runtime.fields import ConfigError, build
@@ -20,7 +21,7 @@ ACTIVATIONS = {
 # What the backward pass may keep of each layer instead of computing it again.
 REMAT_POLICIES = {
     "none": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # dense outputs are kept
+    "dots": jax.checkpoint_policies.save_only_these_names(lean.DENSE),  # dense outputs are kept
     "full": jax.checkpoint_policies.nothing_saveable,  # only the layer's input is kept
 }
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}

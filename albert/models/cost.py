@@ -48,18 +48,17 @@ def encoder_flops(config: AlbertConfig, length: int) -> float:
 def encoder_activation_bytes(config: AlbertConfig, rows: int, length: int) -> int:
     """Estimate of what the encoder needs for the backward pass, at its peak.
 
-    Counts what each layer keeps. In the compute dtype: q, k, v, context and both outputs (6 H)
-    and the feed-forward input with the steps of its activation (4 I); in float32: three arrays
-    for each LayerNorm, and scores and softmax, which is cast as well; dropout masks of a byte.
-    With a remat policy all layers keep less and one is computed again. Compilers fuse more or
-    less: take it within a factor of two.
+    Counts what each layer keeps. In the compute dtype: its input, q, k, v, context, the input of
+    either LayerNorm and what comes of the first (8 H), and the feed-forward product in front of its
+    activation (I); in float32: mean and deviation of each LayerNorm, and the softmax, which is kept
+    once more where it is cast; dropout masks of a byte. With a remat policy all layers keep less
+    and one is computed again. Compilers fuse more or less: take it within a factor of two.
     """
     tokens = rows * length
     h, i, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
     item = DTYPES[config.dtype](0).dtype.itemsize
-    dense = item * (6 * h + 4 * i)
-    scores = heads * length * (4 + 4 + item)
-    layer = tokens * (dense + scores + 4 * 2 * 3 * h)
+    scores = heads * length * (4 if item == 4 else 4 + item)
+    layer = tokens * (item * (8 * h + i) + scores + 4 * 4)
     if config.hidden_dropout_prob:
         layer += tokens * 2 * h
     if config.attention_probs_dropout_prob:

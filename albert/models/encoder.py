@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from albert.models.attention import KERNELS, xla
 from albert.models.config import DTYPES, AlbertConfig
 from albert.models.heads import HEADS
-from albert.models.layers import Dense, LayerStack, dropout, initializer, layer_norm
+from albert.models.layers import Dense, LayerNorm, LayerStack, dropout, initializer
 
 
 @flax.struct.dataclass
@@ -81,7 +81,7 @@ class Embeddings(nn.Module):
             (c.max_position_embeddings, c.embedding_size),
             dtype,
         )
-        self.layer_norm = layer_norm(c, "embed", "layer_norm")
+        self.layer_norm = LayerNorm("embed", c)
 
     def __call__(self, input_ids, token_type_ids, position_ids=None, keys=None):
         """int [B, L] each -> [B, L, E]; `position_ids` None counts from 0; `keys`: for dropout.

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from albert.models import lean
 from albert.models.config import ACTIVATIONS, DTYPES, AlbertConfig
-from albert.models.layers import Dense, dropout, initializer, layer_norm, zeros
+from albert.models.layers import Dense, LayerNorm, dropout, initializer, zeros
 
 
 class MaskedLanguageModel(nn.Module):
@@ -31,14 +32,9 @@ class MaskedLanguageModel(nn.Module):
             hidden = jnp.take_along_axis(hidden, positions[:, :, None], axis=1)
         sizes = c.hidden_size, c.embedding_size
         x = Dense(sizes, ("hidden", "embed"), c, name="transform")(hidden)
-        x = layer_norm(c, "embed", "layer_norm")(ACTIVATIONS[c.hidden_act](x))
-        dtype = DTYPES[c.dtype]
-        logits = jnp.einsum(
-            "BPE,VE->BPV",
-            x.astype(dtype),
-            encoded.word_embeddings.astype(dtype),
-            preferred_element_type=jnp.float32,
-        )
+        x = LayerNorm("embed", c, name="layer_norm")(ACTIVATIONS[c.hidden_act](x))
+        x = x.astype(DTYPES[c.dtype])
+        logits = lean.scores(x, encoded.word_embeddings, "BPE,VE->BPV")
         bias = self.param("output_bias", zeros("vocab"), (c.vocab_size,), DTYPES[c.param_dtype])
         return logits + bias.astype(jnp.float32)
 
@@ -162,7 +158,7 @@ class ConditionalSpan(nn.Module):
         last = (c.hidden_size, 1), ("pooled", "label")
         self.start = Dense((c.hidden_size, 1), ("hidden", "label"), c, dtype=jnp.float32)
         self.end_pairs = _OnPairs(c)
-        self.end_layer_norm = layer_norm(c, "pooled", "end_layer_norm")
+        self.end_layer_norm = LayerNorm("pooled", c)
         self.end = Dense(*last, c, dtype=jnp.float32)
         self.answer_pairs = _OnPairs(c)
         self.answer = Dense(*last, c, dtype=jnp.float32, has_bias=False)

@@ -10,7 +10,7 @@ Source of every formula: Lan et al. 2019 (arXiv 1909.11942) and the released pro
 google-research/albert. Where the two differ, the program decides.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import flax.linen as nn
@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from albert.models import lean
 from albert.models.attention import KERNELS, xla
 from albert.models.config import ACTIVATIONS, DTYPES, REMAT_POLICIES, AlbertConfig
 
@@ -37,10 +38,11 @@ def zeros(*axes):
 
 
 class Dense(nn.Module):
-    """x @ kernel + bias over the last axes of x, the parameters cast where they are used.
+    """activation(x) @ kernel + bias over the last axes of x, the parameters cast where they are
+    used.
 
     The cast happens inside the scanned layer, so the gradient of a shared kernel is summed over
-    depth in param_dtype, not in the compute dtype.
+    tokens and depth in param_dtype, not in the compute dtype.
     """
 
     shape: tuple[int, ...]  # of the kernel: contracted axes of x, then the axes of the result
@@ -50,6 +52,7 @@ class Dense(nn.Module):
     dtype: jnp.dtype | None = None  # None: the config's
     rank: int = 0  # of a difference to the kernel, x @ a @ b; it begins as zero
     has_bias: bool = True
+    activation: Callable | None = None  # of x, elementwise
 
     @nn.compact
     def __call__(self, x):
@@ -66,7 +69,7 @@ class Dense(nn.Module):
             )
         x = x.astype(dtype)
 
-        product = jnp.tensordot(x, kernel.astype(dtype), axes=self.contracted)
+        product = lean.product(x, kernel, self.contracted, self.activation)
         if self.rank:
             ends = self.shape[: self.contracted], self.shape[self.contracted :]
             names = self.axes[: self.contracted], self.axes[self.contracted :]
@@ -77,21 +80,25 @@ class Dense(nn.Module):
                 param_dtype,
             )
             b = self.param("lora_b", zeros("rank", *names[1]), (self.rank, *ends[1]), param_dtype)
-            narrow = jnp.tensordot(x, a.astype(dtype), axes=self.contracted)
-            product += jnp.tensordot(narrow, b.astype(dtype), axes=1)
+            narrow = lean.product(x, a, self.contracted, self.activation)
+            product += lean.product(narrow, b, 1)
         return product if bias is None else product + bias.astype(dtype)
 
 
-def layer_norm(config, axis, name):
-    return nn.LayerNorm(
-        epsilon=LAYER_NORM_EPSILON,
-        dtype=jnp.float32,
-        param_dtype=DTYPES[config.param_dtype],
-        use_fast_variance=False,  # E[x^2] - E[x]^2 loses digits the released program keeps
-        scale_init=nn.with_logical_partitioning(nn.initializers.ones_init(), (axis,)),
-        bias_init=zeros(axis),
-        name=name,
-    )
+class LayerNorm(nn.Module):
+    """LayerNorm over the last axis, in float32; see `lean.layer_norm`."""
+
+    axis: str  # its logical name
+    config: AlbertConfig
+
+    @nn.compact
+    def __call__(self, x):
+        """[..., H] -> float32 [..., H]."""
+        shape, dtype = x.shape[-1:], DTYPES[self.config.param_dtype]
+        ones = nn.with_logical_partitioning(nn.initializers.ones_init(), (self.axis,))
+        scale = self.param("scale", ones, shape, dtype)
+        bias = self.param("bias", zeros(self.axis), shape, dtype)
+        return lean.layer_norm(x, scale, bias, LAYER_NORM_EPSILON)
 
 
 def row_keys(key: jax.Array, rows: int) -> jax.Array:
@@ -171,14 +178,15 @@ class Layer(nn.Module):
         rate = c.hidden_dropout_prob
         attended, entropy = SelfAttention(c, name="attention")(x, visible, keys, entropy_bias)
         attended = dropout(attended, rate, keys, _OF_ATTENTION)
-        a = layer_norm(c, "hidden", "attention_layer_norm")(x + attended).astype(x.dtype)
+        a = LayerNorm("hidden", c, name="attention_layer_norm")(x + attended).astype(x.dtype)
         sizes, rank = (c.hidden_size, c.intermediate_size), c.low_rank(attention=False)
         h = Dense(sizes, ("hidden", "mlp"), c, rank=rank, name="intermediate")(a)
         h = nn.with_logical_constraint(h, ("batch", "length", "mlp"))
-        h = ACTIVATIONS[c.hidden_act](h)
-        h = Dense(sizes[::-1], ("mlp", "hidden"), c, rank=rank, name="output")(h)
+        activation = ACTIVATIONS[c.hidden_act]
+        names = "mlp", "hidden"
+        h = Dense(sizes[::-1], names, c, rank=rank, activation=activation, name="output")(h)
         h = dropout(h, rate, keys, _OF_FEED_FORWARD)
-        y = layer_norm(c, "hidden", "output_layer_norm")(a + h).astype(x.dtype)
+        y = LayerNorm("hidden", c, name="output_layer_norm")(a + h).astype(x.dtype)
         return nn.with_logical_constraint(y, ("batch", "length", "hidden")), entropy
 
 

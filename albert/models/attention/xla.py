@@ -5,6 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from albert.models import lean
 from albert.models.attention.base import Kernel
 
 
@@ -20,7 +21,7 @@ def prepare(attention_mask, segment_ids):
 
 def probabilities(q, k, bias):
     """[B, L, A, D] twice, a bias of `prepare` -> float32 [B, A, L, L]."""
-    scores = jnp.einsum("BLAD,BMAD->BALM", q, k, preferred_element_type=jnp.float32)
+    scores = lean.scores(q, k, "BLAD,BMAD->BALM")
     return jax.nn.softmax(scores / math.sqrt(q.shape[-1]) + bias)
 
 

@@ -1,0 +1,121 @@
+"""Functions with backward passes of their own: they keep what they were given and little else, in
+its own dtype, compute the rest again, and let no product of the backward pass run in float32 where
+activations are in 16 bits.
+
+Left to itself, differentiation keeps every step of an activation and of a LayerNorm, and a float32
+result of a product makes both products of its backward pass float32 ones. In float32 the gradients
+differ from those by rounding; in 16 bits sums over tokens come out in float32, which is closer.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+DENSE = "dense"  # what policies of rematerialisation call the results of `product`
+
+
+def product(x, kernel, contracted: int, activation: Callable | None = None):
+    """activation(x) @ kernel.
+
+    Args:
+      x: [..., contracted axes], in the compute dtype.
+      kernel: [contracted axes, axes of the result], in its own dtype, cast to that of x.
+      contracted: how many axes are summed over.
+      activation: elementwise, computed in float32; None: there is none.
+
+    Returns:
+      [..., axes of the result], in the dtype of x. The kernel's gradient is summed over tokens in
+      float32 and keeps the kernel's dtype.
+    """
+    return checkpoint_name(_product(x, kernel, contracted, activation), DENSE)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _product(x, kernel, contracted, activation):
+    return jnp.tensordot(_activated(x, activation), kernel.astype(x.dtype), axes=contracted)
+
+
+def _activated(x, activation: Callable | None):
+    return x if activation is None else activation(x.astype(jnp.float32)).astype(x.dtype)
+
+
+def _product_forward(x, kernel, contracted, activation):
+    return _product(x, kernel, contracted, activation), (x, kernel)
+
+
+def _product_backward(contracted, activation, kept, dy):
+    x, kernel = kept
+    a, pull = jax.vjp(lambda x: _activated(x, activation), x)
+    tokens = tuple(range(x.ndim - contracted))
+    results = tuple(range(contracted, kernel.ndim))
+    of_dy = tuple(range(len(tokens), dy.ndim))
+    (dx,) = pull(jnp.tensordot(dy, kernel.astype(x.dtype), axes=(of_dy, results)))
+    by_tokens = {"axes": (tokens, tokens), "preferred_element_type": jnp.float32}
+    return dx, jnp.tensordot(a, dy, **by_tokens).astype(kernel.dtype)
+
+
+_product.defvjp(_product_forward, _product_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def scores(a, b, equation: str):
+    """The product of two arrays that an einsum equation says, summed and returned in float32.
+
+    a: in the compute dtype. b: cast to that of a; its gradient is summed in float32 and has its own
+    dtype. Every letter that only one of them has is one of the result.
+    """
+    return jnp.einsum(equation, a, b.astype(a.dtype), preferred_element_type=jnp.float32)
+
+
+def _scores_forward(a, b, equation):
+    return scores(a, b, equation), (a, b)
+
+
+def _scores_backward(equation, kept, dy):
+    a, b = kept
+    ends, result = equation.split("->")
+    of_a, of_b = ends.split(",")
+    dy = dy.astype(a.dtype)
+    da = jnp.einsum(f"{result},{of_b}->{of_a}", dy, b.astype(a.dtype))
+    db = jnp.einsum(f"{result},{of_a}->{of_b}", dy, a, preferred_element_type=jnp.float32)
+    return da, db.astype(b.dtype)
+
+
+scores.defvjp(_scores_forward, _scores_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def layer_norm(x, scale, bias, epsilon: float):
+    """(x - mean) / sqrt(variance + epsilon) * scale + bias over the last axis.
+
+    Source: Ba et al. 2016, arXiv 1607.06450. x: [..., H], any dtype; scale, bias: [H]. Returns
+    float32; the variance is the mean of squared distances. Keeps x, and float32 [..., 1] twice.
+    """
+    return _layer_norm_forward(x, scale, bias, epsilon)[0]
+
+
+def _layer_norm_forward(x, scale, bias, epsilon):
+    x32 = x.astype(jnp.float32)
+    mean = x32.mean(-1, keepdims=True)
+    centred = x32 - mean
+    inverse = jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + epsilon)
+    y = centred * (inverse * scale.astype(jnp.float32)) + bias.astype(jnp.float32)
+    return y, (x, scale, bias, mean, inverse)
+
+
+def _layer_norm_backward(epsilon, kept, dy):
+    del epsilon
+    x, scale, bias, mean, inverse = kept
+    normalised = (x.astype(jnp.float32) - mean) * inverse
+    d = dy * scale.astype(jnp.float32)
+    along = (d * normalised).mean(-1, keepdims=True)
+    dx = inverse * (d - d.mean(-1, keepdims=True) - normalised * along)
+    rows = tuple(range(x.ndim - 1))
+    dscale, dbias = (dy * normalised).sum(rows), dy.sum(rows)
+    return dx.astype(x.dtype), dscale.astype(scale.dtype), dbias.astype(bias.dtype)
+
+
+layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
