@@ -121,6 +121,7 @@ def test_a_finished_run_says_what_it_came_to(own, finetuned):
     assert figures == {name: records(finetuned, "dev")[-1][name] for name in figures}
 
 
+@pytest.mark.slow
 def test_a_run_of_epochs_is_killed_resumed_finished_and_lengthened(own, tmp_path, capsys):
     own.train.epochs, own.optimizer.warmup_steps = 2.0, 10  # a quarter of 40 steps
     own.train.checkpoint_every = 5
