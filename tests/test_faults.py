@@ -777,7 +777,7 @@ def test_a_full_disk_while_saving_and_logging(text, vocabulary, prepared, tmp_pa
     process = launch(arguments)
     wait_for(process, "step 9/")
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (8192, 8192))
-    printed, _ = process.communicate(timeout=120)
+    printed, _ = process.communicate(timeout=400)
     assert process.returncode == 2, printed
     assert printed.count("could not be saved") == 3
     assert "failure in a row" in printed
