@@ -31,8 +31,7 @@ class _NoRepetition(logging.Filter):
         of_orbax = "orbax" in told or "OCDBT" in told  # its tasks, files and kind of file
         return not (
             # The traceback of a save that fails.
-            ("orbax" in record.pathname and record.levelno >= logging.ERROR)
-            or (of_orbax and "exception was never retrieved" in told)
+            "orbax" in record.pathname or (of_orbax and "exception was never retrieved" in told)
         )
 
 
