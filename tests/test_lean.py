@@ -62,8 +62,9 @@ def test_values_and_gradients_are_those_of_the_plain_formula(case):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_in_bfloat16_they_are_no_further_from_float32(case):
-    """Arguments of activations in bfloat16, weights in float32, as a layer has them."""
+def test_in_bfloat16_they_are_about_as_close_to_float32(case):
+    """Arguments of activations in bfloat16, weights in float32, as a layer has them. What comes
+    back of float32 scores is rounded in front of its products, which costs a third of precision."""
     name, arguments, more = CASES[case]
     first = arguments[0].astype(jnp.bfloat16)
     kept = [a.astype(jnp.bfloat16) if case == "attention" else a for a in arguments[1:]]
@@ -73,7 +74,8 @@ def test_in_bfloat16_they_are_no_further_from_float32(case):
     for a, b, c in zip(ours, plain, exact, strict=True):
         assert a.dtype == b.dtype
         errors = [float(jnp.linalg.norm((x.astype(jnp.float32) - c).ravel())) for x in (a, b)]
-        assert errors[0] <= 1.1 * errors[1] + 5e-3 * float(jnp.linalg.norm(c.ravel()))
+        allowed = 1.4 if name == "scores" else 1.1
+        assert errors[0] <= allowed * errors[1] + 1e-5 * float(jnp.linalg.norm(c.ravel()))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

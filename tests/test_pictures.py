@@ -1,5 +1,7 @@
 """Pictures of what a model gets right: what stands in them."""
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,7 +11,7 @@ from matplotlib.figure import Figure
 from albert.data.labelled.squad import Question
 from albert.tasks.pictures import confusion, curves, histogram, reliability, scatter
 from albert.tasks.squad_scores import score, threshold_curve
-from albert.train.pictures import png_of
+from albert.train.pictures import pictures_of_run, png_of
 
 
 def drawn(draw):
@@ -56,6 +58,20 @@ def test_reliability_is_by_tenths():
 )
 def test_what_is_nearly_empty_is_drawn(draw):
     assert png_of(draw).startswith(b"\x89PNG")
+
+
+def test_figures_of_a_run_are_drawn_below_0_too(tmp_path):
+    logged = [
+        {"step": step, "group": "dev", "loss": 2.0, "matthews": value, "threshold": 7.0}
+        for step, value in ((10, -0.25), (20, 0.5))
+    ]
+    text = "".join(json.dumps(record) + "\n" for record in logged)
+    (tmp_path / "metrics.jsonl").write_text(text)
+    pictures = pictures_of_run(tmp_path, "dev", 20)
+    assert pictures.keys() == {"figures", "loss"}
+    axes = drawn(pictures["figures"])
+    assert [line.get_label() for line in axes.lines] == ["matthews", "chosen"]
+    np.testing.assert_array_equal(axes.lines[0].get_data(), ((10, 20), (-0.25, 0.5)))
 
 
 @settings(max_examples=50, deadline=None)

@@ -157,6 +157,10 @@ def test_budgets_are_steps():
     paid = steps("flops", 150 * per_step)
     assert paid[0] == 150
     assert paid[3] < paid[0]  # a wider embedding costs more a step
+    of_epochs = {**TEXT, "train.epochs": 2.0}
+    budgeted = dataclasses.replace(base, budget=("steps", 123))
+    with pytest.raises(ConfigError, match=r"seed=0: train\.epochs is 2\.0, and the sweep has a"):
+        plan(budgeted, here, of_epochs, (0,))
     with pytest.raises(ConfigError, match="budget is by 'hours'; it must be by one of steps"):
         steps("hours", 1)
     with pytest.raises(

@@ -4,7 +4,8 @@ activations are in 16 bits.
 
 Left to itself, differentiation keeps every step of an activation and of a LayerNorm, and a float32
 result of a product makes both products of its backward pass float32 ones. In float32 the gradients
-differ from those by rounding; in 16 bits sums over tokens come out in float32, which is closer.
+differ from those by rounding. In 16 bits sums over tokens come out in float32, which is closer;
+what comes back of `scores` is rounded in front of its products, which is further by a third.
 """
 
 from collections.abc import Callable

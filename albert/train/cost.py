@@ -81,6 +81,9 @@ def print_description(config: Config) -> None:
     print(f"  {'tokens per step':<28}{facts['tokens_per_step']:>13,}")
     print(f"  {'steps':<28}{facts['steps']:>13,}")
     print(f"  {'FLOPs of the run':<28}{facts['flops_of_run']:>13.4g}")
+    if config.train.epochs:
+        told = "the data tells the number of steps, which is not this one"
+        print(f"  train.epochs is {config.train.epochs}: {told}")
     print("\nMemory over all devices, GB")
     for name, size in facts["state_bytes"].items():
         print(f"  {name:<28}{size / 1e9:>13.3f}")

@@ -8,8 +8,8 @@ from pathlib import Path
 from albert.tasks.pictures import Draw, curves
 from albert.train.log_files import Board, records
 
-# Figures that are no shares, and are drawn apart or not at all.
-_NOT_SHARES = ("loss", "threshold")
+# Figures that are neither shares nor correlations, and are drawn apart or not at all.
+_OTHERS = ("loss", "threshold")
 
 
 def png_of(draw: Draw, width: float = 6.0, height: float = 5.0) -> bytes:
@@ -37,13 +37,13 @@ def pictures_of_run(workdir: Path, evaluation: str, step: int) -> dict[str, Draw
     """An evaluation's figures over the steps of a run, from its logs, with a mark at a step."""
     logged = [r for r in records(workdir / "metrics.jsonl") if r["group"] == evaluation]
     steps = [record["step"] for record in logged]
-    shares = {
+    lines = {
         name: [record[name] for record in logged]
         for name in (logged[0] if logged else {})
-        if name not in ("step", "group", *_NOT_SHARES)
-        and all(name in record and 0 <= record[name] <= 1 for record in logged)
+        if name not in ("step", "group", *_OTHERS)
+        and all(name in record and -1 <= record[name] <= 1 for record in logged)
     }
-    found = {"figures": curves(steps, shares, "step", step)} if shares else {}
+    found = {"figures": curves(steps, lines, "step", step)} if lines else {}
     if logged and all("loss" in record for record in logged):
         losses = {evaluation: [record["loss"] for record in logged]}
         found["loss"] = curves(steps, losses, "step", step)

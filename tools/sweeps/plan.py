@@ -185,6 +185,11 @@ def plan(sweep: Sweep, folder: Path, common: Overrides, seeds: tuple[int, ...]) 
                 for field, value in overrides.items():
                     values.update_from_flattened_dict({field: value})
                 run = Run(name, row, seed, folder / name, sweep.base, overrides, check(values))
+                if sweep.budget and run.config.train.epochs:
+                    problems.append(
+                        f"{name}: train.epochs is {run.config.train.epochs}, and the sweep has a "
+                        f"budget of {kind}, which says how long its runs are; set it to 0"
+                    )
                 if sweep.budget and kind != "seconds":
                     run = run.with_steps(steps_of(run.config, *sweep.budget))
             except (ConfigError, KeyError, TypeError, AttributeError) as error:
