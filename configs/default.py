@@ -38,10 +38,13 @@ def get_config(arg: str = "") -> ConfigDict:
     model.type_vocab_size = 2
     model.initializer_range = 0.02
     model.map_equal_embeddings = False  # E -> H even where E = H; only Hugging Face does that
-    model.attention = "xla"  # the kernel: albert/models/attention
+    # The kernel: auto, xla (plain, the only one with attention dropout), cudnn, splash
+    model.attention = "auto"
     model.dtype = "bfloat16"  # of activations; float32 is faster on CPU
     model.param_dtype = "float32"
     model.remat = "none"  # none, dots (keep products) or full: less memory, more operations
+    # Layers in a turn of the loop over the depth; all of them: faster on a GPU, and slow to compile
+    model.scan_unroll = 1
 
     # Data. A source is PATH, lines:PATH, text:PATH, jsonl:PATH, parquet:PATH, tfds:NAME or
     # python-docs; PATH is a file, folder or glob, plain or .gz, .xz, .zst (data/sources/parse.py).
@@ -165,6 +168,7 @@ def shrink(config: ConfigDict) -> None:
     model.max_position_embeddings = 64
     model.dtype = "float32"
     model.remat = "none"
+    model.scan_unroll = 1
     data.train_sources = ("python-docs",)
     data.train_weights = ()
     data.valid_sources = ()

@@ -29,6 +29,7 @@ TINY = AlbertConfig(
     param_dtype="float32",
     remat="none",
     attention="xla",
+    scan_unroll=1,
 )
 
 

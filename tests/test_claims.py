@@ -18,18 +18,13 @@ from albert.runtime.fields import ConfigError
 from albert.train.config import check
 from albert.train.cost import parameters_of, state_bytes
 from configs import base, laptop
-from tools.claims import energy, measure, tpu
-from tools.claims.compiled import (
-    bert_of,
-    data_mesh,
-    exchanged,
-    largest_that_fits,
-    lower_step,
-    memory,
-    resized,
-)
+from tools.claims import energy, measure
 from tools.claims.measure import Notebook, size_of, sized
+from tools.claims.sizes import bert_of, largest_that_fits, resized
 from tools.claims.verdicts import BOTH, by_gaps, by_ratio, by_runs, every_claim
+from tools.compilers.hlo import exchanged
+from tools.compilers.program import data_mesh, lower_step, memory
+from tools.compilers.targets import compile_for
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -281,6 +276,6 @@ def test_no_meter_no_measurement(monkeypatch):
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
 def test_the_tpu_compiler_answers():
     config = check(laptop.get_config("tiny"), needs_text=False)
-    answer = tpu.compile_for("v5e", dataclasses.asdict(config))
+    answer = compile_for("v5e", dataclasses.asdict(config))
     assert answer["fits"]
     assert answer["exchanged"]["all-reduce"]["bytes"] > 0

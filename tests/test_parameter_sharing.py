@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from albert.models.attention.base import Visible
 from albert.models.config import AlbertConfig
 from albert.models.cost import parameters_by_part
 from albert.models.encoder import Albert, abstract_params, init_params
@@ -182,7 +183,9 @@ def test_every_strategy_equals_a_written_out_loop(sharing, more):
                 kernel = leaf.replace("lora_a", "kernel")
                 own[kernel] = own[kernel] + jnp.tensordot(a, b, axes=1)
             plain = dataclasses.replace(config, sharing="none", lora_rank=0)
-            x, _ = Layer(plain).apply({"params": unflatten_dict(own, sep="/")}, x, bias)
+            x, _ = Layer(plain).apply(
+                {"params": unflatten_dict(own, sep="/")}, x, Visible("xla", bias)
+            )
             states.append(x)
         return jnp.sum(jnp.sin(jnp.stack(states))), jnp.stack(states)
 

@@ -281,5 +281,7 @@ def test_a_kernel_that_cannot_serve_a_config_is_told_with_those_that_can(tiny, m
     with pytest.raises(ConfigError, match=r"it runs on gpu only; xla would work"):
         check_devices(config, {}, 8)
     tiny.model.attention = "flash"
-    with pytest.raises(ConfigError, match=r"attention is 'flash'; it must be one of xla, fast"):
+    with pytest.raises(
+        ConfigError, match=r"attention is 'flash'; it must be one of auto, xla, cudnn, splash, fast"
+    ):
         check(tiny)

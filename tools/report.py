@@ -129,9 +129,9 @@ def main() -> None:
 
 def _tpu(measure, note, config) -> None:
     if importlib.util.find_spec("libtpu") is None:
-        from tools.claims.tpu import INSTALL
+        from tools.compilers.targets import INSTALL
 
-        print(f"No TPU compiler here: {INSTALL}.", flush=True)
+        print(f"No TPU compiler here: {INSTALL['tpu']}.", flush=True)
         return
     for kind, remat in (("v5e", "none"), ("v5e", "full"), ("v6e", "none"), ("v6e", "full")):
         for name, of in measure.pair(config).items():

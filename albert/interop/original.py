@@ -252,6 +252,7 @@ def released_config(config: AlbertConfig) -> dict:
         "dtype",
         "param_dtype",
         "attention",
+        "scan_unroll",
         "remat",
     )
     values = {name: value for name, value in vars(config).items() if name not in ours}

@@ -313,7 +313,8 @@ def read_config(path: Path, activations: Mapping[str, str]) -> AlbertConfig:
         dtype="float32",
         param_dtype="float32",
         remat="none",
-        attention="xla",
+        attention="auto",
+        scan_unroll=1,
     )
     if problems := config.problems():
         raise CheckpointError(f"{path}: {'; '.join(problems)}.")

@@ -31,7 +31,7 @@ CHECKPOINTS, VOCABULARY = "checkpoints", "tokenizer.model"
 BEST_REPORT = "eval_best.json"  # figures of the best checkpoint, where that is what is served
 
 # Fields of a model that came after the first version, and what it did.
-_ADDED = {"attention": "xla"}
+_ADDED = {"attention": "xla", "scan_unroll": 1}
 
 
 def is_workdir(path: Path) -> bool:

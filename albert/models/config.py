@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from albert.models import lean
 from albert.models import sharing as parameter_sharing
-from albert.models.attention import KERNELS
+from albert.models.attention import AUTO, KERNELS
 from albert.runtime.fields import ConfigError, build
 
 ACTIVATIONS = {
@@ -49,10 +49,11 @@ class AlbertConfig:
     type_vocab_size: int
     initializer_range: float
     map_equal_embeddings: bool  # E -> H even where E = H, as Hugging Face has it
-    attention: str  # a key of albert.models.attention.KERNELS
+    attention: str  # auto, or a key of albert.models.attention.KERNELS
     dtype: str  # of activations and products; LayerNorm, softmax and losses are always float32
     param_dtype: str  # of parameters, their gradients and the optimizer's moments
     remat: str  # a key of REMAT_POLICIES
+    scan_unroll: int  # layers that are written out in the program of the loop over the depth
 
     def problems(self) -> list[str]:
         """What is wrong with the sizes, one sentence each; empty when the model can be built."""
@@ -78,13 +79,18 @@ class AlbertConfig:
             "dtype": DTYPES,
             "param_dtype": DTYPES,
             "remat": REMAT_POLICIES,
-            "attention": KERNELS,
+            "attention": (AUTO, *KERNELS),
         }
         for name, legal in choices.items():
             if getattr(self, name) not in legal:
                 found.append(
                     f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(legal)}"
                 )
+        if not 1 <= self.scan_unroll <= max(self.depth, 1):
+            found.append(
+                f"scan_unroll is {self.scan_unroll}; it must be from 1, a loop over the layers, to "
+                f"{self.depth}, all of them written out"
+            )
         if self.initializer_range <= 0:
             found.append(f"initializer_range is {self.initializer_range}; it must be positive")
         if found:

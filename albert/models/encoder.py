@@ -11,7 +11,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from albert.models.attention import KERNELS, xla
+from albert.models import attention
+from albert.models.attention import xla
 from albert.models.config import DTYPES, AlbertConfig
 from albert.models.heads import HEADS
 from albert.models.layers import Dense, LayerNorm, LayerStack, dropout, initializer
@@ -130,7 +131,7 @@ class Encoder(nn.Module):
 
         Args:
           input_ids: int [B, L], each in [0, V).
-          attention_mask: [B, L], 1 for a token and 0 for padding.
+          attention_mask: [B, L], 1 for a token and 0 for padding, which stands behind the tokens.
           token_type_ids: int [B, L], 0 for the first segment and 1 for the second.
           segment_ids: int [B, L] of packed rows: tokens see those with the same number only.
           position_ids: int [B, L] of packed rows, each in [0, max_position_embeddings).
@@ -148,7 +149,18 @@ class Encoder(nn.Module):
             fold = jax.vmap(jax.random.fold_in, (0, None))
             layer_keys, embedding_keys = fold(dropout_keys, 0), fold(dropout_keys, 1)
         x = self.embeddings(input_ids, token_type_ids, position_ids, embedding_keys)
-        visible = KERNELS[c.attention].prepare(attention_mask, segment_ids)
+        use = attention.Use(
+            length=input_ids.shape[1],
+            head_dim=c.hidden_size // c.num_attention_heads,
+            dtype=c.dtype,
+            dropout=c.attention_probs_dropout_prob if dropout_keys is not None else 0.0,
+            packed=segment_ids is not None,
+            backend=None,
+        )
+        most = input_ids.shape[1] if cls_positions is None else cls_positions.shape[1]
+        visible = attention.prepare(
+            c.attention, attention.here(use), attention_mask, segment_ids, most
+        )
         entropy_bias = (
             xla.prepare(attention_mask, segment_ids) if output_attention_entropy else None
         )

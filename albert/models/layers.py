@@ -19,10 +19,12 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from albert.models import lean
-from albert.models.attention import KERNELS, xla
+from albert.models.attention import attend, xla
+from albert.models.attention.base import Visible
 from albert.models.config import ACTIVATIONS, DTYPES, REMAT_POLICIES, AlbertConfig
 
 LAYER_NORM_EPSILON = 1e-12
+CAST = "cast"  # the collection of kernels that were cast once for all depths
 # Where a layer drops out; each place draws from a stream of its own.
 _OF_PROBABILITIES, _OF_ATTENTION, _OF_FEED_FORWARD = range(3)
 
@@ -38,11 +40,10 @@ def zeros(*axes):
 
 
 class Dense(nn.Module):
-    """activation(x) @ kernel + bias over the last axes of x, the parameters cast where they are
-    used.
+    """activation(x) @ kernel + bias over the last axes of x, in the compute dtype.
 
-    The cast happens inside the scanned layer, so the gradient of a shared kernel is summed over
-    tokens and depth in param_dtype, not in the compute dtype.
+    The gradient of a shared kernel is summed over tokens and depth in param_dtype, not in the
+    compute dtype. In the collection CAST may be the kernel in the compute dtype.
     """
 
     shape: tuple[int, ...]  # of the kernel: contracted axes of x, then the axes of the result
@@ -69,7 +70,8 @@ class Dense(nn.Module):
             )
         x = x.astype(dtype)
 
-        product = lean.product(x, kernel, self.contracted, self.activation)
+        cast: jax.Array | None = self.get_variable(CAST, "kernel")
+        product = lean.product(x, kernel, self.contracted, self.activation, cast)
         if self.rank:
             ends = self.shape[: self.contracted], self.shape[self.contracted :]
             names = self.axes[: self.contracted], self.axes[self.contracted :]
@@ -126,7 +128,7 @@ def dropout(x, rate: float, keys: jax.Array | None, place: int):
 
 
 class SelfAttention(nn.Module):
-    """softmax(q k^T / sqrt(D)) v by the kernel that the config names."""
+    """softmax(q k^T / sqrt(D)) v by the kernel that was chosen, with its dense layers."""
 
     config: AlbertConfig
 
@@ -136,7 +138,7 @@ class SelfAttention(nn.Module):
 
         Args:
           x: [B, L, H].
-          visible: what the kernel's `prepare` gave.
+          visible: of `attention.prepare`: who sees whom, and the kernel.
           keys: random keys [B] for dropout; None turns it off.
           entropy_bias: of the plain path, to return the entropy of the attention as well.
 
@@ -156,7 +158,7 @@ class SelfAttention(nn.Module):
         rate = c.attention_probs_dropout_prob
         drop = partial(dropout, rate=rate, keys=keys, place=_OF_PROBABILITIES)
         drops = keys is not None and rate > 0
-        context = KERNELS[c.attention].attend(q, k, v, visible, drop if drops else None)
+        context = attend(q, k, v, visible, drop if drops else None)
         entropy = None
         if entropy_bias is not None:
             # Written out whatever the kernel: fused ones never have the probabilities.
@@ -196,8 +198,7 @@ def init_layers(key: jax.Array, config: AlbertConfig):
     Leaves are boxed with their logical axis names, "layers" the first of them.
     """
     x = jnp.zeros((1, 1, config.hidden_size), DTYPES[config.dtype])
-    ones = jnp.ones((1, 1), jnp.int32)
-    visible = KERNELS[config.attention].prepare(ones, None)
+    visible = Visible("xla", xla.prepare(jnp.ones((1, 1), jnp.int32), None))
 
     def one(key):
         return flatten_dict(Layer(config).init({"params": key}, x, visible)["params"], sep="/")
@@ -236,8 +237,9 @@ class LayerStep(nn.Module):
     keep_hidden: bool
 
     @nn.compact
-    def __call__(self, x, depth, own, shared, visible, keys, entropy_bias):
-        """[B, L, H], int [], leaves of this depth, leaves [sets, ...], ... -> the next x."""
+    def __call__(self, x, depth, own, shared, cast, visible, keys, entropy_bias):
+        """[B, L, H], int [], leaves of this depth, leaves [sets, ...] and what of them was cast to
+        the compute dtype, ... -> the next x."""
 
         def pick(leaf, entries):
             sets = self.config.leaf_sets(leaf)
@@ -246,11 +248,18 @@ class LayerStep(nn.Module):
             # the whole stack, at every depth.
             return jax.lax.dynamic_index_in_dim(entries, entry, keepdims=False)
 
-        weights = own | {leaf: pick(leaf, entries) for leaf, entries in shared.items()}
+        def picked(stacks):
+            return {leaf: pick(leaf, entries) for leaf, entries in stacks.items()}
+
+        variables = {"params": own | picked(shared), CAST: picked(cast)}
         if keys is not None:
             keys = jax.vmap(jax.random.fold_in, (0, None))(keys, depth)
         x, entropy = Layer(self.config, parent=None).apply(
-            {"params": unflatten_dict(weights, sep="/")}, x, visible, keys, entropy_bias
+            {name: unflatten_dict(leaves, sep="/") for name, leaves in variables.items()},
+            x,
+            visible,
+            keys,
+            entropy_bias,
         )
         return x, (x if self.keep_hidden else None, entropy)
 
@@ -271,7 +280,7 @@ class LayerStack(nn.Module):
 
         Args:
           x: [B, L, E].
-          visible: what the attention kernel's `prepare` gave.
+          visible: of `attention.prepare`: who sees whom, and the kernel.
           keys: random keys [B] for dropout; None turns it off.
           entropy_bias: of the plain attention path, to return entropies; else None.
           keep_hidden: whether to return what every layer gave.
@@ -288,13 +297,21 @@ class LayerStack(nn.Module):
         layers = flatten_dict(self.param("layers", init_layers, c), sep="/")
         own = {leaf: p for leaf, p in layers.items() if c.leaf_sets(leaf) == tuple(range(c.depth))}
         shared = {leaf: p for leaf, p in layers.items() if leaf not in own}
+        # Once for all depths; the gradient goes past it, to be summed over them in param_dtype.
+        dtype = DTYPES[c.dtype]
+        cast = {
+            leaf: jax.lax.stop_gradient(entries.astype(dtype))
+            for leaf, entries in shared.items()
+            if leaf.endswith("kernel") and entries.dtype != dtype
+        }
         policy = REMAT_POLICIES[c.remat] or keep_all_but_weights(layers.values())
         step = nn.scan(
             nn.remat(LayerStep, prevent_cse=False, policy=policy),
-            in_axes=(0, 0, *(nn.broadcast,) * 4),
+            in_axes=(0, 0, *(nn.broadcast,) * 5),
             length=c.depth,
+            unroll=c.scan_unroll,
         )
         last, (states, entropies) = step(c, keep_hidden, name="step")(
-            x, jnp.arange(c.depth), own, shared, visible, keys, entropy_bias
+            x, jnp.arange(c.depth), own, shared, cast, visible, keys, entropy_bias
         )
         return last, (jnp.concatenate([x[None], states]) if keep_hidden else None), entropies

@@ -18,7 +18,7 @@ from jax.ad_checkpoint import checkpoint_name
 DENSE = "dense"  # what policies of rematerialisation call the results of `product`
 
 
-def product(x, kernel, contracted: int, activation: Callable | None = None):
+def product(x, kernel, contracted: int, activation: Callable | None = None, cast=None):
     """activation(x) @ kernel.
 
     Args:
@@ -26,36 +26,43 @@ def product(x, kernel, contracted: int, activation: Callable | None = None):
       kernel: [contracted axes, axes of the result], in its own dtype, cast to that of x.
       contracted: how many axes are summed over.
       activation: elementwise, computed in float32; None: there is none.
+      cast: the kernel in the dtype of x, where it was cast before; None: it is cast here.
 
     Returns:
       [..., axes of the result], in the dtype of x. The kernel's gradient is summed over tokens in
       float32 and keeps the kernel's dtype.
     """
-    return checkpoint_name(_product(x, kernel, contracted, activation), DENSE)
+    return checkpoint_name(_product(x, kernel, cast, contracted, activation), DENSE)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _product(x, kernel, contracted, activation):
-    return jnp.tensordot(_activated(x, activation), kernel.astype(x.dtype), axes=contracted)
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _product(x, kernel, cast, contracted, activation):
+    kernel = kernel.astype(x.dtype) if cast is None else cast
+    return jnp.tensordot(_activated(x, activation), kernel, axes=contracted)
 
 
 def _activated(x, activation: Callable | None):
     return x if activation is None else activation(x.astype(jnp.float32)).astype(x.dtype)
 
 
-def _product_forward(x, kernel, contracted, activation):
-    return _product(x, kernel, contracted, activation), (x, kernel)
+def _product_forward(x, kernel, cast, contracted, activation):
+    return _product(x, kernel, cast, contracted, activation), (x, kernel, cast)
 
 
 def _product_backward(contracted, activation, kept, dy):
-    x, kernel = kept
-    a, pull = jax.vjp(lambda x: _activated(x, activation), x)
+    x, kernel, cast = kept
+    a = _activated(x, activation)
+    # Apart from the value: compilers would keep what the two have in common, such as a tanh, in
+    # float32, which is slower to write and to read than to compute twice.
+    apart = x if activation is None else jax.lax.optimization_barrier(x)
+    _, pull = jax.vjp(lambda x: _activated(x, activation), apart)
     tokens = tuple(range(x.ndim - contracted))
     results = tuple(range(contracted, kernel.ndim))
     of_dy = tuple(range(len(tokens), dy.ndim))
-    (dx,) = pull(jnp.tensordot(dy, kernel.astype(x.dtype), axes=(of_dy, results)))
+    weights = kernel.astype(x.dtype) if cast is None else cast
+    (dx,) = pull(jnp.tensordot(dy, weights, axes=(of_dy, results)))
     by_tokens = {"axes": (tokens, tokens), "preferred_element_type": jnp.float32}
-    return dx, jnp.tensordot(a, dy, **by_tokens).astype(kernel.dtype)
+    return dx, jnp.tensordot(a, dy, **by_tokens).astype(kernel.dtype), None
 
 
 _product.defvjp(_product_forward, _product_backward)
@@ -86,6 +93,62 @@ def _scores_backward(equation, kept, dy):
 
 
 scores.defvjp(_scores_forward, _scores_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def softmax(scores, dtype):
+    """Softmax over the last axis of float32 scores, returned in `dtype`, which is all it keeps."""
+    return jax.nn.softmax(scores, axis=-1).astype(dtype)
+
+
+def _softmax_forward(scores, dtype):
+    p = softmax(scores, dtype)
+    return p, p
+
+
+def _softmax_backward(dtype, p, dp):
+    del dtype
+    p, dp = p.astype(jnp.float32), dp.astype(jnp.float32)
+    return (p * (dp - (p * dp).sum(-1, keepdims=True)),)
+
+
+softmax.defvjp(_softmax_forward, _softmax_backward)
+
+
+@jax.custom_vjp
+def cross_entropy(logits, labels):
+    """Negative log likelihood of labels, and whether they are the likeliest.
+
+    No array of log-probabilities is made. A label whose logit is one of several largest is taken
+    for the likeliest.
+
+    Args:
+      logits: float32 [..., V].
+      labels: int [...], each in [0, V).
+
+    Returns:
+      (nll, hit): float32 [...] each.
+    """
+    return _cross_entropy_forward(logits, labels)[0]
+
+
+def _cross_entropy_forward(logits, labels):
+    largest = logits.max(-1)
+    total = largest + jnp.log(jnp.exp(logits - largest[..., None]).sum(-1))
+    chosen = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+    hit = (chosen >= largest).astype(jnp.float32)
+    return (total - chosen, hit), (logits, labels, total)
+
+
+def _cross_entropy_backward(kept, cotangents):
+    logits, labels, total = kept
+    of_nll, _ = cotangents
+    classes = jnp.arange(logits.shape[-1], dtype=labels.dtype)
+    chosen = (labels[..., None] == classes).astype(jnp.float32)
+    return (jnp.exp(logits - total[..., None]) - chosen) * of_nll[..., None], None
+
+
+cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))

@@ -179,9 +179,10 @@ class Task(abc.ABC):
         return []
 
     @classmethod
-    def attention_use(cls, config: RunConfig, backend: str | None) -> Use | None:
-        """What the task asks of the attention kernel; None: nothing that could be refused."""
-        del config, backend
+    def attention_use(cls, config: RunConfig) -> Use | None:
+        """What the task asks of the attention kernel, wherever it runs; None: nothing that could be
+        refused."""
+        del config
         return None
 
     @classmethod

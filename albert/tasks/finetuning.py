@@ -91,14 +91,14 @@ class FineTuning(Task):
         return found
 
     @classmethod
-    def attention_use(cls, config, backend):
+    def attention_use(cls, config):
         return Use(
             length=config.data.seq_length,
             head_dim=config.model.hidden_size // config.model.num_attention_heads,
             dtype=config.model.dtype,
             dropout=config.model.attention_probs_dropout_prob,
             packed=False,
-            backend=backend,
+            backend=None,
         )
 
     @classmethod

@@ -29,6 +29,7 @@ from albert.data.sources.base import SourceError
 from albert.data.tokenizer import CLS, MASK, SEP, Tokenizer, VocabularyError
 from albert.interop.weights import Weights
 from albert.interop.workdir import VOCABULARY
+from albert.models import lean
 from albert.models.attention import Use
 from albert.models.config import AlbertConfig
 from albert.models.cost import encoder_flops
@@ -70,9 +71,7 @@ def masked_lm_terms(logits, labels, weights):
     Returns:
       (nll, hit): float32 [B, P] each, 0 where the weight is 0.
     """
-    log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
-    nll = -jnp.take_along_axis(log_probabilities, labels[..., None], axis=-1)[..., 0]
-    hit = (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
+    nll, hit = lean.cross_entropy(logits, labels)
     return nll * weights, hit * weights
 
 
@@ -171,14 +170,14 @@ class Pretraining(Task):
         return found
 
     @classmethod
-    def attention_use(cls, config, backend):
+    def attention_use(cls, config):
         return Use(
             length=config.data.seq_length,
             head_dim=config.model.hidden_size // config.model.num_attention_heads,
             dtype=config.model.dtype,
             dropout=config.model.attention_probs_dropout_prob,
             packed=config.data.packing > 0,
-            backend=backend,
+            backend=None,
         )
 
     @classmethod

@@ -8,17 +8,16 @@ import ast
 import dataclasses
 import math
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import jax
 
 from albert import __version__
 from albert.checkpoints import CheckpointError
 from albert.data.pretraining.prepare import MAX_SEED
 from albert.interop.reshare import INIT_METHODS
-from albert.models.attention import attention_problems
+from albert.models import attention
+from albert.models.attention import Use
 from albert.models.config import AlbertConfig
 from albert.models.sharing import uneven_groups
 from albert.runtime.fields import ConfigError, build, matches, unknown, wrong_type
@@ -119,7 +118,7 @@ def check(values: Mapping, needs_text: bool = True, for_training: bool = True) -
         problems += [f"{section}.{text}" for text in getattr(config, section).problems()]
     problems += task.problems(config, needs_text)
     if not config.model.problems():
-        problems += attention_problems_of(config, None)
+        problems += attention_problems_of(config)
     if config.init_optimizer and not config.init_from:
         problems.append("init_optimizer is True and init_from is empty: there is nothing to take")
     if config.init_optimizer:
@@ -176,12 +175,14 @@ def in_steps(config: Config, rows_per_epoch: int) -> Config:
     )
 
 
-def attention_problems_of(config: Config, backend: str | None) -> list[str]:
-    """Why the attention kernel cannot serve this config; `backend` None: not known yet."""
-    use = find_task(config.task).attention_use(config, backend)
+def attention_problems_of(config: Config, where: Callable[[Use], Use] = lambda use: use):
+    """Why the attention kernel cannot serve this config, one sentence each: wherever it runs or,
+    with `attention.here`, on this machine."""
+    use = find_task(config.task).attention_use(config)
     if use is None:
         return []
-    return [f"model.{text}" for text in attention_problems(config.model.attention, use)]
+    problems = attention.attention_problems(config.model.attention, where(use))
+    return [f"model.{text}" for text in problems]
 
 
 def from_json(values: dict) -> Config:
@@ -245,7 +246,7 @@ def check_devices(config: Config, boxed_params, num_devices: int) -> None:
     except ValueError as error:
         raise ConfigError([str(error)]) from error
     problems = partition_problems(boxed_params, shape, config.sharding)
-    problems += attention_problems_of(config, jax.default_backend())
+    problems += attention_problems_of(config, attention.here)
     axes = config.sharding.spec("batch")[0] or ()
     shards = 1
     for axis in (axes,) if isinstance(axes, str) else axes:

@@ -21,6 +21,7 @@ from albert.data.tokenizer import Tokenizer
 from albert.interop import formats
 from albert.interop.weights import predicting_pieces, stacked
 from albert.interop.workdir import VOCABULARY, is_run, served
+from albert.models import attention
 from albert.runtime.digests import text_digest
 from albert.runtime.fields import ConfigError
 from albert.runtime.paths import file_name_part, place, replace_text
@@ -371,7 +372,7 @@ def on_these_devices(config: Config, task: Task) -> Iterator[tuple]:
         sharding.mesh_shape(jax.device_count())
     except ValueError:
         sharding = dataclasses.replace(sharding, data=-1, fsdp=1, tensor=1)
-    if problems := attention_problems_of(config, jax.default_backend()):
+    if problems := attention_problems_of(config, attention.here):
         raise ConfigError(problems)
     mesh = make_mesh(sharding)
     size = -(-config.train.eval_batch_size // jax.device_count()) * jax.device_count()

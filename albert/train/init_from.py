@@ -40,6 +40,7 @@ _OWN = (
     "param_dtype",
     "remat",
     "attention",
+    "scan_unroll",
     "hidden_dropout_prob",
     "attention_probs_dropout_prob",
 )

@@ -16,6 +16,7 @@ from albert.checkpoints.store import Checkpoints
 from albert.data.loader import BatchSource, iterate
 from albert.interop.weights import Weights
 from albert.interop.workdir import BEST_REPORT, VOCABULARY, is_run
+from albert.models import attention
 from albert.runtime import RunError
 from albert.runtime.console import tell
 from albert.runtime.lock import WorkdirLock
@@ -241,6 +242,9 @@ class Run:
             self._source = BatchSource(
                 task.rows, config.train.batch_size, rows, config.train.num_steps
             )
+            if use := task.attention_use(config):
+                name, why = attention.choose(config.model.attention, attention.here(use))
+                say(f"Attention: {name}, since {why}.")
             for line in task.opening:
                 say(line)
             steps, epoch = config.train.num_steps, task.rows.rows_per_epoch

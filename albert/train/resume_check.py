@@ -13,7 +13,7 @@ from albert.train.config import Config, version_of
 # Told by the task's own description, or past: where a run started.
 _NOT_COMPARED = ("init_from", "init_model", "init_optimizer", "init_method")
 # Of the model and yet harmless: what is computed is the same up to rounding.
-_NUMERICS = ("model.dtype", "model.remat", "model.attention")
+_NUMERICS = ("model.dtype", "model.remat", "model.attention", "model.scan_unroll")
 # Harmless and yet not exact: what is learned differs from here on.
 _LEARNING = (
     "optimizer",

@@ -23,16 +23,11 @@ from albert.train.config import Config
 from albert.train.cost import parameters_of, state_bytes
 from albert.train.optimizers import make_optimizer
 from albert.train.step import make_train_step, new_state
-from tools.claims import energy, tpu
-from tools.claims.compiled import (
-    bert_of,
-    data_mesh,
-    exchanged,
-    largest_that_fits,
-    lower_step,
-    memory,
-    resized,
-)
+from tools.claims import energy
+from tools.claims.sizes import bert_of, largest_that_fits, resized
+from tools.compilers.hlo import exchanged
+from tools.compilers.program import data_mesh, lower_step, memory
+from tools.compilers.targets import compile_for
 
 REPEATS = 5
 REMATS = ("none", "dots", "full")
@@ -144,7 +139,7 @@ def local_memory(config: Config, rows: int, length: int, predictions: int) -> di
 
 
 def chip(config: Config, kind: str, remat: str, say: Callable[[str], None]) -> dict:
-    """The most rows that fit a chip of `tpu.CHIPS`, as `largest_that_fits` finds them, and the
+    """The most rows that fit a chip of `TARGETS`, as `largest_that_fits` finds them, and the
     compiler's answers."""
     answers: dict[int, dict] = {}
     topology_devices = 16
@@ -157,7 +152,7 @@ def chip(config: Config, kind: str, remat: str, say: Callable[[str], None]) -> d
             config.data.max_predictions,
             remat=remat,
         )
-        answers[rows] = tpu.compile_for(kind, dataclasses.asdict(of))
+        answers[rows] = compile_for(kind, dataclasses.asdict(of))
         say(f"  {rows} rows on a {kind}: {answers[rows]}"[:150])
         if "missing" in answers[rows]:
             raise NoCompiler(answers[rows]["missing"])

@@ -3,7 +3,6 @@
 import statistics
 from pathlib import Path
 
-from tools.claims.tpu import CHIPS, INSTALL
 from tools.claims.verdicts import (
     BOTH,
     CLEARLY,
@@ -13,6 +12,7 @@ from tools.claims.verdicts import (
     exchanged_between,
     step_shape,
 )
+from tools.compilers.targets import INSTALL, TARGETS
 
 _MISSING = "Not measured: "
 _SPLIT = ("parameters", "optimizer", "gradients", "activations")
@@ -130,7 +130,7 @@ def _memory_section(found: dict, pictures: Path) -> list[str]:
     for (kind, remat, model), value in chips.items():
         for batch, answer in sorted(value["answers"].items(), key=lambda item: int(item[0])):
             rows.append(
-                [f"{kind} ({CHIPS[kind][1] / 2**30:.2f} GiB)", remat, model, batch]
+                [f"{kind} ({TARGETS[kind].memory / 2**30:.2f} GiB)", remat, model, batch]
                 + (
                     _chip_split(found, model, answer)
                     if answer["fits"]
@@ -147,7 +147,7 @@ def _memory_section(found: dict, pictures: Path) -> list[str]:
             "among them.",
         ]
     else:
-        lines.append(f"{_MISSING}no TPU compiler. {INSTALL}.")
+        lines.append(f"{_MISSING}no TPU compiler. {INSTALL['tpu']}.")
     here = {n.removeprefix("memory "): v for n, v in found.items() if n.startswith("memory ")}
     if here:
         lines += ["", "On this machine, by its compiler, GB:", ""]
@@ -229,10 +229,10 @@ def _draw_memory(here: dict, chips: dict, path: Path) -> None:
             label=f"{model}, {kind}, remat {remat}",
         ) if fits else None
     for kind in kinds:
-        right.axhline(CHIPS[kind][1] / 1e9, color="grey", lw=0.8)
+        right.axhline(TARGETS[kind].memory / 1e9, color="grey", lw=0.8)
         right.text(
             0.01,
-            CHIPS[kind][1] / 1e9,
+            TARGETS[kind].memory / 1e9,
             f"memory of a {kind}",
             fontsize=7,
             va="top",
@@ -252,7 +252,7 @@ def _communication_section(found: dict) -> list[str]:
     lines = ["## Bytes exchanged in a step", ""]
     where, by_model = exchanged_between(found)
     if by_model is None:
-        return [*lines, f"{_MISSING}one device here, and no TPU compiler. {INSTALL}.", ""]
+        return [*lines, f"{_MISSING}one device here, and no TPU compiler. {INSTALL['tpu']}.", ""]
     rows = [
         [name, kind, sums["number"], _million(sums["bytes"])]
         for name in BOTH

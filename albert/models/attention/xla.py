@@ -2,15 +2,15 @@
 
 import math
 
-import jax
 import jax.numpy as jnp
 
 from albert.models import lean
 from albert.models.attention.base import Kernel
 
 
-def prepare(attention_mask, segment_ids):
+def prepare(attention_mask, segment_ids, most: int = 1):
     """int [B, L], int [B, L] or None -> a bias, float32 [B, 1, 1 or L, L]."""
+    del most
     if segment_ids is None:
         seen = attention_mask[:, None, None, :]
     else:
@@ -19,15 +19,15 @@ def prepare(attention_mask, segment_ids):
     return (1.0 - seen.astype(jnp.float32)) * -10000.0
 
 
-def probabilities(q, k, bias):
-    """[B, L, A, D] twice, a bias of `prepare` -> float32 [B, A, L, L]."""
+def probabilities(q, k, bias, dtype=jnp.float32):
+    """[B, L, A, D] twice, a bias of `prepare` -> [B, A, L, L] in `dtype`."""
     scores = lean.scores(q, k, "BLAD,BMAD->BALM")
-    return jax.nn.softmax(scores / math.sqrt(q.shape[-1]) + bias)
+    return lean.softmax(scores / math.sqrt(q.shape[-1]) + bias, dtype)
 
 
 def attend(q, k, v, bias, dropout=None):
     """softmax(q k^T / sqrt(D) + bias) v, scores and softmax in float32."""
-    p = probabilities(q, k, bias).astype(q.dtype)
+    p = probabilities(q, k, bias, q.dtype)
     return jnp.einsum("BALM,BMAD->BLAD", dropout(p) if dropout else p, v)
 
 

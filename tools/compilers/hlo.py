@@ -1,0 +1,357 @@
+"""Reading an optimised HLO module: what it sends, moves, keeps and multiplies.
+
+Figures are of one run of the program on one device: what stands in the body of a loop counts as
+often as it turns.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+_ITEM = {
+    "pred": 1,
+    "s8": 1,
+    "u8": 1,
+    "s16": 2,
+    "u16": 2,
+    "bf16": 2,
+    "f16": 2,
+    "s32": 4,
+    "u32": 4,
+    "f32": 4,
+    "f64": 8,
+    "s64": 8,
+    "u64": 8,
+}
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+# Instructions that name memory and move none.
+_FREE = {
+    "parameter",
+    "constant",
+    "tuple",
+    "get-tuple-element",
+    "bitcast",
+    "iota",
+    "after-all",
+    "partition-id",
+    "replica-id",
+    "opt-barrier",
+}
+_FUSED_ATTENTION = re.compile(r"__cudnn\$fmha|tpu_custom_call")
+
+
+class Array(NamedTuple):
+    dtype: str
+    dims: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return _ITEM[self.dtype] * math.prod(self.dims)
+
+    def __str__(self) -> str:
+        return f"{self.dtype}[{','.join(map(str, self.dims))}]"
+
+
+class Instruction(NamedTuple):
+    name: str
+    arrays: tuple[Array, ...]  # of the result, which may be a tuple
+    kind: str  # "fusion", "dot", "while", ...
+    operands: tuple[str, ...]
+    line: str
+
+    @property
+    def source(self) -> str:
+        """What it comes from in the program that was traced."""
+        found = re.search(r'op_name="([^"]*)"', self.line)
+        return found[1] if found else self.name
+
+
+class Module:
+    """An HLO module by computations: name -> its instructions, in order."""
+
+    def __init__(self, text: str):
+        self.computations: dict[str, list[Instruction]] = {}
+        self.entry = name = ""
+        for line in text.splitlines():
+            if head := re.match(r"(ENTRY )?%?([\w.-]+) \(.*\{$", line):
+                name = head[2]
+                self.entry = name if head[1] else self.entry
+                self.computations[name] = []
+            elif name and (one := _instruction(line)):
+                self.computations[name].append(one)
+
+    def callees(self, one: Instruction) -> list[str]:
+        """The computations that an instruction calls, the condition of a loop left out."""
+        names = re.findall(r"(?:calls|body|to_apply)=%?([\w.-]+)", one.line)
+        for group in re.findall(r"(?:branch_computations|called_computations)={([^}]*)}", one.line):
+            names += [name.strip().lstrip("%") for name in group.split(",")]
+        return [name for name in names if name in self.computations]
+
+    def running(self, turns: int | None = None) -> Iterator[tuple[str, int | None]]:
+        """Computations whose instructions are run one by one, and how often: the entry, bodies of
+        loops and branches, but not what is fused into one instruction.
+
+        `turns`: of loops whose line does not say how often they turn, as the TPU compiler's do not.
+        None: what is in them runs None times.
+        """
+
+        def of(name: str, times: int | None) -> Iterator[tuple[str, int | None]]:
+            yield name, times
+            for one in self.computations[name]:
+                if one.kind not in ("while", "call", "conditional", "async-start"):
+                    continue
+                often = times
+                if one.kind == "while":
+                    said = re.search(r'"known_trip_count":\{"n":"(\d+)"', one.line)
+                    number = int(said[1]) if said else turns
+                    often = often * number if often and number else None
+                for callee in self.callees(one):
+                    yield from of(callee, often)
+
+        yield from of(self.entry, 1)
+
+    def inside(self, one: Instruction) -> Iterator[tuple[str, Instruction]]:
+        """An instruction and all that is fused into it, each with its computation's name."""
+        for name in self.callees(one):
+            for inner in self.computations[name]:
+                yield name, inner
+                yield from self.inside(inner)
+
+    def loops(self) -> list[tuple[Instruction, str]]:
+        """Every loop and the name of its body, in order."""
+        return [
+            (one, self.callees(one)[0])
+            for name in self.computations
+            for one in self.computations[name]
+            if one.kind == "while"
+        ]
+
+
+def _instruction(line: str) -> Instruction | None:
+    head = re.match(r"\s*(?:ROOT )?%?([\w.-]+) = ", line)
+    if not head:
+        return None
+    rest = line[head.end() :]
+    # The result's shape ends in front of the first word that is followed by "(".
+    call = re.match(r"(\((?:[^()]|\([^()]*\))*\)|\S+)\s+([\w-]+)\((.*)", rest)
+    if not call:
+        return None
+    shape, kind, tail = call.groups()
+    operands = tuple(re.findall(r"%([\w.-]+)", _up_to_closing(tail)))
+    return Instruction(head[1], _arrays(shape), kind, operands, line)
+
+
+def _up_to_closing(tail: str) -> str:
+    """What stands in front of the bracket that closes one opened before."""
+    depth = 1
+    for place, letter in enumerate(tail):
+        depth += (letter == "(") - (letter == ")")
+        if not depth:
+            return tail[:place]
+    return tail
+
+
+def _arrays(shape: str) -> tuple[Array, ...]:
+    return tuple(
+        Array(dtype, tuple(int(d) for d in dims.split(",") if d))
+        for dtype, dims in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", shape)
+        if dtype in _ITEM
+    )
+
+
+@dataclasses.dataclass
+class Figures:
+    """What a module does; bytes and numbers as the file says above."""
+
+    exchanged: dict[str, dict[str, int]]  # kind of collective -> number, bytes
+    moved_in_layers: int  # bytes read and written in the two loops over the depth, all turns
+    moved: int  # in the whole program
+    kept: int  # bytes of the stacks that the first of them fills for the second
+    float32_products: list[str]  # what they come from, and how large their operands are
+    products: int  # how many there are in the text
+    fused_attention: int  # calls in the text of a fused kernel
+    largest: list[str]  # arrays, by bytes
+    lines: int  # of the text
+
+
+def figures(text: str, depth: int) -> Figures:
+    """Of the module of a training step with so many layers."""
+    module = Module(text)
+    of_layers = {body for _, body in layer_loops(module, depth)}
+    moved = moved_in_layers = 0
+    for name, times in module.running(depth):
+        size = (times or 0) * moved_bytes(module, name)
+        moved += size
+        moved_in_layers += size if name in of_layers else 0
+    every = list(products(module))
+    arrays: dict[str, tuple[int, str]] = {}
+    for name, _ in module.running(depth):
+        for one in module.computations[name]:
+            if one.kind in _FREE or one.kind == "while":
+                continue
+            for array in one.arrays:
+                arrays.setdefault(str(array), (array.size, one.source))
+    largest = sorted(arrays.items(), key=lambda item: -item[1][0])[:20]
+    return Figures(
+        exchanged=exchanged(text, depth),
+        moved_in_layers=moved_in_layers,
+        moved=moved,
+        kept=sum(array.size for array in kept(module, depth)),
+        float32_products=[
+            f"{one.source}: {' x '.join(map(str, sides))}"
+            for one, sides in every
+            if {"f32", "f64"} & {side.dtype for side in sides}
+        ],
+        products=len(every),
+        fused_attention=sum(
+            one.kind == "custom-call" and bool(_FUSED_ATTENTION.search(one.line))
+            for instructions in module.computations.values()
+            for one in instructions
+        ),
+        largest=[f"{array} {source}" for array, (_, source) in largest],
+        lines=text.count("\n"),
+    )
+
+
+def layer_loops(module: Module, depth: int) -> list[tuple[Instruction, str]]:
+    """The loops over the depth, by their stacks: [depth, ...] with more than one axis behind."""
+    return [
+        (loop, body)
+        for loop, body in module.loops()
+        if any(array.dims[:1] == (depth,) and len(array.dims) > 3 for array in loop.arrays)
+    ]
+
+
+def kept(module: Module, depth: int) -> list[Array]:
+    """The stacks that the forward loop over the depth fills: those that its body updates."""
+    loops = layer_loops(module, depth)
+    if not loops:
+        return []
+    loop, body = loops[0]
+    instructions = {one.name: one for one in module.computations[body]}
+    root = module.computations[body][-1]
+    found = []
+    for array, operand in zip(loop.arrays, root.operands, strict=True):
+        one = instructions[operand]
+        if array.dims[:1] != (depth,) or one.kind in ("get-tuple-element", "parameter"):
+            # A stack that is fused into several results stands behind an element of its tuple.
+            behind = instructions.get(one.operands[0]) if one.operands else None
+            if array.dims[:1] != (depth,) or behind is None or behind.kind == "parameter":
+                continue
+        found.append(array)
+    return found
+
+
+def moved_bytes(module: Module, name: str) -> int:
+    """Bytes that the instructions of a computation read and write, those of loops and branches left
+    out, which are computations of their own.
+
+    What a fusion slices out of an operand, or updates of it, counts by the slice.
+    """
+    of = {one.name: one for one in module.computations[name]}
+    total = 0
+    for one in module.computations[name]:
+        if one.kind in _FREE or one.kind in ("while", "call", "conditional"):
+            continue
+        if one.kind.endswith("-done") or one.kind.endswith("-update-start"):
+            continue
+        callees = module.callees(one)
+        fused = {c.name: c for c in module.computations[callees[0]]} if callees else {}
+        read = written = 0
+        for number, operand in enumerate(one.operands):
+            if operand not in of:
+                continue
+            whole = sum(array.size for array in of[operand].arrays)
+            read += _read_of(fused, number, whole)
+        results = one.arrays
+        if one.kind.endswith("-start"):
+            results = results[len(one.operands) : len(one.operands) + 1]
+        for array in results:
+            written += _written_of(fused, array, one, of)
+        if one.kind == "dynamic-slice":
+            read = written
+        elif one.kind == "dynamic-update-slice":
+            read = written = sum(a.size for a in of[one.operands[1]].arrays)
+        total += read + written
+    return total
+
+
+def _read_of(fused: dict[str, Instruction], number: int, whole: int) -> int:
+    """Bytes read of operand `number` of a fusion: those of its slices if it is only sliced, none if
+    it is only updated."""
+    if not fused:
+        return whole
+    mark = f" parameter({number})"
+    names = {one.name for one in fused.values() if mark in one.line}
+    users = []
+    for one in fused.values():
+        if names & set(one.operands):
+            if one.kind == "bitcast":
+                names.add(one.name)
+            else:
+                users.append(one)
+    if users and all(
+        one.kind in ("dynamic-slice", "slice")
+        or (one.kind == "dynamic-update-slice" and one.operands[0] in names)
+        for one in users
+    ):
+        sliced = [one for one in users if one.kind != "dynamic-update-slice"]
+        return sum(array.size for one in sliced for array in one.arrays)
+    return whole
+
+
+def _written_of(fused: dict[str, Instruction], array: Array, one: Instruction, of: dict) -> int:
+    """Bytes written of a result: of the update if it is an operand, updated in place."""
+    for inner in fused.values():
+        if inner.kind == "dynamic-update-slice" and inner.arrays[0].size == array.size:
+            update = fused.get(inner.operands[1])
+            return sum(a.size for a in update.arrays) if update else array.size
+    return array.size
+
+
+def products(module: Module) -> Iterator[tuple[Instruction, tuple[Array, ...]]]:
+    """Every product of matrices, in fusions too, and the arrays that it multiplies.
+
+    A product by vectors, whose result is no matrix on both sides, is left out.
+    """
+    for instructions in module.computations.values():
+        of = {one.name: one for one in instructions}
+        for one in instructions:
+            gemm = one.kind == "custom-call" and "gemm" in one.line
+            if one.kind not in ("dot", "convolution") and not gemm:
+                continue
+            sides = tuple(of[o].arrays[0] for o in one.operands[:2] if o in of and of[o].arrays)
+            yield one, sides
+
+
+def exchanged(text: str, turns: int | None = None) -> dict[str, dict[str, int]]:
+    """Collective operations of an optimised HLO module: kind -> number and bytes of their results.
+
+    Asynchronous ones count once, at their start; the result of a start that holds operands as well
+    counts by its larger half.
+
+    Args:
+      text: the module.
+      turns: of loops whose line does not say how often they turn; in a training step the one loop
+        with collectives is that over the depth.
+
+    Raises ValueError when that is needed and None.
+    """
+    found: dict[str, dict[str, int]] = {}
+    module = Module(text)
+    for name, times in module.running(turns):
+        for one in module.computations[name]:
+            kind = one.kind.removesuffix("-start")
+            if kind not in COLLECTIVES:
+                continue
+            if times is None:
+                raise ValueError(f"a loop with collectives of no known length: {name}")
+            sizes = [array.size for array in one.arrays]
+            one_half = one.kind != kind and kind != "all-reduce"
+            of_kind = found.setdefault(kind, {"number": 0, "bytes": 0})
+            of_kind["number"] += times
+            of_kind["bytes"] += times * (max(sizes) if one_half else sum(sizes))
+    return found
