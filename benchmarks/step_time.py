@@ -1,76 +1,275 @@
-"""Times the training step of a config on whatever devices are here.
+"""Times training steps of a config, and of variants of it, on whatever devices are here.
 
   python benchmarks/step_time.py --config=configs/base.py --config.train.batch_size=64
   python benchmarks/step_time.py --config=configs/base.py --config.train.batch_size=8 \\
       --config.data.seq_length=128 --config.data.max_predictions=20 \\
-      --config.model.dtype=float32 --peer                  # the row of two CPU cores
+      --config.model.dtype=float32 --peer                  the row of two CPU cores
+  python benchmarks/step_time.py --config=configs/base.py --config.train.batch_size=32 \\
+      --variant="plain: --config.model.attention=xla" --variant="fused:" \\
+      --variant="cublaslt: XLA_FLAGS=--xla_gpu_enable_cublaslt=true"
+  python benchmarks/step_time.py --config=configs/base.py --config.train.batch_size=32 \\
+      --padding=0.5 --variant="packed: --config.data.packing=2" --peer
 
-Rows are random tokens without padding, cut into data.packing examples each if that is not 0; the
-peer has them whole. Prints the median of --repeats steps and one JSON line.
---peer times Hugging Face's AlbertForPreTraining in PyTorch on the same shapes, a step of ours and
-a step of theirs in turn (pip install torch transformers).
+A variant is a name, a colon, and what differs from --config: fields as on the command line, or
+variables of the environment. All are measured in one run, a step of each in turn, --repeats times.
+Those with the same environment share a process; on a TPU, which one process holds, all have to.
+
+Rows are random tokens; the last --padding of each is padding, but not of rows with data.packing,
+which are filled with so many examples. Memory is what a device's allocator held at most, or on a
+CPU what the compiler asks for; where several variants share a process it is the compiler's too.
+
+--peer times Hugging Face's AlbertForPreTraining in PyTorch on the batch of --config, in a process
+of its own (pip install -r requirements-peers.txt); --peers says which. A peer is words joined by
+"-": its attention (eager, sdpa, or cudnn: sdpa with cuDNN's kernel first), compiled
+(torch.compile), gathered (only masked positions go through the vocabulary, which its own class does
+not do), float32 (without autocast where --config has 16 bits). Without padding it is given no mask,
+which is faster. Ratios are of real tokens/s, to the best of those that are not gathered.
+
+Prints a table, and one JSON line.
 """
 
+import contextlib
+import ctypes
+import hashlib
 import json
+import os
+import re
+import shlex
+import signal
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple, TextIO
 
 from absl import flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from albert import cli
+from albert.runtime.console import tell
 
+_ROOT = Path(__file__).resolve().parent.parent
 _CONFIG = cli.define_config("configs/base.py")
-_REPEATS = flags.DEFINE_integer("repeats", 7, "Timed steps.", lower_bound=5)
+_VARIANT = flags.DEFINE_multi_string(
+    "variant", None, 'What to time in place of --config: "NAME: --config.FIELD=VALUE ...".'
+)
+_REPEATS = flags.DEFINE_integer("repeats", 7, "How often each is timed.", lower_bound=5)
+_STEPS = flags.DEFINE_integer("steps", 1, "Steps in a row that are timed at once.", lower_bound=1)
+_PADDING = flags.DEFINE_float(
+    "padding", 0.0, "Share of a row that is padding.", lower_bound=0.0, upper_bound=0.95
+)
 _PEER = flags.DEFINE_bool("peer", False, "Time Hugging Face ALBERT in PyTorch as well.")
+_PEERS = flags.DEFINE_list(
+    "peers", None, "Which peers, such as sdpa,eager-compiled; by default those that may be fastest."
+)
+_TRACE = flags.DEFINE_string(
+    "trace", "", "Folder for jax.profiler's trace of three steps of the first variant."
+)
+# Of the processes that this one starts. Under the name of another module --help leaves it out.
+_ROLE: flags.FlagHolder = flags.DEFINE_flag(
+    flags.Flag(flags.ArgumentParser(), None, "role", None, "albert or huggingface"),
+    module_name="benchmarks.step_time",
+)
+_TRACED = 3  # steps of a trace
+_PEER_WORDS = ("eager", "sdpa", "cudnn", "compiled", "gathered", "float32")
+_ON_CPU = ("sdpa", "eager", "sdpa-compiled", "eager-compiled", "sdpa-compiled-gathered")
+_ON_CUDA = ("cudnn-compiled", "sdpa-compiled", "eager-compiled", "sdpa", "cudnn-compiled-gathered")
 
 
-def our_step(config, batch):
-    """A function that runs one step and waits for it, and the seconds its first call took."""
+class Variant(NamedTuple):
+    name: str
+    config: dict  # plain, by `dataclasses.asdict`
+    environment: dict[str, str]
+
+
+def variants_of(texts: list[str], values) -> list[Variant]:
+    """The variants of a ConfigDict; raises ConfigError with all that is wrong."""
+    from albert.runtime.fields import ConfigError
+
+    found: list[Variant] = []
+    problems: list[str] = []
+    for text in texts:
+        name, colon, rest = (part.strip() for part in text.partition(":"))
+        if not (colon and name) or name.startswith("-"):
+            problems.append(
+                f"--variant={text!r} has no name; write NAME: --config.FIELD=VALUE, with the colon"
+            )
+            continue
+        if name in (variant.name for variant in found):
+            problems.append(f"two variants are named {name!r}")
+        try:
+            found.append(_variant(name, rest, values))
+        except ConfigError as error:
+            problems += [f"variant {name!r}: {problem}" for problem in error.problems]
+    if problems:
+        raise ConfigError(problems)
+    return found
+
+
+def _variant(name: str, text: str, values) -> Variant:
+    import copy
+    import dataclasses
+
+    from ml_collections import config_flags
+
+    from albert.runtime.fields import ConfigError
+    from albert.train.config import check, split_overrides
+
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise ConfigError([f"{text!r} cannot be read: {error}"]) from error
+    environment = [word for word in words if re.match(r"[A-Z][A-Z0-9_]*=", word)]
+    kept, problems = split_overrides([word for word in words if word not in environment])
+    for word in kept:
+        if not re.match(r"--?(no)?config\.\w+(\.\w+)*(=|$)", word):
+            problems.append(f"{word!r} is neither --config.FIELD=VALUE nor VARIABLE=VALUE")
+    if problems:
+        raise ConfigError(problems)
+    own = flags.FlagValues()
+    arguments = [sys.argv[0], *kept]
+    changed = config_flags.DEFINE_config_dict(
+        "config", copy.deepcopy(values), flag_values=own, sys_argv=arguments
+    )
+    own(arguments)
+    config = dataclasses.asdict(check(changed.value, needs_text=False))
+    return Variant(name, config, dict(word.split("=", 1) for word in environment))
+
+
+def peers_of(names: list[str]) -> list[str]:
+    """The names; raises ConfigError for those that are none of a peer."""
+    from albert.runtime.fields import ConfigError
+
+    def is_peer(name):
+        first, *words = name.split("-")
+        return first in _PEER_WORDS[:3] and set(words) <= set(_PEER_WORDS[3:])
+
+    if strange := [name for name in names if not is_peer(name)]:
+        ways = f"{', '.join(_PEER_WORDS[:3])}, and behind it -{', -'.join(_PEER_WORDS[3:])}"
+        raise ConfigError([f"--peers: {name!r} is no peer; there is {ways}" for name in strange])
+    return names
+
+
+def _peers_for(devices: str, dtype: str) -> list[str]:
+    """Those that may be the fastest."""
+    if "NVIDIA" in devices:
+        return list(_ON_CUDA)
+    more = [] if dtype == "float32" else [f"{peer}-float32" for peer in _ON_CPU]
+    return [*_ON_CPU, *more]
+
+
+def batch_of(config, padding: float) -> dict:
+    """Random rows whose last share is padding, those that are packed excepted."""
+    import numpy as np
+
+    from tools.claims.measure import random_rows
+
+    packing = config.data.packing
+    batch = random_rows(config, packing)
+    length = config.data.seq_length
+    is_padding = np.arange(length) >= max(round((1 - padding) * length), 3)
+    if is_padding.any() and not packing:
+        for name in ("input_ids", "token_type_ids", "attention_mask"):
+            batch[name] = np.where(is_padding, 0, batch[name])
+        masked = ~is_padding[batch["mlm_positions"]]
+        for name in ("mlm_positions", "mlm_labels", "mlm_weights"):
+            batch[name] = batch[name] * masked.astype(batch[name].dtype)
+    return batch
+
+
+# What runs in processes of their own. Each makes a function that runs one step, and one that waits
+# for all of them, with what there is to tell of it.
+
+
+def our_step(config: dict, padding: float):
     import flax.linen as nn
     import jax
+    import jaxlib
 
+    from albert.models.config import DTYPES
     from albert.tasks.pretraining import Pretraining
+    from albert.train.config import check_devices, from_json, with_dtype
+    from albert.train.hardware import peak_flops
     from albert.train.optimizers import make_optimizer
     from albert.train.sharding import batch_sharding, make_mesh, put_batch
     from albert.train.step import shard_training
+    from tools.compilers.program import memory
 
-    optimizer, schedule = make_optimizer(config.optimizer, config.train.num_steps)
-    mesh = make_mesh(config.sharding)
+    of = with_dtype(from_json(config), None, tell)
+    check_devices(of, {}, jax.device_count())
+    peak, origin = peak_flops(DTYPES[of.model.dtype])
+    optimizer, schedule = make_optimizer(of.optimizer, of.train.num_steps)
+    mesh = make_mesh(of.sharding)
     _, create, step_function = shard_training(
-        Pretraining(config),
+        Pretraining(of),
         optimizer,
         schedule,
-        config.train.accumulation,
-        0,
+        of.train.accumulation,
+        of.seed,
         mesh,
-        config.sharding,
+        of.sharding,
+        of.train.spike_factor,
+        of.train.deterministic,
     )
-    rows = put_batch(batch, batch_sharding(mesh, config.sharding))
+    batch = batch_of(of, padding)
+    rows = put_batch(batch, batch_sharding(mesh, of.sharding))
     state = create()
+    events: list[str] = []
+    jax.monitoring.register_event_listener(lambda event, **_: events.append(event))
+    begin = time.perf_counter()
+    with jax.set_mesh(mesh), nn.logical_axis_rules(of.sharding.rules):
+        compiled = step_function.lower(state, rows).compile()
+    seconds = time.perf_counter() - begin
 
     def step():
         nonlocal state
-        with jax.set_mesh(mesh), nn.logical_axis_rules(config.sharding.rules):
-            state, metrics = step_function(state, rows)
-        jax.block_until_ready((state, metrics))
+        state, _ = compiled(state, rows)
 
-    start = time.perf_counter()
-    step()
-    return step, time.perf_counter() - start
+    facts = {
+        "dtype": of.model.dtype,
+        "compile_seconds": seconds,
+        "from_cache": any(event.endswith("cache_hits") for event in events),
+        "real_tokens": int(batch["attention_mask"].sum()),
+        "peak_flops": peak * jax.device_count(),
+        "peak_origin": origin,
+        "memory_bytes": memory(compiled, jax.default_backend() == "tpu")["peak"],
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "versions": f"jax {jax.__version__}, jaxlib {jaxlib.__version__}",
+    }
+    return step, lambda: jax.block_until_ready(state), facts
 
 
-def peer_step(config, batch):
+def our_memory() -> int | None:
+    """The most bytes that a device's allocator held so far; None of a CPU."""
+    import jax
+
+    return (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+
+
+def our_trace(step, wait, folder: str) -> None:
+    import jax
+
+    with jax.profiler.trace(folder):
+        for _ in range(_TRACED):
+            step()
+        wait()
+
+
+def peer_step(config: dict, padding: float, peer: str):
     import torch
     import transformers
+    from torch.nn.attention import SDPBackend, sdpa_kernel
 
     from albert.interop.weights import released_groups
+    from albert.train.config import from_json
 
-    model_config = config.model
-    peer = transformers.AlbertForPreTraining(
+    of = from_json(config)
+    attention, *words = peer.split("-")
+    model_config = of.model
+    model = transformers.AlbertForPreTraining._from_config(
         transformers.AlbertConfig(
             vocab_size=model_config.vocab_size,
             embedding_size=model_config.embedding_size,
@@ -83,89 +282,349 @@ def peer_step(config, batch):
             hidden_dropout_prob=model_config.hidden_dropout_prob,
             attention_probs_dropout_prob=model_config.attention_probs_dropout_prob,
             max_position_embeddings=model_config.max_position_embeddings,
-        )
+        ),
+        attn_implementation="eager" if attention == "eager" else "sdpa",
     )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = getattr(torch, model_config.dtype)
-    peer = peer.to(device).train()
-    optimizer = torch.optim.AdamW(peer.parameters(), lr=1e-4)
-    labels = torch.full(batch["input_ids"].shape, -100)
-    labels.scatter_(
-        1,
-        torch.tensor(batch["mlm_positions"], dtype=torch.long),
-        torch.tensor(batch["mlm_labels"], dtype=torch.long),
-    )
+    cuda = torch.cuda.is_available()
+    if attention == "cudnn" and not cuda:
+        raise RuntimeError("cuDNN's attention needs a GPU of NVIDIA's")
+    torch.set_num_threads(len(os.sched_getaffinity(0)))  # by itself it may take fewer
+    torch.set_float32_matmul_precision("high")  # TF32 on a GPU, as jax does
+    device = "cuda" if cuda else "cpu"
+    dtype = torch.float32 if "float32" in words else getattr(torch, model_config.dtype)
+    model = model.to(device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    rows = {name: torch.from_numpy(value) for name, value in batch_of(of, padding).items()}
+    real = int(rows["attention_mask"].sum())
+    labels = torch.where(rows["mlm_weights"] > 0, rows["mlm_labels"], -100).long()
+    positions = rows["mlm_positions"].long()
+    if "gathered" not in words:
+        wide = torch.full(rows["input_ids"].shape, -100)
+        # Filling stands at position 0, which is never masked, and writes what is there.
+        labels = wide.scatter_(1, positions, labels)
     inputs = {
-        "input_ids": torch.tensor(batch["input_ids"], dtype=torch.long),
-        "attention_mask": torch.tensor(batch["attention_mask"], dtype=torch.long),
-        "token_type_ids": torch.tensor(batch["token_type_ids"], dtype=torch.long),
-        "labels": labels,
-        "sentence_order_label": torch.tensor(batch["sop_labels"], dtype=torch.long),
+        "input_ids": rows["input_ids"].long(),
+        "token_type_ids": rows["token_type_ids"].long(),
+        "attention_mask": rows["attention_mask"].long(),
     }
+    if not padding:  # then it needs none, and is faster without
+        del inputs["attention_mask"]
     inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
-    run = torch.compile(peer) if device == "cuda" else peer
+    labels, positions, order = (
+        tensor.to(device) for tensor in (labels, positions, rows["sop_labels"].long())
+    )
+    cross_entropy = torch.nn.functional.cross_entropy
+
+    def loss_of_all():
+        return model(**inputs, labels=labels, sentence_order_label=order).loss
+
+    def loss_of_gathered():
+        sequence, pooled = model.albert(**inputs, return_dict=True)[:2]
+        wanted = positions[..., None].expand(-1, -1, sequence.shape[-1])
+        logits = model.predictions(sequence.gather(1, wanted))
+        words_loss = cross_entropy(logits.flatten(0, 1), labels.flatten())
+        return words_loss + cross_entropy(model.sop_classifier(pooled), order)
+
+    loss_of = loss_of_gathered if "gathered" in words else loss_of_all
+    if "compiled" in words:
+        loss_of = torch.compile(loss_of)
+    kernels = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    first = [SDPBackend.CUDNN_ATTENTION, *kernels]
 
     def step():
-        with torch.autocast(device, dtype, enabled=dtype != torch.float32):
-            loss = run(**inputs).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(peer.parameters(), 1.0)
+        chosen = sdpa_kernel(first, set_priority=True) if attention == "cudnn" else None
+        with chosen or contextlib.nullcontext():
+            with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+                loss = loss_of()
+            loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        if device == "cuda":
+
+    def wait():
+        if cuda:
             torch.cuda.synchronize()
 
-    step()
-    return step
+    versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
+    return step, wait, {"real_tokens": real, "versions": versions}
+
+
+def peer_memory() -> int | None:
+    """The most bytes that tensors took since this was asked for last; None of a CPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    peak = torch.cuda.max_memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    return peak
+
+
+_ROLES = {"albert": (our_step, our_memory), "huggingface": (peer_step, peer_memory)}
+
+
+def serve(make, memory) -> None:
+    """Answers every request on standard input, a line of JSON, with one on standard output."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started this one ends it
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # or it ends with whoever started it
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no answer
+    made: dict = {}
+    for line in sys.stdin:
+        request = json.loads(line)
+        name = request["name"]
+        try:
+            if "make" in request:
+                *made[name], answer = make(**request["make"])
+            elif "trace" in request:
+                step, wait = made[name]
+                our_trace(step, wait, request["trace"])
+                answer = {}
+            else:
+                step, wait = made[name]
+                begin = time.perf_counter()
+                for _ in range(request["steps"]):
+                    step()
+                wait()
+                answer = {"seconds": (time.perf_counter() - begin) / request["steps"]}
+                answer["memory_bytes"] = memory()
+        except Exception as error:
+            made.pop(name, None)
+            lines = getattr(error, "problems", str(error).split("\n"))
+            answer = {"failed": f"{type(error).__name__}: {' '.join(lines)}"[:400]}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+# What starts these processes, and asks them in turn.
+
+
+@contextlib.contextmanager
+def started(role: str, environment: dict[str, str]):
+    """A process of a role, which ends with the context."""
+    more = dict(environment)
+    if "XLA_FLAGS" in more:
+        more["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {more['XLA_FLAGS']}".strip()
+    with (
+        tempfile.TemporaryFile("w+", errors="replace") as said,
+        subprocess.Popen(
+            [sys.executable, __file__, f"--role={role}"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=said,
+            text=True,
+            env=os.environ | more,
+        ) as process,
+    ):
+        try:
+            yield Process(process, said)
+        finally:
+            process.kill()
+
+
+class Process:
+    """Steps of a framework in a process of its own."""
+
+    def __init__(self, process: subprocess.Popen, said: TextIO):
+        self._process = process
+        self._said = said
+
+    def ask(self, name: str, **request) -> dict:
+        """Its answer about one of its steps; of a process that is gone, why."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):  # a process that is gone gives no answer
+            self._process.stdin.write(json.dumps({"name": name, **request}) + "\n")
+            self._process.stdin.flush()
+        if answer := self._process.stdout.readline():
+            return json.loads(answer)
+        code = self._process.wait()
+        self._said.seek(0)
+        lines = [line.strip() for line in self._said if line.strip()]
+        telling = [line for line in lines if re.match(r"F\d{4} |\w*Error: ", line)]
+        last = re.sub(r"^F\d{4} .*?\] ", "", (telling or lines or ["nothing"])[-1])
+        return {"failed": f"its process left with {code} and said: {last[:400]}"}
+
+
+class Timed:
+    """What is measured: the facts of it, and seconds of steps; or "failed" and why.
+
+    Args:
+      name: of the row.
+      process: where it runs.
+      config: what is computed, plain.
+      shared: whether its process's memory is that of other variants too.
+      make: more for the function that makes the step.
+    """
+
+    def __init__(self, name: str, process: Process, config: dict, shared: bool, **make):
+        from albert.tasks.pretraining import flops_per_token
+        from albert.train.config import from_json
+
+        of = from_json(config)
+        self.name = name
+        self._process = process
+        self._shared = shared
+        self._seconds: list[float] = []
+        self._tokens = of.train.batch_size * of.data.seq_length
+        self._flops = self._tokens * flops_per_token(
+            of.model, of.data.seq_length, of.data.max_predictions
+        )
+        self.facts = process.ask(name, make={"config": config, **make})
+        for _ in range(2):  # PyTorch's compiler may want a second look
+            self.measure(1)
+        self._seconds.clear()
+        tell(f"{name}: {self.facts.get('failed') or 'ready'}")
+
+    def measure(self, steps: int) -> None:
+        if "failed" in self.facts:
+            return
+        answer = self._process.ask(self.name, steps=steps)
+        if "failed" in answer:
+            self.facts = answer
+            return
+        self._seconds.append(answer["seconds"])
+        if answer["memory_bytes"] is not None and not self._shared:
+            self.facts["memory_bytes"] = answer["memory_bytes"]
+
+    def trace(self, folder: str) -> None:
+        if "failed" in (answer := self._process.ask(self.name, trace=folder)):
+            tell(f"No trace of {self.name}: {answer['failed']}")
+
+    def figures(self, peak_flops: float) -> dict:
+        """As the JSON line has them."""
+        if "failed" in self.facts:
+            return self.facts
+        median = statistics.median(self._seconds)
+        return self.facts | {
+            "step_seconds": median,
+            "fastest": min(self._seconds),
+            "slowest": max(self._seconds),
+            "tokens_per_second": self._tokens / median,
+            "real_tokens_per_second": self.facts["real_tokens"] / median,
+            "mfu": self._flops / median / self.facts.get("peak_flops", peak_flops),
+        }
+
+
+def _lines(measured: dict[str, dict], best: str) -> list[str]:
+    """A table, a column of it against the peer `best` if there is one."""
+    from tools.claims.page import table
+
+    heads = ["what", "ms a step (fastest to slowest)", "tokens/s", "real tokens/s", "MFU %"]
+    heads += ["memory GB", "compile s", *(["times the best peer"] if best else [])]
+    rows = []
+    for name, of in measured.items():
+        if "failed" in of:
+            continue
+        times = [1000 * of[key] for key in ("step_seconds", "fastest", "slowest")]
+        compiled = f"{of['compile_seconds']:.1f}" if "compile_seconds" in of else ""
+        cells = [
+            name,
+            "{:.1f} ({:.1f} to {:.1f})".format(*times),
+            f"{of['tokens_per_second']:,.0f}",
+            f"{of['real_tokens_per_second']:,.0f}",
+            f"{100 * of['mfu']:.2f}",
+            f"{of['memory_bytes'] / 1e9:.2f}" if "memory_bytes" in of else "",
+            compiled + (", cached" if of.get("from_cache") else ""),
+        ]
+        if best:
+            ratio = of["real_tokens_per_second"] / measured[best]["real_tokens_per_second"]
+            cells.append(f"{ratio:.2f}")
+        rows.append(cells)
+    return table(heads, rows)
+
+
+def _best(measured: dict[str, dict], names: list[str]) -> str:
+    """The fastest of these that did not fail, or empty."""
+    able = [name for name in names if "failed" not in measured[name]]
+    return max(able, key=lambda name: measured[name]["real_tokens_per_second"], default="")
+
+
+def commit() -> str:
+    """Of this checkout; with a digest of the package where that was changed, or there is no git."""
+    told = ""
+    with contextlib.suppress(OSError):
+        command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+        told = subprocess.run(command, capture_output=True, text=True, cwd=_ROOT).stdout.strip()
+    if told and not told.endswith("-dirty"):
+        return told
+    digest = hashlib.sha256()
+    for path in sorted((_ROOT / "albert").rglob("*.py")):
+        digest.update(path.read_bytes())
+    return f"{told or 'unknown'}-{digest.hexdigest()[:8]}"
 
 
 def main() -> None:
-    import jax
+    if _ROLE.value:
+        serve(*_ROLES[_ROLE.value])
+        return
+    from albert.models.config import AUTO_DTYPE
+    from albert.runtime import RunError
 
-    from albert.models.config import DTYPES
-    from albert.tasks.pretraining import flops_per_token
-    from albert.train.hardware import peak_flops
-    from tools.claims.measure import random_rows
-
-    config = cli.checked(_CONFIG, needs_text=False)
-    ours, first_call = our_step(config, random_rows(config, config.data.packing))
-    steps = {"albert": ours}
-    if _PEER.value:
-        steps["huggingface"] = peer_step(config, random_rows(config))
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(_REPEATS.value):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step()
-            times[name].append(time.perf_counter() - start)
-    tokens = config.train.batch_size * config.data.seq_length
-    peak, origin = peak_flops(DTYPES[config.model.dtype])
-    flops = tokens * flops_per_token(
-        config.model, config.data.seq_length, config.data.max_predictions
-    )
+    cli.checked(_CONFIG, needs_text=False)
+    variants = variants_of(_VARIANT.value or ["albert:"], _CONFIG.value)
+    itself = variants_of(["itself:"], _CONFIG.value)[0].config
+    peers = peers_of(_PEERS.value or [])
+    if _TRACE.value:
+        Path(_TRACE.value).mkdir(parents=True, exist_ok=True)
+    environments = [dict(e) for e in dict.fromkeys(tuple(v.environment.items()) for v in variants)]
+    # By itself jax takes three quarters of a GPU's memory for one process.
+    several = bool(_PEER.value or peers) or len(environments) > 1
+    common = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} if several else {}
+    with contextlib.ExitStack() as stack:
+        processes = [stack.enter_context(started("albert", common | of)) for of in environments]
+        ours, theirs = [], []
+        for name, config, environment in variants:
+            process = processes[environments.index(environment)]
+            shared = sum(variant.environment == environment for variant in variants) > 1
+            ours.append(Timed(name, process, config, shared, padding=_PADDING.value))
+        made = [one.facts for one in ours if "failed" not in one.facts]
+        if not made:
+            raise RunError(f"Nothing was measured. {ours[0].name}: {ours[0].facts['failed']}")
+        if itself["model"]["dtype"] == AUTO_DTYPE:
+            itself["model"]["dtype"] = made[0]["dtype"]
+        if _PEER.value and not peers:
+            peers = _peers_for(made[0]["devices"], itself["model"]["dtype"])
+        if peers:
+            process = stack.enter_context(started("huggingface", {}))
+        for peer in peers:
+            name = f"huggingface {peer}"
+            theirs.append(Timed(name, process, itself, False, padding=_PADDING.value, peer=peer))
+        for _ in range(_REPEATS.value):
+            for one in ours + theirs:
+                one.measure(_STEPS.value)
+        if _TRACE.value:
+            ours[0].trace(_TRACE.value)
+    measured = {one.name: one.figures(made[0]["peak_flops"]) for one in ours + theirs}
+    best = _best(measured, [one.name for one in theirs if "gathered" not in one.name])
+    best_gathered = _best(measured, [one.name for one in theirs if "gathered" in one.name])
+    for line in _lines(measured, best):
+        print(line)
+    for name, of in measured.items():
+        if "failed" in of:
+            print(f"{name} failed: {of['failed']}")
     facts = {
-        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        "first_call_seconds": first_call,
-        "peak": origin,
+        "command": shlex.join(["python", *sys.argv]),
+        "commit": commit(),
+        "devices": made[0]["devices"],
+        "cores": len(os.sched_getaffinity(0)),
+        "peak": made[0]["peak_origin"],
+        "repeats": _REPEATS.value,
+        "steps": _STEPS.value,
+        "padding": _PADDING.value,
+        "variants": {one.name: measured[one.name] for one in ours},
+        "peers": {one.name: measured[one.name] for one in theirs},
     }
-    for name, seconds in times.items():
-        median = statistics.median(seconds)
-        facts[name] = {
-            "step_seconds": median,
-            "fastest": min(seconds),
-            "slowest": max(seconds),
-            "tokens_per_second": tokens / median,
-            "mfu": flops / median / (peak * jax.device_count()),
-        }
-        print(
-            f"{name:<12} {1000 * median:9.1f} ms a step ({1000 * min(seconds):.1f} to "
-            f"{1000 * max(seconds):.1f})  {tokens / median:10.0f} tokens/s  "
-            f"MFU {100 * facts[name]['mfu']:.1f} %"
-        )
-    if _PEER.value:
-        ratio = facts["albert"]["tokens_per_second"] / facts["huggingface"]["tokens_per_second"]
-        facts["ratio"] = ratio
-        print(f"{ratio:.2f} times the peer")
+    told = f"commit {facts['commit']}, {facts['devices']}, {made[0]['versions']}"
+    first = measured[ours[0].name]
+    for kind, peer in (("peer", best), ("gathered_peer", best_gathered)):
+        if peer and "failed" not in first:
+            ratio = first["real_tokens_per_second"] / measured[peer]["real_tokens_per_second"]
+            facts |= {f"best_{kind}": peer, f"ratio_to_{kind}": ratio}
+            print(f"{ours[0].name}: {ratio:.2f} times {peer}")
+    if best or best_gathered:
+        told += f", {measured[best or best_gathered]['versions']}"
+    print(f"{told}; peak of {facts['peak']}")
     print(json.dumps(facts))
 
 

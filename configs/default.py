@@ -40,7 +40,8 @@ def get_config(arg: str = "") -> ConfigDict:
     model.map_equal_embeddings = False  # E -> H even where E = H; only Hugging Face does that
     # The kernel: auto, xla (plain, the only one with attention dropout), cudnn, splash
     model.attention = "auto"
-    model.dtype = "bfloat16"  # of activations; float32 is faster on CPU
+    # Of activations and products. auto: bfloat16, or float32 where products are as fast (most CPUs)
+    model.dtype = "bfloat16"
     model.param_dtype = "float32"
     model.remat = "none"  # none, dots (keep products) or full: less memory, more operations
     # Layers in a turn of the loop over the depth; all of them: faster on a GPU, and slow to compile
@@ -117,6 +118,8 @@ def get_config(arg: str = "") -> ConfigDict:
     train.spike_factor = 0.0  # so are gradients of so many times the usual norm; 0: none is
     train.on_divergence = "stop"  # or rollback: from the newest checkpoint on behind the bad rows
     train.max_failed_saves = 3  # stop after so many in a row, with a full disk for example
+    # On GPUs: the same bits from the same step every time, at some cost of speed; others have it.
+    train.deterministic = False
     train.stall_seconds = 300.0  # tell of a step or batch that takes so long, and 20 times longer
 
     # Sharding: devices along each axis of the mesh, -1 for all that are left, and the mesh axes

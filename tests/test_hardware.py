@@ -1,12 +1,21 @@
 """Peaks of devices: from data sheets by their kind, and measured."""
 
+import dataclasses
+import json
 import time
+from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import pytest
 
+from albert.models.encoder import Albert
+from albert.train import config as config_module
 from albert.train import hardware
+from albert.train.config import check
 from albert.train.hardware import data_sheet_peak, peak_flops
+from albert.train.loop import train
+from models import TINY
 
 # As jax prints kinds of devices. TPUs of the first generations are counted by cores, half a chip.
 KINDS = {
@@ -95,3 +104,52 @@ def test_products_grow_until_their_rate_does_not_rise(monkeypatch):
     hardware._measured.cache_clear()
     assert peak == pytest.approx(1e14)
     assert "4096 x 4096 products in bfloat16" in origin or "8192" in origin
+
+
+@pytest.mark.parametrize(
+    ("rates", "dtype"),
+    [
+        ({"float32": 300e9, "bfloat16": 1500e9}, "bfloat16"),
+        ({"float32": 300e9, "bfloat16": 310e9}, "float32"),  # not worth fewer bits
+        ({"float32": 300e9, "bfloat16": 100e9}, "float32"),
+    ],
+)
+def test_the_dtype_of_a_cpu_is_what_its_products_are_fastest_in(monkeypatch, rates, dtype):
+    monkeypatch.setattr(hardware, "_rate_on_cpu", rates.get)
+    chosen, why = hardware.fastest_dtype()
+    assert chosen == dtype
+    assert f"{rates['bfloat16'] / 1e9:,.0f} GFLOP/s in bfloat16" in why
+
+
+def test_rates_of_products_are_those_of_a_machine():
+    for dtype in ("float32", "bfloat16"):
+        assert 1e8 < hardware._rate_on_cpu(dtype) < 1e14
+
+
+@pytest.mark.parametrize(
+    ("platform", "capability", "dtype"),
+    [("tpu", None, "bfloat16"), ("gpu", "9.0", "bfloat16"), ("gpu", "7.5", "float32")],
+)
+def test_the_dtype_of_accelerators(monkeypatch, platform, capability, dtype):
+    device = SimpleNamespace(platform=platform, device_kind="card", compute_capability=capability)
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
+    assert hardware.fastest_dtype()[0] == dtype
+
+
+def test_a_run_whose_dtype_was_chosen_keeps_it(tiny, monkeypatch, tmp_path):
+    tiny.model.dtype = "auto"
+    tiny.train.num_steps = tiny.train.checkpoint_every = 4
+    monkeypatch.setattr(config_module, "fastest_dtype", lambda: ("bfloat16", "it is said here"))
+    train(check(tiny), tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert saved["config"]["model"]["dtype"] == "bfloat16"
+    monkeypatch.setattr(config_module, "fastest_dtype", lambda: pytest.fail("chosen twice"))
+    tiny.train.num_steps = 8
+    assert train(check(tiny), tmp_path).step == 8
+
+
+def test_a_model_of_no_dtype_is_not_built():
+    ids = jnp.zeros((1, 4), jnp.int32)
+    model = Albert(dataclasses.replace(TINY, dtype="auto"))
+    with pytest.raises(ValueError, match="which a training run replaces at its start; name one of"):
+        model.init({"params": jax.random.key(0)}, ids, ids, ids)

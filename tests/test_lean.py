@@ -107,7 +107,7 @@ def test_no_product_of_the_backward_pass_is_wider_than_what_it_was_given():
 
     jaxpr = jax.make_jaxpr(jax.grad(loss, (0, 1, 2, 3)))(q, k, x, kernel).jaxpr
     found = [eqn for eqn in _equations(jaxpr) if eqn.primitive.name == "dot_general"]
-    assert len(found) == 6
+    assert len(found) == 8  # two of them written in two ways, for CPUs and others
     assert {str(v.aval.dtype) for eqn in found for v in eqn.invars} == {"bfloat16"}
 
 

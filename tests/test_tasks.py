@@ -272,7 +272,9 @@ def test_a_kernel_that_cannot_serve_a_config_is_told_with_those_that_can(tiny, m
         found = ["it has no dropout (attention_probs_dropout_prob)"] if use.dropout else []
         return found + (["it runs on gpu only"] if use.backend not in (None, "gpu") else [])
 
-    monkeypatch.setitem(attention.KERNELS, "fast", Kernel(xla.prepare, xla.attend, problems))
+    monkeypatch.setitem(
+        attention.KERNELS, "fast", Kernel(xla.prepare, xla.attend, problems, xla.kept)
+    )
     tiny.model.attention = "fast"
     with pytest.raises(ConfigError, match=r"is 'fast', and it has no dropout .*; xla would work"):
         check(tiny)

@@ -24,6 +24,7 @@ REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.save_only_these_names(lean.DENSE),  # dense outputs are kept
     "full": jax.checkpoint_policies.nothing_saveable,  # only the layer's input is kept
 }
+AUTO_DTYPE = "auto"  # of a config whose dtype is chosen where it runs; of no model that is built
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 
 
@@ -50,7 +51,8 @@ class AlbertConfig:
     initializer_range: float
     map_equal_embeddings: bool  # E -> H even where E = H, as Hugging Face has it
     attention: str  # auto, or a key of albert.models.attention.KERNELS
-    dtype: str  # of activations and products; LayerNorm, softmax and losses are always float32
+    # Of activations and products, or AUTO_DTYPE; LayerNorm, softmax and losses are always float32.
+    dtype: str
     param_dtype: str  # of parameters, their gradients and the optimizer's moments
     remat: str  # a key of REMAT_POLICIES
     scan_unroll: int  # layers that are written out in the program of the loop over the depth
@@ -76,7 +78,7 @@ class AlbertConfig:
                 found.append(f"{name} is {getattr(self, name)}; it must be in [0, 1)")
         choices = {
             "hidden_act": ACTIVATIONS,
-            "dtype": DTYPES,
+            "dtype": (AUTO_DTYPE, *DTYPES),
             "param_dtype": DTYPES,
             "remat": REMAT_POLICIES,
             "attention": (AUTO, *KERNELS),

@@ -5,6 +5,7 @@ import math
 import flax.linen as nn
 import jax
 
+from albert.models.attention import KERNELS, candidates
 from albert.models.config import DTYPES, AlbertConfig
 
 
@@ -45,28 +46,37 @@ def encoder_flops(config: AlbertConfig, length: int) -> float:
     return 6 * used + 12 * layers * length * h
 
 
-def encoder_activation_bytes(config: AlbertConfig, rows: int, length: int) -> int:
-    """Estimate of what the encoder needs for the backward pass, at its peak.
+def layer_bytes(config: AlbertConfig, length: int, remat: str, kernel: str = "xla") -> int:
+    """Bytes for each token of rows of this length that one layer keeps for the backward pass.
 
-    Counts what each layer keeps. In the compute dtype: its input, q, k, v, context, the input of
-    either LayerNorm and what comes of the first (8 H), and the feed-forward product in front of its
-    activation (I); in float32: mean and deviation of each LayerNorm, and the softmax, which is kept
-    once more where it is cast; dropout masks of a byte. With a remat policy all layers keep less
-    and one is computed again. Compilers fuse more or less: take it within a factor of two.
+    Nothing computed again, in the compute dtype: its input, q, k, v, context, the input of either
+    LayerNorm and what comes of the first (8 H), and the feed-forward product in front of its
+    activation (I); in float32: mean and deviation of each LayerNorm; what the attention kernel
+    keeps; dropout masks of a byte. With "dots" its input and its dense products; with "full" its
+    input alone. Compilers are held to it (`tests/test_compilers.py`).
     """
-    tokens = rows * length
     h, i, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
     item = DTYPES[config.dtype](0).dtype.itemsize
-    scores = heads * length * (4 if item == 4 else 4 + item)
-    layer = tokens * (item * (8 * h + i) + scores + 4 * 4)
+    if remat == "full":
+        return item * h
+    if remat == "dots":
+        return item * (6 * h + i)
+    kept = item * (8 * h + i) + 4 * 4 + KERNELS[kernel].kept(heads, h // heads, length, item)
     if config.hidden_dropout_prob:
-        layer += tokens * 2 * h
+        kept += 2 * h
     if config.attention_probs_dropout_prob:
-        layer += tokens * heads * length
-    kept = {
-        "none": layer,
-        "dots": item * tokens * (7 * h + i),  # the layer's input and its dense products
-        "full": item * tokens * h,
-    }[config.remat]
-    again = 0 if config.remat == "none" else layer
-    return config.depth * kept + again
+        kept += heads * length
+    return kept
+
+
+def encoder_activation_bytes(config: AlbertConfig, rows: int, length: int) -> int:
+    """Estimate of what the encoder needs for the backward pass, at its peak, with the plain
+    attention kernel or the one that the config names.
+
+    What all layers keep, and with a remat policy one that is computed again. Compilers fuse more or
+    less: take it within a factor of two.
+    """
+    kernel = candidates(config.attention)[0]
+    kept = config.depth * layer_bytes(config, length, config.remat, kernel)
+    again = 0 if config.remat == "none" else layer_bytes(config, length, "none", kernel)
+    return rows * length * (kept + again)

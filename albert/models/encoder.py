@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from albert.models import attention
 from albert.models.attention import xla
-from albert.models.config import DTYPES, AlbertConfig
+from albert.models.config import AUTO_DTYPE, DTYPES, AlbertConfig
 from albert.models.heads import HEADS
 from albert.models.layers import Dense, LayerNorm, LayerStack, dropout, initializer
 
@@ -110,6 +110,11 @@ class Encoder(nn.Module):
 
     def setup(self):
         c = self.config
+        if c.dtype == AUTO_DTYPE:
+            raise ValueError(
+                f"model.dtype is {AUTO_DTYPE!r}, which a training run replaces at its start; name "
+                f"one of {', '.join(DTYPES)}"
+            )
         self.embeddings = Embeddings(c)
         self.encoder = LayerStack(c)
         self.pooler = Dense((c.hidden_size, c.hidden_size), ("hidden", "pooled"), c)

@@ -18,10 +18,11 @@ from albert.data.pretraining.prepare import MAX_SEED
 from albert.interop.reshare import INIT_METHODS
 from albert.models import attention
 from albert.models.attention import Use
-from albert.models.config import AlbertConfig
+from albert.models.config import AUTO_DTYPE, AlbertConfig
 from albert.models.sharing import uneven_groups
 from albert.runtime.fields import ConfigError, build, matches, unknown, wrong_type
 from albert.tasks import TASKS, find_task
+from albert.train.hardware import fastest_dtype
 from albert.train.optimizers import OptimizerConfig
 from albert.train.sharding import MESH_AXES, ShardingConfig, partition_problems
 
@@ -44,6 +45,7 @@ class TrainConfig:
     spike_factor: float  # skip gradients of so many times the usual norm; 0: never
     on_divergence: str  # stop, or rollback: from the newest checkpoint on behind the bad rows
     max_failed_saves: int  # stop after so many failed saves in a row
+    deterministic: bool  # on a GPU too, the same bits every time
     stall_seconds: float  # tell of a step or batch that takes so long; 0: of none
 
     def problems(self) -> list[str]:
@@ -151,6 +153,19 @@ def check(values: Mapping, needs_text: bool = True, for_training: bool = True) -
     if problems:
         raise ConfigError(problems)
     return config
+
+
+def with_dtype(config: Config, info: dict | None, say: Callable[[str], None]) -> Config:
+    """The config with a dtype of activations where it has "auto": that of the run that is resumed,
+    or what is fastest here. info: a checkpoint's description, None for a new run."""
+    if config.model.dtype != AUTO_DTYPE:
+        return config
+    if info is not None:
+        dtype = info["config"]["model"]["dtype"]
+    else:
+        dtype, why = fastest_dtype()
+        say(f"model.dtype: {dtype}, since {why}.")
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=dtype))
 
 
 def in_steps(config: Config, rows_per_epoch: int) -> Config:

@@ -7,7 +7,14 @@ import math
 import flax.linen as nn
 import jax
 
-from albert.models.cost import encoder_activation_bytes, parameters_by_part, without_heads
+from albert.models.attention import KERNELS, candidates
+from albert.models.config import AUTO_DTYPE, REMAT_POLICIES
+from albert.models.cost import (
+    encoder_activation_bytes,
+    layer_bytes,
+    parameters_by_part,
+    without_heads,
+)
 from albert.tasks import find_task
 from albert.train.config import Config
 from albert.train.optimizers import make_optimizer
@@ -42,9 +49,15 @@ def activation_bytes(config: Config) -> int:
 
 
 def describe(config: Config) -> dict:
-    """Every figure that `--describe` prints, JSON-serialisable."""
+    """Every figure that `--describe` prints, JSON-serialisable; of bfloat16 where the dtype is
+    chosen by the machine that trains."""
+    if config.model.dtype == AUTO_DTYPE:
+        model = dataclasses.replace(config.model, dtype="bfloat16")
+        config = dataclasses.replace(config, model=model)
     task = find_task(config.task)
     parts = parameters_of(config)
+    use, named = task.attention_use(config), candidates(config.model.attention)
+    kernels = [name for name in named if use is None or not KERNELS[name].problems(use)]
     tokens = config.train.batch_size * task.tokens_per_row(config)
     per_token = task.flops_per_row(config) / task.tokens_per_row(config)
     return {
@@ -57,6 +70,13 @@ def describe(config: Config) -> dict:
         "flops_of_run": config.train.num_steps * tokens * per_token,
         "state_bytes": state_bytes(config),
         "activation_bytes_estimated": activation_bytes(config),
+        "kept_bytes_per_token_and_layer": {
+            kernel: {
+                remat: layer_bytes(config.model, task.tokens_per_row(config), remat, kernel)
+                for remat in REMAT_POLICIES
+            }
+            for kernel in kernels
+        },
     }
 
 
@@ -85,7 +105,14 @@ def print_description(config: Config) -> None:
         told = "the data tells the number of steps, which is not this one"
         print(f"  train.epochs is {config.train.epochs}: {told}")
     print("\nMemory over all devices, GB")
+    if config.model.dtype == AUTO_DTYPE:
+        print("  (model.dtype is auto; as if bfloat16 were chosen)")
     for name, size in facts["state_bytes"].items():
         print(f"  {name:<28}{size / 1e9:>13.3f}")
-    print(f"  {'activations (estimate)':<28}{facts['activation_bytes_estimated'] / 1e9:>13.3f}\n")
+    print(f"  {'activations (estimate)':<28}{facts['activation_bytes_estimated'] / 1e9:>13.3f}")
+    print("\nKept for the backward pass, bytes for each token and layer")
+    print(f"  {'attention':<12}" + "".join(f"{'remat ' + name:>14}" for name in REMAT_POLICIES))
+    for kernel, sizes in facts["kept_bytes_per_token_and_layer"].items():
+        print(f"  {kernel:<12}" + "".join(f"{size:>14,}" for size in sizes.values()))
+    print()
     print(json.dumps(facts))

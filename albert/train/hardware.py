@@ -8,6 +8,8 @@ import time
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
 
 # Dense matrix peak in FLOP/s of one device as jax counts them, from the makers' data sheets, for
 # bfloat16 (float16 where the device has no bfloat16). Of TPU v2, v3 and 7x, of AMD's MI250X too, a
@@ -43,6 +45,7 @@ _PEAKS = (
     (r"AMD Instinct MI300X", 1307e12),
 )
 _LARGEST = 16384  # rows of a product that is measured
+_WORTH_IT = 1.3  # so many times as fast must 16-bit products be: the rest stays in float32
 _RISES = 1.05  # a larger product is tried for as long as its rate is so many times the last one's
 
 
@@ -93,6 +96,44 @@ def _measured(dtype: str) -> tuple[float, str]:
     share = jax.local_device_count() if on_cpu else 1
     kind = jax.local_devices()[0].device_kind
     return rate / share, f"measured: {size} x {size} products in {dtype} on {kind}"
+
+
+def fastest_dtype() -> tuple[str, str]:
+    """ "bfloat16" or "float32", whichever trains faster on these devices, and why; of several
+    processes the first decides.
+
+    A CPU is measured: one with units for 16 bits is several times as fast in them, and others are
+    slower than in float32.
+    """
+    device = jax.local_devices()[0]
+    if device.platform == "tpu":
+        return "bfloat16", f"a {device.device_kind} multiplies in it"
+    if device.platform != "cpu":
+        capability = str(getattr(device, "compute_capability", ""))
+        number = capability.partition(".")[0]
+        if number.isdigit() and int(number) < 8:
+            return "float32", f"a {device.device_kind} has no units for bfloat16"
+        return "bfloat16", f"a {device.device_kind} has units for it"
+    rates = {dtype: _rate_on_cpu(dtype) for dtype in ("float32", "bfloat16")}
+    faster = rates["bfloat16"] > _WORTH_IT * rates["float32"]
+    if jax.process_count() > 1:
+        faster = bool(multihost_utils.broadcast_one_to_all(np.asarray(faster)))
+    told = " and ".join(f"{rate / 1e9:,.0f} GFLOP/s in {dtype}" for dtype, rate in rates.items())
+    return "bfloat16" if faster else "float32", f"products were measured: {told}"
+
+
+def _rate_on_cpu(dtype: str) -> float:
+    """FLOP/s of products with results in float32, the best of several."""
+    size, rounds = 1024, 5
+    x = jnp.full((size, size), 0.01, dtype)
+    product = jax.jit(lambda a: jnp.matmul(a, a, preferred_element_type=jnp.float32))
+    product(x).block_until_ready()
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        product(x).block_until_ready()
+        times.append(time.perf_counter() - start)
+    return 2 * size**3 / min(times)
 
 
 def peak_memory_bytes() -> int:

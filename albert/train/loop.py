@@ -25,7 +25,7 @@ from albert.runtime.signals import Preempted, StopNow, StopSignals
 from albert.runtime.watchdog import Watchdog
 from albert.tasks import check_task, find_task
 from albert.tasks.base import Batch, Task
-from albert.train.config import Config, check_devices, in_steps
+from albert.train.config import Config, check_devices, in_steps, with_dtype
 from albert.train.divergence import Rollbacks, report
 from albert.train.evaluate import Evaluator, report_text, sample_lines, write_report
 from albert.train.init_from import read_start, resumed, start_state
@@ -118,6 +118,7 @@ def train(
                     config = resumed(config, info)
                 elif config.init_from:
                     config, start = read_start(config)
+                config = with_dtype(config, info, say)
                 model = kind.make_model(config, info)
                 check_devices(config, kind.abstract_params(model), jax.device_count())
                 if (
@@ -212,6 +213,7 @@ class Run:
             mesh,
             config.sharding,
             config.train.spike_factor,
+            config.train.deterministic,
         )
         if saved is not None:
             say(f"Resuming from the checkpoint of step {saved} in {self.workdir}.")

@@ -15,6 +15,8 @@ from albert.tasks.base import Task
 from albert.train.sharding import ShardingConfig, batch_sharding, placed, replicated
 
 _SPIKES_AFTER = 50  # updates; the first gradients say little of the later ones
+# No kernels whose sums are in any order, and none chosen by timing them at every start.
+_DETERMINISTIC = {"xla_gpu_deterministic_ops": True}
 _NORM_WEIGHT = 0.02  # of a new gradient norm in the running mean
 
 
@@ -183,8 +185,12 @@ def shard_training(
     mesh: Mesh,
     sharding: ShardingConfig,
     spike_factor: float = 0.0,
+    deterministic: bool = False,
 ) -> tuple[TrainState, Callable, jax.stages.Wrapped]:
     """Training over a mesh.
+
+    `deterministic`: of two ways to compute something on a GPU, only those that give the same bits
+    every time.
 
     Call the step inside `jax.set_mesh(mesh)` and `nn.logical_axis_rules(sharding.rules)`, but
     not `create`: flax would apply the rules while it draws.
@@ -205,5 +211,6 @@ def shard_training(
         in_shardings=(shardings, batch_sharding(mesh, sharding)),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
+        compiler_options=_DETERMINISTIC if deterministic else None,
     )
     return abstract, create, step

@@ -173,7 +173,7 @@ class Figures:
     float32_products: list[str]  # what they come from, and how large their operands are
     products: int  # how many there are in the text
     fused_attention: int  # calls in the text of a fused kernel
-    largest: list[str]  # arrays, by bytes
+    arrays: dict[str, str]  # those of over a megabyte, by size, and what they come from
     lines: int  # of the text
 
 
@@ -194,7 +194,7 @@ def figures(text: str, depth: int) -> Figures:
                 continue
             for array in one.arrays:
                 arrays.setdefault(str(array), (array.size, one.source))
-    largest = sorted(arrays.items(), key=lambda item: -item[1][0])[:20]
+    large = sorted((-size, name) for name, (size, _) in arrays.items() if size > 2**20)
     return Figures(
         exchanged=exchanged(text, depth),
         moved_in_layers=moved_in_layers,
@@ -211,7 +211,7 @@ def figures(text: str, depth: int) -> Figures:
             for instructions in module.computations.values()
             for one in instructions
         ),
-        largest=[f"{array} {source}" for array, (_, source) in largest],
+        arrays={name: arrays[name][1] for _, name in large},
         lines=text.count("\n"),
     )
 
@@ -294,8 +294,7 @@ def _read_of(fused: dict[str, Instruction], number: int, whole: int) -> int:
             else:
                 users.append(one)
     if users and all(
-        one.kind in ("dynamic-slice", "slice")
-        or (one.kind == "dynamic-update-slice" and one.operands[0] in names)
+        one.kind in ("dynamic-slice", "slice", "dynamic-update-slice") and one.operands[0] in names
         for one in users
     ):
         sliced = [one for one in users if one.kind != "dynamic-update-slice"]

@@ -56,6 +56,7 @@ def lower_step(config: Config, mesh: Mesh):
         config.seed,
         mesh,
         config.sharding,
+        deterministic=config.train.deterministic,
     )
     with jax.set_mesh(mesh), nn.logical_axis_rules(config.sharding.rules):
         return step.lower(state, abstract_batch(config, batch_sharding(mesh, config.sharding)))

@@ -70,7 +70,7 @@ _ENVIRONMENT = {
 _SECONDS = 1800
 INSTALL = {
     "tpu": "pip install -r requirements-report.txt",
-    "cuda": "pip install -r requirements-gpu-compiler.txt",
+    "cuda": "pip install --no-deps -r requirements-gpu-compiler.txt",
 }
 _MODULES = {"tpu": ("libtpu",), "cuda": ("jax_cuda13_plugin", "nvidia.cudnn", "nvidia.cu13")}
 

@@ -45,6 +45,11 @@ def here(use: Use) -> Use:
     return use._replace(backend=backend, capability=str(capability))
 
 
+def candidates(name: str) -> tuple[str, ...]:
+    """The kernels that a config's name may come to mean."""
+    return ("xla", *sorted(set(_FUSED.values()))) if name == AUTO else (name,)
+
+
 def prepare(name: str, use: Use, attention_mask, segment_ids=None, most: int = 1) -> Visible:
     """Who sees whom, for the kernel that is chosen; see `Kernel.prepare`."""
     kernel, _ = choose(name, use)

@@ -40,11 +40,21 @@ class Kernel:
         probabilities [B, A, L, L] to probabilities; None where there is no dropout. What comes out
         for padding is finite and nothing else.
       problems: what it cannot serve of a `Use`, one sentence each.
+      kept: (heads A, head width D, length L, bytes of an activation) -> bytes for each token that
+        the backward pass needs of a layer, beside q, k, v and what comes out.
     """
 
     prepare: Callable[[jax.Array, jax.Array | None, int], Any]
     attend: Callable[..., jax.Array]
     problems: Callable[[Use], list[str]]
+    kept: Callable[[int, int, int, int], int]
+
+
+def kept_by_fused(heads: int, head_dim: int, length: int, item: int) -> int:
+    """`Kernel.kept` of a kernel that computes probabilities again: its own result, and a float32
+    log-sum-exp for each head."""
+    del length
+    return item * heads * head_dim + 4 * heads
 
 
 def not_without_dropout(name: str, dropout: Callable | None) -> None:

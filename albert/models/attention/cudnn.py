@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from albert.models.attention.base import Kernel, Use, not_without_dropout
+from albert.models.attention.base import Kernel, Use, kept_by_fused, not_without_dropout
 
 _PARAMETERS = {"q_seqlen", "kv_seqlen", "q_offsets", "kv_offsets", "scale", "mask_type"}
 _OLDEST = 8.0  # compute capability that has the kernel
@@ -147,4 +147,4 @@ def problems(use: Use) -> list[str]:
     return found
 
 
-KERNEL = Kernel(prepare, attend, problems)
+KERNEL = Kernel(prepare, attend, problems, kept_by_fused)

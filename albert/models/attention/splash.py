@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from albert.models.attention.base import Kernel, Use, not_without_dropout
+from albert.models.attention.base import Kernel, Use, kept_by_fused, not_without_dropout
 
 _LANES = 128  # blocks are multiples of them
 _BLOCK = 512  # the largest: at L 512 one block is a third faster than four
@@ -100,4 +100,4 @@ def problems(use: Use) -> list[str]:
     return found
 
 
-KERNEL = Kernel(prepare, attend, problems)
+KERNEL = Kernel(prepare, attend, problems, kept_by_fused)

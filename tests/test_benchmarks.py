@@ -1,0 +1,307 @@
+"""The programs that time steps: what is measured, kept, and told of mistakes."""
+
+import importlib
+import json
+import subprocess
+import sys
+
+import pytest
+from absl import flags
+
+from albert.runtime import RunError
+from albert.runtime.fields import ConfigError
+from configs import base
+from runs import ROOT
+
+
+def module_of(program):
+    """A program as a module; its flags are taken away again, for others define the same ones."""
+    before = {flags.FLAGS[name].name: flags.FLAGS[name] for name in flags.FLAGS}
+    _forget_flags()
+    module = importlib.import_module(f"benchmarks.{program}")
+    _forget_flags()
+    for name, flag in before.items():
+        flags.FLAGS[name] = flag
+    return module
+
+
+def _forget_flags():
+    for name in list(flags.FLAGS):
+        delattr(flags.FLAGS, name)
+
+
+gpu = module_of("gpu")
+step_time = module_of("step_time")
+
+
+def call(program, *arguments):
+    command = [sys.executable, f"benchmarks/{program}.py", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def time_steps(*arguments):
+    return call("step_time", "--config=configs/base.py:tiny", "--repeats=5", *arguments)
+
+
+def variants(*texts):
+    return step_time.variants_of(list(texts), base.get_config("tiny"))
+
+
+def test_a_variant_is_the_config_with_its_own_fields_and_environment():
+    values = base.get_config("tiny")
+    plain, other = step_time.variants_of(
+        [
+            "as it is:",
+            "other: --config.model.remat=dots --config.optimizer.clip_norm=2 --noconfig.init_model "
+            "XLA_FLAGS='--one=1 --two=2'",
+        ],
+        values,
+    )
+    assert plain == ("as it is", {**plain.config}, {})
+    assert plain.config["model"]["remat"] == values.model.remat == "none"
+    assert other.environment == {"XLA_FLAGS": "--one=1 --two=2"}
+    changed = {**plain.config["model"], "remat": "dots"}
+    assert other.config["model"] == changed
+    assert other.config["optimizer"]["clip_norm"] == 2.0
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("plain", "has no name"),
+        (": --config.model.remat=dots", "has no name"),
+        ("--config.model.remat=dots", "has no name"),
+        ("x: --config.model.rematt=dots", "did you mean remat?"),
+        ("x: --config.model.attention=flash", "flash"),
+        ("x: --config.train.batch_size=two", "must be of type int"),
+        ("x: remat=dots", "neither --config.FIELD=VALUE nor VARIABLE=VALUE"),
+        ("x: 'dots", "cannot be read"),
+    ],
+)
+def test_what_is_wrong_with_a_variant_is_a_sentence(text, told):
+    with pytest.raises(ConfigError, match=told.replace("?", r"\?")):
+        variants(text)
+
+
+def test_all_that_is_wrong_with_variants_is_told_at_once():
+    with pytest.raises(ConfigError) as error:
+        variants("a: --config.model.rematt=1", "b", "c:", "c:")
+    assert len(error.value.problems) == 3
+
+
+def test_peers_are_named_by_what_they_do():
+    assert step_time.peers_of(["cudnn-compiled-gathered"]) == ["cudnn-compiled-gathered"]
+    for name in ("flash", "compiled", "sdpa-quick", ""):
+        with pytest.raises(ConfigError, match="is no peer"):
+            step_time.peers_of([name])
+
+
+def test_padding_is_the_end_of_a_row_and_has_no_masks():
+    from albert.train.config import check
+
+    values = base.get_config("tiny")
+    batch = step_time.batch_of(check(values, needs_text=False), 0.75)
+    assert (batch["attention_mask"].sum(1) == 16).all()
+    assert not batch["input_ids"][:, 16:].any()
+    masked = batch["mlm_weights"] > 0
+    assert masked.any()
+    assert (batch["mlm_positions"][masked] < 16).all()
+    assert not batch["mlm_positions"][~masked].any()
+    values.data.packing = 2
+    packed = step_time.batch_of(check(values, needs_text=False), 0.75)
+    assert packed["attention_mask"].all()
+    assert packed["segment_ids"].max() == 2
+
+
+ITEMS = [
+    gpu.Item("cheap", "a", 10, ("cheap.py",)),
+    gpu.Item("dear", "a", 500, ("dear.py",)),
+    gpu.Item("step", "b", 60, ("step.py",), rows=32),
+]
+
+
+def key(name):
+    return gpu.key_of(name, "card", "commit", False)
+
+
+def test_every_part_has_items_and_every_name_is_one_item_s(tmp_path):
+    for rehearse in (False, True):
+        items = gpu.plan(rehearse, tmp_path)
+        assert len({item.name for item in items}) == len(items)
+        assert {item.part for item in items} == {"a", "b", "c"}
+        assert all(item.seconds <= 300 for item in items)
+    assert sum(item.part == "a" and bool(item.rows) for item in items) == 2
+
+
+def test_variants_of_the_plan_are_those_of_configs(tmp_path):
+    for item in gpu.plan(False, tmp_path):
+        texts = [a.removeprefix("--variant=") for a in item.command if a.startswith("--variant=")]
+        configs = [a for a in item.command if a.startswith("--config=")]
+        assert len(configs) == bool(texts)
+        for argument in configs:
+            name = argument.removeprefix("--config=configs/").removesuffix(".py")
+            values = importlib.import_module(f"configs.{name}").get_config()
+            found = step_time.variants_of(texts, values)
+            unrolled = [v.config["model"]["scan_unroll"] for v in found if v.name == "unrolled"]
+            assert unrolled in ([], [values.model.num_hidden_layers])
+
+
+def test_what_has_a_result_of_this_card_and_commit_is_left_out():
+    results = [{**key("cheap"), "rows": []}]
+    assert gpu.left_to_do(ITEMS, results, key, False) == ITEMS[1:]
+    for other in ({"card": "other"}, {"commit": "other"}, {"rehearsal": True}):
+        assert gpu.left_to_do(ITEMS, [results[0] | other], key, False) == ITEMS
+
+
+def test_failures_are_tried_again_only_if_asked_to():
+    whole = [{**key("cheap"), "failed": "why"}]
+    in_part = [{**key("cheap"), "rows": [{"what": "x"}, {"what": "y", "failed": "why"}]}]
+    for results in (whole, in_part):
+        assert gpu.left_to_do(ITEMS, results, key, False) == ITEMS[1:]
+        assert gpu.left_to_do(ITEMS, results, key, True) == ITEMS
+    skipped = [{**key("cheap"), "skipped": "no GPU"}]
+    assert gpu.left_to_do(ITEMS, skipped, key, True) == ITEMS[1:]
+
+
+def test_items_are_chosen_by_part_and_name():
+    assert gpu.chosen(ITEMS, "b", []) == ITEMS[2:]
+    assert gpu.chosen(ITEMS, None, ["dear"]) == ITEMS[1:2]
+    with pytest.raises(RunError, match="no item 'quick'"):
+        gpu.chosen(ITEMS, None, ["quick"])
+
+
+def test_a_step_that_does_not_fit_is_tried_with_half_the_rows(monkeypatch, tmp_path):
+    asked = []
+
+    def run(command, *_):
+        asked.append(command[-1])
+        rows = int(command[-1].rpartition("=")[2])
+        failed = {"failed": "XlaRuntimeError: RESOURCE_EXHAUSTED: 9 GB"}
+        figures = {
+            "step_seconds": 0.1,
+            "fastest": 0.1,
+            "slowest": 0.1,
+            "tokens_per_second": 1.0,
+            "real_tokens_per_second": 1.0,
+            "mfu": 0.3,
+        }
+        variants = {"unrolled": failed if rows > 8 else figures}
+        return {"devices": "1 x NVIDIA H200", "variants": variants, "peers": {"sdpa": failed}}
+
+    monkeypatch.setattr(gpu, "run", run)
+    item = gpu.Item("step", "b", 60, ("step.py",), rows=32, size="base")
+    outcome = gpu.measured(item, 60, tmp_path, {})
+    assert [text.rpartition("=")[2] for text in asked] == ["32", "16", "8"]
+    assert outcome["did_not_fit"] == [32, 16]
+    ours, theirs = outcome["rows"]
+    assert (ours["rows"], ours["MFU %"]) == (8, 30.0)
+    assert ours["predicted MFU %"] == gpu.PREDICTED["unrolled"]["base"][1]
+    assert "RESOURCE_EXHAUSTED" in theirs["failed"]
+
+
+def test_a_process_that_fails_or_hangs_is_a_reason(tmp_path):
+    log = tmp_path / "log.txt"
+
+    def run(program, limit):
+        return gpu.run([sys.executable, "-c", program], limit, log, {})
+
+    assert run("print('{\"rows\": []}')", 60) == {"rows": []}
+    failed = run("import sys; print('{}'); sys.exit('no such card')", 60)["failed"]
+    assert failed == "it left with 1 and said: no such card"
+    assert run("import time; time.sleep(60)", 0.5)["timed_out"]
+    assert "no such card" in log.read_text()
+
+
+def test_an_item_is_measured_kept_and_not_measured_again(tmp_path):
+    arguments = (f"--output={tmp_path}", "--rehearse", "--item=copy", "--item=tests marked gpu")
+    first = call("gpu", *arguments)
+    assert first.returncode == 0, first.stderr
+    (copy, tests) = json.loads((tmp_path / "results.json").read_text())["results"]
+    assert copy["rows"][0]["GB/s"] > 0
+    assert "need a GPU" in tests["skipped"]
+    assert "Rehearsal" in (tmp_path / "results.md").read_text()
+    again = call("gpu", *arguments)
+    assert "2 of 2 items are there already" in again.stdout
+    assert again.returncode == 0
+
+
+def test_nothing_is_started_that_would_end_too_late(tmp_path):
+    late = call("gpu", f"--output={tmp_path}", "--rehearse", "--part=b", "--minutes=0.5")
+    assert late.returncode == 75
+    assert "No time was left for: base, attention" in late.stdout
+    assert not (tmp_path / "results.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--part=d", "--output=x"), "value should be one of <a|b|c>"),
+        ((), "--output must have a value"),
+        (("--output=README.md",), "README.md, a file; name a folder"),
+    ],
+)
+def test_mistakes_on_the_command_line_are_sentences(arguments, told):
+    done = call("gpu", *arguments)
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_file_that_holds_no_results_is_left_alone(tmp_path):
+    (tmp_path / "results.json").write_text("[]")
+    done = call("gpu", f"--output={tmp_path}", "--rehearse")
+    assert done.returncode == 2
+    assert "holds no results of this program" in done.stderr
+    assert (tmp_path / "results.json").read_text() == "[]"
+
+
+@pytest.mark.slow
+def test_variants_are_measured_in_turn_and_told_in_one_line_of_json():
+    done = time_steps(
+        "--padding=0.5",
+        "--variant=plain: --config.model.attention=xla",
+        "--variant=packed: --config.data.packing=2",
+        "--variant=refused: --config.model.attention=cudnn --config.model.dtype=bfloat16",
+        "--variant=no such flag: XLA_FLAGS=--xla_no_such_flag=1",
+    )
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout.splitlines()[-1])
+    assert {"command", "commit", "devices", "peak", "repeats", "padding"} <= facts.keys()
+    plain, packed, refused, unknown = facts["variants"].values()
+    for of in (plain, packed):
+        assert 0 < of["fastest"] <= of["step_seconds"] <= of["slowest"]
+        assert of["tokens_per_second"] == pytest.approx(16 * 64 / of["step_seconds"])
+        assert of["mfu"] > 0
+        assert of["memory_bytes"] > 0
+        assert of["compile_seconds"] > 0
+    assert plain["real_tokens_per_second"] == pytest.approx(plain["tokens_per_second"] / 2)
+    assert packed["real_tokens_per_second"] == packed["tokens_per_second"]
+    assert "only on NVIDIA's GPUs" in refused["failed"]
+    assert "xla_no_such_flag" in unknown["failed"]
+
+
+@pytest.mark.slow
+def test_where_nothing_can_be_measured_a_sentence_says_why():
+    done = time_steps("--variant=x: --config.model.attention=cudnn --config.model.dtype=bfloat16")
+    assert done.returncode == 2
+    assert "Nothing was measured. x: ConfigError: model.attention is 'cudnn'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_trace_is_written(tmp_path):
+    assert time_steps(f"--trace={tmp_path / 'trace'}").returncode == 0
+    assert list((tmp_path / "trace").rglob("*.xplane.pb"))
+
+
+@pytest.mark.peers
+def test_peers_are_measured_and_those_that_fail_say_why():
+    done = time_steps("--peers=sdpa-gathered,eager,cudnn", "--padding=0.25")
+    facts = json.loads(done.stdout.splitlines()[-1])
+    gathered, eager, cudnn = facts["peers"].values()
+    assert gathered["real_tokens"] == eager["real_tokens"] == 16 * 48
+    assert "needs a GPU" in cudnn["failed"]
+    assert facts["best_peer"] == "huggingface eager"
+    assert facts["best_gathered_peer"] == "huggingface sdpa-gathered"
+    ours = facts["variants"]["albert"]["real_tokens_per_second"]
+    assert facts["ratio_to_peer"] == ours / eager["real_tokens_per_second"]
