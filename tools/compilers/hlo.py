@@ -169,6 +169,7 @@ class Figures:
     exchanged: dict[str, dict[str, int]]  # kind of collective -> number, bytes
     moved_in_layers: int  # bytes read and written in the two loops over the depth, all turns
     moved: int  # in the whole program
+    moved_beside_products: int  # of it, by instructions that multiply no matrices
     kept: int  # bytes of the stacks that the first of them fills for the second
     float32_products: list[str]  # what they come from, and how large their operands are
     products: int  # how many there are in the text
@@ -181,11 +182,13 @@ def figures(text: str, depth: int) -> Figures:
     """Of the module of a training step with so many layers."""
     module = Module(text)
     of_layers = {body for _, body in layer_loops(module, depth)}
-    moved = moved_in_layers = 0
+    moved = moved_in_layers = beside = 0
     for name, times in module.running(depth):
-        size = (times or 0) * moved_bytes(module, name)
-        moved += size
-        moved_in_layers += size if name in of_layers else 0
+        for one, size in movements(module, name):
+            size *= times or 0
+            moved += size
+            moved_in_layers += size if name in of_layers else 0
+            beside += 0 if _multiplies(module, one) else size
     every = list(products(module))
     arrays: dict[str, tuple[int, str]] = {}
     for name, _ in module.running(depth):
@@ -199,6 +202,7 @@ def figures(text: str, depth: int) -> Figures:
         exchanged=exchanged(text, depth),
         moved_in_layers=moved_in_layers,
         moved=moved,
+        moved_beside_products=beside,
         kept=sum(array.size for array in kept(module, depth)),
         float32_products=[
             f"{one.source}: {' x '.join(map(str, sides))}"
@@ -246,13 +250,17 @@ def kept(module: Module, depth: int) -> list[Array]:
 
 
 def moved_bytes(module: Module, name: str) -> int:
-    """Bytes that the instructions of a computation read and write, those of loops and branches left
-    out, which are computations of their own.
+    """Bytes that the instructions of a computation read and write; see `movements`."""
+    return sum(size for _, size in movements(module, name))
+
+
+def movements(module: Module, name: str) -> Iterator[tuple[Instruction, int]]:
+    """Every instruction of a computation and the bytes that it reads and writes, those of loops and
+    branches left out, which are computations of their own.
 
     What a fusion slices out of an operand, or updates of it, counts by the slice.
     """
     of = {one.name: one for one in module.computations[name]}
-    total = 0
     for one in module.computations[name]:
         if one.kind in _FREE or one.kind in ("while", "call", "conditional"):
             continue
@@ -275,8 +283,14 @@ def moved_bytes(module: Module, name: str) -> int:
             read = written
         elif one.kind == "dynamic-update-slice":
             read = written = sum(a.size for a in of[one.operands[1]].arrays)
-        total += read + written
-    return total
+        yield one, read + written
+
+
+def _multiplies(module: Module, one: Instruction) -> bool:
+    """Whether it is a product of matrices, a fusion with one, or fused attention."""
+    if one.kind == "custom-call":
+        return "gemm" in one.line or bool(_FUSED_ATTENTION.search(one.line))
+    return any(i.kind in ("dot", "convolution") for i in (one, *(i for _, i in module.inside(one))))
 
 
 def _read_of(fused: dict[str, Instruction], number: int, whole: int) -> int:
