@@ -346,7 +346,11 @@ def peer_step(config: dict, padding: float, peer: str):
             torch.cuda.synchronize()
 
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
-    return step, wait, {"real_tokens": real, "versions": versions}
+    return (
+        step,
+        wait,
+        {"dtype": str(dtype).removeprefix("torch."), "real_tokens": real, "versions": versions},
+    )
 
 
 def peer_memory() -> int | None:
@@ -491,18 +495,19 @@ class Timed:
         if "failed" in (answer := self._process.ask(self.name, trace=folder)):
             tell(f"No trace of {self.name}: {answer['failed']}")
 
-    def figures(self, peak_flops: float) -> dict:
-        """As the JSON line has them."""
+    def figures(self, peaks: dict[str, float]) -> dict:
+        """As the JSON line has them. `peaks`: by dtype, the same for all."""
         if "failed" in self.facts:
             return self.facts
         median = statistics.median(self._seconds)
+        peak = peaks.get(self.facts["dtype"]) or next(iter(peaks.values()))
         return self.facts | {
             "step_seconds": median,
             "fastest": min(self._seconds),
             "slowest": max(self._seconds),
             "tokens_per_second": self._tokens / median,
             "real_tokens_per_second": self.facts["real_tokens"] / median,
-            "mfu": self._flops / median / self.facts.get("peak_flops", peak_flops),
+            "mfu": self._flops / median / peak,
         }
 
 
@@ -595,7 +600,8 @@ def main() -> None:
                 one.measure(_STEPS.value)
         if _TRACE.value:
             ours[0].trace(_TRACE.value)
-    measured = {one.name: one.figures(made[0]["peak_flops"]) for one in ours + theirs}
+    peaks = {of["dtype"]: of["peak_flops"] for of in reversed(made)}
+    measured = {one.name: one.figures(peaks) for one in ours + theirs}
     best = _best(measured, [one.name for one in theirs if "gathered" not in one.name])
     best_gathered = _best(measured, [one.name for one in theirs if "gathered" in one.name])
     for line in _lines(measured, best):

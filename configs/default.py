@@ -118,6 +118,7 @@ def get_config(arg: str = "") -> ConfigDict:
     train.spike_factor = 0.0  # so are gradients of so many times the usual norm; 0: none is
     train.on_divergence = "stop"  # or rollback: from the newest checkpoint on behind the bad rows
     train.max_failed_saves = 3  # stop after so many in a row, with a full disk for example
+    train.reduce_dtype = "float32"  # of gradients between devices; bfloat16 sends half the bytes
     # On GPUs: the same bits from the same step every time, at some cost of speed; others have it.
     train.deterministic = False
     train.stall_seconds = 300.0  # tell of a step or batch that takes so long, and 20 times longer

@@ -163,6 +163,18 @@ def test_failures_are_tried_again_only_if_asked_to():
     assert gpu.left_to_do(ITEMS, skipped, key, True) == ITEMS[1:]
 
 
+def test_a_failure_is_kept_with_its_reason_until_it_is_measured(tmp_path):
+    facts = {"part": "a", "command": "python cheap.py", "seconds": 1.0}
+    results = [{**key("dear"), **facts, "rows": [{"what": "x", "GB/s": 7}]}]
+    gpu.keep(tmp_path, results, {**key("cheap"), **facts, "failed": "no | room"}, key("cheap"))
+    assert gpu.read_results(tmp_path / "results.json") == results
+    assert len(results) == 2
+    assert "failed: no | room" in (tmp_path / "results.md").read_text()
+    gpu.keep(tmp_path, results, {**key("cheap"), **facts, "rows": [{"what": "y"}]}, key("cheap"))
+    assert [one["name"] for one in results] == ["dear", "cheap"]
+    assert "failed" not in (tmp_path / "results.md").read_text()
+
+
 def test_items_are_chosen_by_part_and_name():
     assert gpu.chosen(ITEMS, "b", []) == ITEMS[2:]
     assert gpu.chosen(ITEMS, None, ["dear"]) == ITEMS[1:2]

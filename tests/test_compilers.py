@@ -107,15 +107,18 @@ def test_the_program_for_an_h100_does_not_grow_with_the_depth():
 
 
 @pytest.mark.compilers
-@pytest.mark.parametrize("accumulation", [1, 4])
-def test_eight_h100_sum_the_gradient_once(accumulation):
+@pytest.mark.parametrize(
+    ("accumulation", "dtype"), [(1, "float32"), (4, "float32"), (1, "bfloat16")]
+)
+def test_eight_h100_sum_the_gradient_once(accumulation, dtype):
     config = of_size("base", 64, 128, attention="cudnn")
-    train = dataclasses.replace(config.train, accumulation=accumulation)
+    train = dataclasses.replace(config.train, accumulation=accumulation, reduce_dtype=dtype)
     config = dataclasses.replace(config, train=train)
     sent = asked("h100x8", config)["exchanged"]
+    item = {"float32": 4, "bfloat16": 2}[dtype]
+    parameters = item * sum(parameters_of(config).values())
     # The word embeddings have two gradients, of lookup and head, which may be summed apart.
-    parameters = 4 * sum(parameters_of(config).values())
-    words = 4 * config.model.vocab_size * config.model.embedding_size
+    words = item * config.model.vocab_size * config.model.embedding_size
     assert set(sent) == {"all-reduce"}
     assert parameters <= sent["all-reduce"]["bytes"] <= 1.01 * (parameters + words)
 

@@ -6,10 +6,12 @@ from functools import partial
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
+from albert.models.layers import row_keys
 from albert.train.optimizers import make_optimizer
 from albert.train.sharding import (
     batch_sharding,
@@ -18,7 +20,7 @@ from albert.train.sharding import (
     placed,
     put_batch,
 )
-from albert.train.step import new_state, shard_training
+from albert.train.step import make_gradient, new_state, shard_training
 from steps import configured, losses, pretraining_of, random_batch
 
 
@@ -99,3 +101,33 @@ def test_accumulated_gradients_are_summed_over_devices_once(tiny):
         sent[parts] = sum(size for _, size in all_reduces(text))
     weights = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     assert sent[2] == sent[4] < 4 * weights * 1.1
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_gradients_may_cross_devices_in_bfloat16(tiny, parts):
+    """As close as rounding eight numbers and seven sums to eight bits allows; the loss is exact."""
+    config = configured(tiny, parts)
+    mesh = make_mesh(config.sharding)
+    task = pretraining_of(config.model)
+    params = nn.meta.unbox(task.init(task.model, jax.random.key(0)))
+    batch = random_batch(rows=16, length=32, predictions=6, vocab=96)
+    keys = row_keys(jax.random.key(1), 16)
+
+    def gradient(dtype):
+        function = make_gradient(task, parts, mesh, dtype)
+        with jax.set_mesh(mesh), nn.logical_axis_rules(config.sharding.rules):
+            rows = put_batch(batch, batch_sharding(mesh, config.sharding))
+            run = jax.jit(lambda rows: function(params, rows, keys, task.denominators(rows)))
+            lowered = run.lower(rows)
+            return run(rows), lowered.as_text()
+
+    ((loss, _), exact), _ = gradient("float32")
+    ((other, _), rounded), text = gradient("bfloat16")
+    assert "bf16" in text
+    np.testing.assert_allclose(loss, other, rtol=1e-6)
+    for a, b in zip(jax.tree.leaves(exact), jax.tree.leaves(rounded), strict=True):
+        assert a.dtype == b.dtype
+        distance = float(jnp.linalg.norm(a - b))
+        assert distance <= 8 * 2**-8 * float(jnp.linalg.norm(a)) + 1e-7
+    pairs = zip(jax.tree.leaves(exact), jax.tree.leaves(rounded), strict=True)
+    assert any(bool((a != b).any()) for a, b in pairs)

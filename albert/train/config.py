@@ -45,6 +45,7 @@ class TrainConfig:
     spike_factor: float  # skip gradients of so many times the usual norm; 0: never
     on_divergence: str  # stop, or rollback: from the newest checkpoint on behind the bad rows
     max_failed_saves: int  # stop after so many failed saves in a row
+    reduce_dtype: str  # in which gradients are sent and summed over devices
     deterministic: bool  # on a GPU too, the same bits every time
     stall_seconds: float  # tell of a step or batch that takes so long; 0: of none
 
@@ -71,6 +72,8 @@ class TrainConfig:
                 found.append(f"{name} is {getattr(self, name)}; it must not be negative")
         if self.spike_factor and self.spike_factor <= 1:
             found.append(f"spike_factor is {self.spike_factor}; it must be over 1, or 0 for never")
+        if self.reduce_dtype not in ("float32", "bfloat16"):
+            found.append(f"reduce_dtype is {self.reduce_dtype!r}; it must be float32 or bfloat16")
         if self.on_divergence not in ("stop", "rollback"):
             found.append(f"on_divergence is {self.on_divergence!r}; it must be stop or rollback")
         if not found and self.batch_size % self.accumulation:

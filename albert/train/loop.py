@@ -214,6 +214,7 @@ class Run:
             config.sharding,
             config.train.spike_factor,
             config.train.deterministic,
+            config.train.reduce_dtype,
         )
         if saved is not None:
             say(f"Resuming from the checkpoint of step {saved} in {self.workdir}.")

@@ -19,6 +19,7 @@ _LEARNING = (
     "optimizer",
     "train.max_bad_steps",
     "train.spike_factor",
+    "train.reduce_dtype",
     "train.num_steps",
     "train.epochs",
 )

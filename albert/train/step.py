@@ -51,12 +51,16 @@ def abstract_state(
     return placed(jax.eval_shape(lambda: new_state(init, optimizer, 0)), mesh, sharding)
 
 
-def make_gradient(task: Task, accumulation: int, mesh: Mesh | None = None) -> Callable:
+def make_gradient(
+    task: Task, accumulation: int, mesh: Mesh | None = None, reduce_dtype: str = "float32"
+) -> Callable:
     """The function (params, batch, keys, denominators) -> ((loss, sums), gradient).
 
     The gradient is that of the whole batch, in parts or not: every part is scaled by the batch's
     own denominators. Of parts, the devices along the mesh axis "data" add up what is their own, and
     it is summed over them once, behind the last part.
+
+    `reduce_dtype`: in which that sum is sent and made.
     """
 
     def objective(params, rows, keys, denominators):
@@ -64,9 +68,9 @@ def make_gradient(task: Task, accumulation: int, mesh: Mesh | None = None) -> Ca
         return task.loss(sums, denominators), sums
 
     gradient = jax.value_and_grad(objective, has_aux=True)
-    if accumulation == 1:
-        return gradient
     shards = mesh.shape["data"] if mesh is not None else 1
+    if accumulation == 1 and (reduce_dtype == "float32" or shards == 1):
+        return gradient  # the compiler sums in float32 by itself
 
     def local_rules() -> list:
         """The rules inside of a shard, whose rows are all there is: none names the axis "data"."""
@@ -110,8 +114,13 @@ def make_gradient(task: Task, accumulation: int, mesh: Mesh | None = None) -> Ca
         rows, part_keys = jax.tree.map(lambda x: x[0], parts)
         shapes = jax.eval_shape(of_part, params, rows, part_keys, denominators)
         zeros = jax.tree.map(lambda s: along_data(jnp.zeros(s.shape, s.dtype)), shapes)
-        total = jax.lax.scan(add, zeros, parts)[0]
-        return jax.tree.map(lambda x: x.sum(0, dtype=x.dtype), total)
+        figures, grads = jax.lax.scan(add, zeros, parts)[0]
+        figures = jax.tree.map(lambda x: x.sum(0, dtype=x.dtype), figures)
+        if shards > 1:
+            sent = jax.tree.map(lambda g: g.astype(reduce_dtype), grads)
+            summed = jax.tree.map(lambda g: g.sum(0, dtype=g.dtype), sent)
+            return figures, jax.tree.map(lambda s, g: s.astype(g.dtype), summed, grads)
+        return figures, jax.tree.map(lambda g: g.sum(0, dtype=g.dtype), grads)
 
     return accumulated
 
@@ -124,6 +133,7 @@ def make_train_step(
     seed: int,
     spike_factor: float = 0.0,
     mesh: Mesh | None = None,
+    reduce_dtype: str = "float32",
 ) -> Callable:
     """The function (state, batch) -> (state, metrics).
 
@@ -131,7 +141,7 @@ def make_train_step(
     are. So is one whose gradient norm is over `spike_factor` times its running mean, unless that is
     0 or fewer than `_SPIKES_AFTER` updates were made.
     """
-    gradient = make_gradient(task, accumulation, mesh)
+    gradient = make_gradient(task, accumulation, mesh, reduce_dtype)
 
     def train_step(state: TrainState, batch) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -186,11 +196,12 @@ def shard_training(
     sharding: ShardingConfig,
     spike_factor: float = 0.0,
     deterministic: bool = False,
+    reduce_dtype: str = "float32",
 ) -> tuple[TrainState, Callable, jax.stages.Wrapped]:
     """Training over a mesh.
 
     `deterministic`: of two ways to compute something on a GPU, only those that give the same bits
-    every time.
+    every time. `reduce_dtype`: see `make_gradient`.
 
     Call the step inside `jax.set_mesh(mesh)` and `nn.logical_axis_rules(sharding.rules)`, but
     not `create`: flax would apply the rules while it draws.
@@ -207,7 +218,9 @@ def shard_training(
         lambda: nn.meta.unbox(new_state(init, optimizer, seed)), out_shardings=shardings
     )
     step = jax.jit(
-        make_train_step(task, optimizer, schedule, accumulation, seed, spike_factor, mesh),
+        make_train_step(
+            task, optimizer, schedule, accumulation, seed, spike_factor, mesh, reduce_dtype
+        ),
         in_shardings=(shardings, batch_sharding(mesh, sharding)),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,

@@ -57,6 +57,7 @@ def lower_step(config: Config, mesh: Mesh):
         mesh,
         config.sharding,
         deterministic=config.train.deterministic,
+        reduce_dtype=config.train.reduce_dtype,
     )
     with jax.set_mesh(mesh), nn.logical_axis_rules(config.sharding.rules):
         return step.lower(state, abstract_batch(config, batch_sharding(mesh, config.sharding)))
