@@ -136,11 +136,14 @@ def test_the_dtype_of_accelerators(monkeypatch, platform, capability, dtype):
     assert hardware.fastest_dtype()[0] == dtype
 
 
-def test_a_run_whose_dtype_was_chosen_keeps_it(tiny, monkeypatch, tmp_path):
+def test_a_run_tells_what_was_chosen_and_keeps_its_dtype(tiny, monkeypatch, tmp_path, capsys):
     tiny.model.dtype = "auto"
     tiny.train.num_steps = tiny.train.checkpoint_every = 4
     monkeypatch.setattr(config_module, "fastest_dtype", lambda: ("bfloat16", "it is said here"))
     train(check(tiny), tmp_path)
+    told = capsys.readouterr().out
+    assert "model.dtype: bfloat16, since it is said here." in told
+    assert "Attention: xla, since there is no fused kernel for cpu." in told
     saved = json.loads((tmp_path / "config.json").read_text())
     assert saved["config"]["model"]["dtype"] == "bfloat16"
     monkeypatch.setattr(config_module, "fastest_dtype", lambda: pytest.fail("chosen twice"))
@@ -153,3 +156,13 @@ def test_a_model_of_no_dtype_is_not_built():
     model = Albert(dataclasses.replace(TINY, dtype="auto"))
     with pytest.raises(ValueError, match="which a training run replaces at its start; name one of"):
         model.init({"params": jax.random.key(0)}, ids, ids, ids)
+
+
+def test_deterministic_steps_are_the_same_steps_on_a_cpu(tiny, run, tmp_path):
+    tiny.train.deterministic = True
+    train(check(tiny), tmp_path)
+    ours, theirs = (
+        [json.loads(line).get("loss") for line in (path / "metrics.jsonl").read_text().splitlines()]
+        for path in (tmp_path, run)
+    )
+    assert ours == theirs
