@@ -213,14 +213,27 @@ def test_a_step_that_does_not_fit_is_tried_with_half_the_rows(monkeypatch, tmp_p
 
 def test_a_process_that_fails_or_hangs_is_a_reason(tmp_path):
     log = tmp_path / "log.txt"
+    # In a process without jax, as gpu.py is: it forks.
+    code = f"""
+import json, sys
+from pathlib import Path
+from benchmarks import gpu
 
-    def run(program, limit):
-        return gpu.run([sys.executable, "-c", program], limit, log, {})
+def run(program, limit):
+    return gpu.run([sys.executable, "-c", program], limit, Path({str(log)!r}), {{}})
 
-    assert run("print('{\"rows\": []}')", 60) == {"rows": []}
-    failed = run("import sys; print('{}'); sys.exit('no such card')", 60)["failed"]
-    assert failed == "it left with 1 and said: no such card"
-    assert run("import time; time.sleep(60)", 0.5)["timed_out"]
+print(json.dumps([
+    run("print('{{\\"rows\\": []}}')", 60),
+    run("import sys; print('{{}}'); sys.exit('no such card')", 60),
+    run("import time; time.sleep(60)", 0.5),
+]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    good, bad, late = json.loads(done.stdout)
+    assert good == {"rows": []}
+    assert bad["failed"] == "it left with 1 and said: no such card"
+    assert late["timed_out"]
     assert "no such card" in log.read_text()
 
 
