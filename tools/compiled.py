@@ -9,8 +9,10 @@ float32, collectives, and the MFU that follows; the last line is one JSON object
 
 The prediction: products at the rate that chips reach, and behind one another all that other
 instructions read and write, at the bandwidth that they reach:
-    seconds = operations / reached FLOP/s + bytes beside products / reached bytes/s
+    seconds = operations / (share * peak FLOP/s) + bytes beside products / reached bytes/s
     MFU = model operations / (peak FLOP/s * seconds)
+The share of the peak is 0.61 at hidden size 768, 0.65 at 1024, 0.71 at 2048 and 0.75 at 4096, which
+is what products of these sizes reach on an H100; of other chips it is a guess.
 """
 
 import dataclasses
@@ -28,15 +30,20 @@ _CONFIG = cli.define_config("configs/base.py")
 _TARGET = flags.DEFINE_list("target", ["h100"], "Of h100, h100x8, h200, v5e, v5p, v6e.")
 _TEXT = flags.DEFINE_string("text", "", "A folder that the optimised programs are written to.")
 
+_SHARES = ((4096, 0.75), (2048, 0.71), (1024, 0.65), (0, 0.61))  # from a hidden size on
+
 
 def devices_in(target) -> int:
     return 16 if target.platform == "tpu" else int(target.topology.rpartition("x")[2])
 
 
-def predicted_mfu(target, answer: dict, model_flops: float, recomputed: float = 0.0) -> float:
+def predicted_mfu(
+    target, answer: dict, hidden: int, model_flops: float, recomputed: float = 0.0
+) -> float:
     """Of one device, by the formula above; operations in FLOP for one device."""
-    seconds = (model_flops + recomputed) / target.reached_flops
-    seconds += answer["moved_beside_products"] / target.reached_bandwidth
+    share = next(share for size, share in _SHARES if hidden >= size)
+    seconds = (model_flops + recomputed) / (share * target.flops)
+    seconds += answer["moved_beside_products"] / target.reached
     return model_flops / (target.flops * seconds)
 
 
@@ -75,7 +82,7 @@ def main() -> None:
         # A third of a layer's operations is its forward pass.
         again = encoder_flops(of.model, length) * tokens / 3 if of.model.remat == "full" else 0.0
         answer["predicted_mfu"] = predicted_mfu(
-            target, answer, rows * Pretraining.flops_per_row(of), again
+            target, answer, of.model.hidden_size, rows * Pretraining.flops_per_row(of), again
         )
         for figure in ("moved_in_layers", "kept"):
             answer[f"{figure}_per_token_and_layer"] = answer[figure] / tokens / depth

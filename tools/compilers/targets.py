@@ -23,20 +23,20 @@ class Target(NamedTuple):
     bandwidth: float  # bytes/s between a device and its memory at best
     flops: float  # products in bfloat16, FLOP/s at best
     attention: str  # the fused kernel
-    # What is reached of either: measured by others on H100 and H200, a guess for TPUs.
-    reached_bandwidth: float
-    reached_flops: float
+    reached: (
+        float  # bytes/s that copies reach: measured by others on H100 and H200, guessed for TPUs
+    )
 
 
 # From the makers' data sheets. One H100, since nothing is sent where there is one; 16 TPU chips.
 TARGETS = {
-    "v5e": Target("tpu", "v5e:4x4", 15.75 * 2**30, 0.82e12, 197e12, "splash", 0.66e12, 158e12),
-    "v5p": Target("tpu", "v5p:2x2x4", 95 * 2**30, 2.77e12, 459e12, "splash", 2.2e12, 367e12),
-    "v6e": Target("tpu", "v6e:4x4", 31.25 * 2**30, 1.64e12, 918e12, "splash", 1.3e12, 734e12),
-    "h100": Target("cuda", "1x1x1", 79 * 2**30, 3.35e12, 989e12, "cudnn", 3.0e12, 640e12),
+    "v5e": Target("tpu", "v5e:4x4", 15.75 * 2**30, 0.82e12, 197e12, "splash", 0.66e12),
+    "v5p": Target("tpu", "v5p:2x2x4", 95 * 2**30, 2.77e12, 459e12, "splash", 2.2e12),
+    "v6e": Target("tpu", "v6e:4x4", 31.25 * 2**30, 1.64e12, 918e12, "splash", 1.3e12),
+    "h100": Target("cuda", "1x1x1", 79 * 2**30, 3.35e12, 989e12, "cudnn", 3.0e12),
     # The program for an H100; only memory and bandwidth differ.
-    "h200": Target("cuda", "1x1x1", 139 * 2**30, 4.8e12, 989e12, "cudnn", 4.3e12, 640e12),
-    "h100x8": Target("cuda", "1x1x8", 79 * 2**30, 3.35e12, 989e12, "cudnn", 3.0e12, 640e12),
+    "h200": Target("cuda", "1x1x1", 139 * 2**30, 4.8e12, 989e12, "cudnn", 4.3e12),
+    "h100x8": Target("cuda", "1x1x8", 79 * 2**30, 3.35e12, 989e12, "cudnn", 3.0e12),
 }
 # What XLA:GPU wants to know of an H100 SXM, as its GpuTargetConfigProto. cuDNN's version is that of
 # the library that plans its kernels here.
