@@ -58,9 +58,9 @@ _REHEARSED = 60  # seconds expected of an item of a rehearsal
 _NO_ROOM = re.compile(r"RESOURCE_EXHAUSTED|out of memory", re.IGNORECASE)
 _DEPTHS = {"base": 12, "large": 24, "xlarge": 24, "xxlarge": 12}
 _PREDICTIONS = {512: 77, 128: 20, 64: 10, 32: 5}  # by length
-# MFU in % at L 512 on (H100, H200), predicted by tools/compiled.py from the bytes and operations that
-# the compiler reports, before anything ran; of "fused" with a loop over the depth, of "unrolled"
-# without.
+# MFU in % at L 512 on (H100, H200), predicted by tools/compiled.py from the bytes and operations
+# that the compiler reports, before anything ran; of "fused" with a loop over the depth, of
+# "unrolled" without.
 PREDICTED = {
     "fused": {"base": (31, 37), "large": (38, 43), "xlarge": (51, 56), "xxlarge": (61, 65)},
     "unrolled": {"base": (37, 42), "large": (43, 48), "xxlarge": (64, 67)},
