@@ -28,7 +28,7 @@ TINY = AlbertConfig(
     dtype="float32",
     param_dtype="float32",
     remat="none",
-    attention="xla",
+    attention="auto",
     scan_unroll=1,
 )
 

@@ -103,7 +103,7 @@ def test_accumulated_gradients_are_summed_over_devices_once(tiny):
     assert sent[2] == sent[4] < 4 * weights * 1.1
 
 
-@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("parts", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_gradients_may_cross_devices_in_bfloat16(tiny, parts):
     """As close as rounding eight numbers and seven sums to eight bits allows; the loss is exact."""
     config = configured(tiny, parts)
