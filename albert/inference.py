@@ -154,7 +154,7 @@ class Pretrained:
         if dtype not in DTYPES:
             raise ValueError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
         self.config: AlbertConfig = dataclasses.replace(
-            weights.config, dtype=dtype, param_dtype="float32", remat="none", attention="xla"
+            weights.config, dtype=dtype, param_dtype="float32", remat="none", attention="auto"
         )
         self.heads = weights.heads
         self.labels = weights.labels
