@@ -116,3 +116,55 @@ def _equations(jaxpr):
         yield eqn
         for sub in jaxprs_in_params(eqn.params):
             yield from _equations(sub)
+
+
+def test_cross_entropy_is_that_of_log_probabilities():
+    logits, labels = 3 * normal(0, 4, 5, 11), jnp.arange(20).reshape(4, 5) % 11
+
+    def plain(logits):
+        return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[..., None], -1)[..., 0]
+
+    nll, pull = jax.vjp(lambda x: lean.cross_entropy(x, labels)[0], logits)
+    expected, plain_pull = jax.vjp(plain, logits)
+    np.testing.assert_allclose(nll, expected, rtol=1e-5, atol=1e-6)
+    weights = normal(1, 4, 5)
+    np.testing.assert_allclose(pull(weights)[0], plain_pull(weights)[0], rtol=1e-5, atol=1e-6)
+    hits = lean.cross_entropy(logits, labels)[1]
+    np.testing.assert_array_equal(hits, jnp.argmax(logits, -1) == labels)
+    # A label that is one of several largest counts; far logits neither overflow nor vanish.
+    far = jnp.asarray([[1e4, 1e4, -1e4], [-3e4, 0.0, 3e4]])
+    nll, hits = lean.cross_entropy(far, jnp.asarray([1, 0]))
+    np.testing.assert_allclose(nll, [np.log(2), 6e4], rtol=1e-6)
+    np.testing.assert_array_equal(hits, [1, 0])
+
+
+def test_the_loss_keeps_its_logits_and_nothing_else_of_their_size():
+    logits, labels = normal(0, 4, 5, 64), jnp.zeros((4, 5), jnp.int32)
+    _, pull = jax.vjp(lambda x: lean.cross_entropy(x, labels)[0], logits)
+    sizes = sorted(leaf.size for leaf in jax.tree.leaves(pull))
+    assert sizes[-1] == logits.size
+    assert sum(sizes[:-1]) <= 4 * labels.size  # labels, the gradient's own, two numbers for each
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_softmax_keeps_its_result_in_the_compute_dtype(dtype):
+    scores = normal(0, 2, 3, 16)
+    p, pull = jax.vjp(lambda x: lean.softmax(x, dtype), scores)
+    assert [(leaf.size, str(leaf.dtype)) for leaf in jax.tree.leaves(pull)] == [
+        (scores.size, dtype)
+    ]
+    exact, plain_pull = jax.vjp(jax.nn.softmax, scores)
+    weights = normal(1, *scores.shape)
+    close = {"rtol": 1e-5, "atol": 1e-6} if dtype == "float32" else {"rtol": 0.02, "atol": 0.01}
+    np.testing.assert_allclose(p.astype(jnp.float32), exact, **close)
+    np.testing.assert_allclose(pull(weights.astype(dtype))[0], plain_pull(weights)[0], **close)
+
+
+def test_a_kernel_that_was_cast_before_has_the_gradient_of_one_that_is_cast_here():
+    x, kernel = normal(0, 2, 7, 8).astype(jnp.bfloat16), normal(1, 8, 5)
+    cast = kernel.astype(jnp.bfloat16)
+    here = outcome(lambda x, k: lean.product(x, k, 1), (x, kernel), ())
+    before = outcome(lambda x, k: lean.product(x, k, 1, cast=cast), (x, kernel), ())
+    for a, b in zip(here, before, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert before[2].dtype == jnp.float32

@@ -147,19 +147,21 @@ def cross_entropy(logits, labels):
 
 
 def _cross_entropy_forward(logits, labels):
+    # The largest logit and what is added to it stay apart: their sum would round.
     largest = logits.max(-1)
-    total = largest + jnp.log(jnp.exp(logits - largest[..., None]).sum(-1))
+    more = jnp.log(jnp.exp(logits - largest[..., None]).sum(-1))
     chosen = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
     hit = (chosen >= largest).astype(jnp.float32)
-    return (total - chosen, hit), (logits, labels, total)
+    return (more + (largest - chosen), hit), (logits, labels, largest, more)
 
 
 def _cross_entropy_backward(kept, cotangents):
-    logits, labels, total = kept
+    logits, labels, largest, more = kept
     of_nll, _ = cotangents
+    p = jnp.exp(logits - largest[..., None] - more[..., None])
     classes = jnp.arange(logits.shape[-1], dtype=labels.dtype)
     chosen = (labels[..., None] == classes).astype(jnp.float32)
-    return (jnp.exp(logits - total[..., None]) - chosen) * of_nll[..., None], None
+    return (p - chosen) * of_nll[..., None], None
 
 
 cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
