@@ -213,6 +213,7 @@ def our_step(config: dict, padding: float):
         of.sharding,
         of.train.spike_factor,
         of.train.deterministic,
+        of.train.reduce_dtype,
     )
     batch = batch_of(of, padding)
     rows = put_batch(batch, batch_sharding(mesh, of.sharding))

@@ -58,6 +58,7 @@ def describe(config: Config) -> dict:
     parts = parameters_of(config)
     use, named = task.attention_use(config), candidates(config.model.attention)
     kernels = [name for name in named if use is None or not KERNELS[name].problems(use)]
+    length = use.length if use else task.tokens_per_row(config)
     tokens = config.train.batch_size * task.tokens_per_row(config)
     per_token = task.flops_per_row(config) / task.tokens_per_row(config)
     return {
@@ -72,8 +73,7 @@ def describe(config: Config) -> dict:
         "activation_bytes_estimated": activation_bytes(config),
         "kept_bytes_per_token_and_layer": {
             kernel: {
-                remat: layer_bytes(config.model, task.tokens_per_row(config), remat, kernel)
-                for remat in REMAT_POLICIES
+                remat: layer_bytes(config.model, length, remat, kernel) for remat in REMAT_POLICIES
             }
             for kernel in kernels
         },

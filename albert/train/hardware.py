@@ -99,8 +99,8 @@ def _measured(dtype: str) -> tuple[float, str]:
 
 
 def fastest_dtype() -> tuple[str, str]:
-    """ "bfloat16" or "float32", whichever trains faster on these devices, and why; of several
-    processes the first decides.
+    """The dtype that trains faster here, bfloat16 or float32, and why; of several processes the
+    first decides.
 
     A CPU is measured: one with units for 16 bits is several times as fast in them, and others are
     slower than in float32.

@@ -278,7 +278,7 @@ def movements(module: Module, name: str) -> Iterator[tuple[Instruction, int]]:
         if one.kind.endswith("-start"):
             results = results[len(one.operands) : len(one.operands) + 1]
         for array in results:
-            written += _written_of(fused, array, one, of)
+            written += _written_of(fused, array)
         if one.kind == "dynamic-slice":
             read = written
         elif one.kind == "dynamic-update-slice":
@@ -316,7 +316,7 @@ def _read_of(fused: dict[str, Instruction], number: int, whole: int) -> int:
     return whole
 
 
-def _written_of(fused: dict[str, Instruction], array: Array, one: Instruction, of: dict) -> int:
+def _written_of(fused: dict[str, Instruction], array: Array) -> int:
     """Bytes written of a result: of the update if it is an operand, updated in place."""
     for inner in fused.values():
         if inner.kind == "dynamic-update-slice" and inner.arrays[0].size == array.size:
