@@ -709,6 +709,41 @@ class Pretrained:
           CheckpointError: the folder is there, or the format cannot hold such a model.
           ValueError: there is no such format, or the parameters are not those of the model.
         """
+        formats.write(self._weights(), place(str(path)), format)
+
+    def export(
+        self,
+        path: str | os.PathLike,
+        format: str = "onnx",
+        heads: Sequence[str] = (),
+        precisions: Sequence[str] = ("float32",),
+        **options,
+    ) -> dict[str, Any]:
+        """Writes a new folder with all that another program needs to run the model, checked.
+
+        Args:
+          path: the folder; must not be there yet.
+          format: "onnx" or "stablehlo".
+          heads: what the program gives, such as ("mlm", "sentence"); none: what the model was
+            trained for.
+          precisions: "float32", "int8"; a file for each.
+          options: of `albert.export.export`.
+
+        Returns:
+          The manifest that lies in the folder: files, sizes, digests and what the check found.
+
+        Raises:
+          CheckpointError: the folder is there, the format cannot hold the model, or the program
+            does not compute what the model does.
+          ValueError: the parameters are not those of the model.
+        """
+        from albert.export import export
+
+        return export(self._weights(), place(str(path)), format, heads, precisions, **options)
+
+    def _weights(self) -> Weights:
+        """The model as formats hold it; raises ValueError when its parameters were changed to other
+        shapes."""
         whole = {k: np.asarray(v) for k, v in flatten_dict(self.params, sep="/").items()}
         try:
             flat = unstacked(self.config, whole)
@@ -719,7 +754,7 @@ class Pretrained:
             found = flat[name].shape if name in flat else None
             if found != shape and part_of(name) not in absent:
                 raise ValueError(f"params: {name} has shape {found}; the model's is {shape}.")
-        weights = Weights(
+        return Weights(
             self.config,
             flat,
             self.step,
@@ -727,7 +762,6 @@ class Pretrained:
             heads=self.heads,
             labels=self.labels,
         )
-        formats.write(weights, place(str(path)), format)
 
     def _vocabulary(self) -> Tokenizer:
         if self.tokenizer is None:

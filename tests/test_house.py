@@ -16,6 +16,7 @@ FOLDERS = [
     "data",
     "checkpoints",
     "interop",
+    "export",
     "tasks",
     "train",
     "diagnostics",

@@ -22,6 +22,7 @@ from albert.interop.weights import (
     released_groups,
     take,
 )
+from albert.models import sharing as parameter_sharing
 from albert.models.config import AlbertConfig
 from albert.models.layers import LAYER_NORM_EPSILON
 
@@ -215,7 +216,7 @@ def _load(path: Path) -> dict[str, np.ndarray]:
 def write(weights: Weights, folder: Path) -> dict[str, str]:
     """Writes what `from_pretrained` of any ALBERT class reads; returns path -> name."""
     config = weights.config
-    groups = released_groups(config, "transformers")
+    released_groups(config, "transformers")  # raises where there are none
     if "conditional_span" in weights.heads:
         raise CheckpointError(
             "transformers has no head for SQuAD 2.0 as ALBERT has it: an end that is given its "
@@ -230,9 +231,32 @@ def write(weights: Weights, folder: Path) -> dict[str, str]:
         config = dataclasses.replace(config, map_equal_embeddings=True)
     present = [entry for entry in entries(config, name_of, weights.heads) if entry.path in params]
     tensors = {entry.name: entry.write(params[entry.path]) for entry in present}
-    # The metadata says whose layout it is; transformers refuses files without it.
-    safetensors.numpy.save_file(tensors, folder / MODEL, metadata={"format": "pt"})
-    written = {"architectures": [_architecture(weights)], **_written_config(config, groups)}
+    # The metadata says whose layout it is; transformers refuses files without it. Not save_file,
+    # whose files nobody but their owner may read.
+    whole = safetensors.numpy.save(tensors, metadata={"format": "pt"})
+    (folder / MODEL).write_bytes(whole)
+    written = config_json(weights)
+    (folder / CONFIG).write_text(json.dumps(written, indent=2) + "\n")
+    if weights.tokenizer:
+        huggingface_tokenizer.write(weights.tokenizer, config.max_position_embeddings, folder)
+    return {entry.path: entry.name for entry in present if entry.path in weights.params}
+
+
+def config_json(weights: Weights, architecture: str | None = None) -> dict:
+    """What stands in config.json.
+
+    A sharing that transformers does not know has 1 for its num_hidden_groups: such weights are in
+    no file that would be read by it.
+
+    Args:
+      architecture: the class of transformers; None: the one that has the heads of the weights.
+    """
+    config = weights.config
+    groups = parameter_sharing.num_groups(config.sharing, config.num_hidden_layers) or 1
+    written = {
+        "architectures": [architecture or _architecture(weights)],
+        **_written_config(config, groups),
+    }
     for head in {"classifier", "tokens"} & weights.heads.keys():
         fields, labels = weights.heads[head], weights.labels
         written["classifier_dropout_prob"] = fields.get("dropout", 0.0)
@@ -242,10 +266,7 @@ def write(weights: Weights, folder: Path) -> dict[str, str]:
         problems = {kind: problem for problem, kind in _KINDS.items()}
         if head == "classifier" and (kind := fields.get("kind", "classes")) in problems:
             written["problem_type"] = problems[kind]
-    (folder / CONFIG).write_text(json.dumps(written, indent=2) + "\n")
-    if weights.tokenizer:
-        huggingface_tokenizer.write(weights.tokenizer, config.max_position_embeddings, folder)
-    return {entry.path: entry.name for entry in present if entry.path in weights.params}
+    return written
 
 
 def _read_config(path: Path) -> AlbertConfig:

@@ -266,8 +266,16 @@ def _check_post_processor(value: Any) -> None:
     )
 
 
-def write(tokenizer: Tokenizer, max_length: int, folder: Path) -> None:
-    """Writes the vocabulary so that `AutoTokenizer` gives the ids that `tokenizer` gives."""
+def write(
+    tokenizer: Tokenizer, max_length: int, folder: Path, named: str = "PreTrainedTokenizerFast"
+) -> None:
+    """Writes the vocabulary so that `AutoTokenizer` gives the ids that `tokenizer` gives.
+
+    `named`: the class that the tokenizer.json is said to be of. transformers (Python) takes the
+    file as it is for PreTrainedTokenizerFast alone: AlbertTokenizer makes a pipeline of its own,
+    which reads `` and '' as ". transformers.js takes it as it is for every class, and gives token
+    types for AlbertTokenizer and not for PreTrainedTokenizerFast.
+    """
     tokenizer.save(folder / SENTENCEPIECE)
     proto = _proto()
     model = proto.ModelProto.FromString((folder / SENTENCEPIECE).read_bytes())
@@ -289,8 +297,7 @@ def write(tokenizer: Tokenizer, max_length: int, folder: Path) -> None:
         **special,
     }
     if model.trainer_spec.model_type == proto.TrainerSpec.UNIGRAM:
-        # The class for ALBERT would make a pipeline of its own, with other ids.
-        options["tokenizer_class"] = "PreTrainedTokenizerFast"
+        options["tokenizer_class"] = named
         pipeline = _pipeline(tokenizer, model)
         (folder / PIPELINE).write_text(json.dumps(pipeline, ensure_ascii=False), encoding="utf-8")
     (folder / OPTIONS).write_text(json.dumps(options, indent=2) + "\n")

@@ -1,0 +1,188 @@
+"""A model in a form that other programs run: one folder with all that they need.
+
+A format is a file or a folder beside this one, with FILES, PRECISIONS, `write`, `runner` and
+`usage`, and a line in FORMATS.
+"""
+
+import dataclasses
+import json
+import platform
+import shutil
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from albert.checkpoints import CheckpointError
+from albert.export import check, onnx, stablehlo
+from albert.export.interface import HEADS, Model, asked
+from albert.interop import huggingface, huggingface_tokenizer
+from albert.interop.weights import Weights, check_new, new_folder
+from albert.runtime.digests import file_digest
+from albert.runtime.paths import is_remote
+
+FORMATS: dict[str, ModuleType] = {"onnx": onnx, "stablehlo": stablehlo}
+MANIFEST = "manifest.json"
+# What the mean cosine of the states of an int8 model with those of the model must be at least.
+LEAST_COSINE = 0.999
+
+
+def export(
+    weights: Weights,
+    path: Path,
+    format: str,
+    heads: Sequence[str] = (),
+    precisions: Sequence[str] = ("float32",),
+    *,
+    fused: bool = False,
+    per_token: bool = False,
+    weight_bits: int = 8,
+    check_text: Path | None = None,
+    least_cosine: float = LEAST_COSINE,
+) -> dict[str, Any]:
+    """Writes a model as a new folder for other programs, checked, whole or not at all.
+
+    Args:
+      weights: of `formats.read`.
+      path: the folder; must not be there yet.
+      format: a key of FORMATS.
+      heads: what the program gives, keys of HEADS; none: what the model was trained for.
+      precisions: of the format's PRECISIONS, one file for each.
+      fused, per_token, weight_bits: see `albert.export.onnx.Options`.
+      check_text: a text file to check with; None: the language reference of Python.
+      least_cosine: what int8 is refused below; see `Report.cosine`.
+
+    Returns:
+      The manifest: what is in the folder, with sizes, digests and what the checks found.
+
+    Raises CheckpointError: the folder is there, the format cannot hold the model, a package is not
+    installed, or the program that was written does not compute what the model does.
+    """
+    if format not in FORMATS:
+        raise CheckpointError(f"There is no format {format!r}; there is {', '.join(FORMATS)}.")
+    if is_remote(path):
+        raise CheckpointError(f"{path}: models are written to this machine; copy it there.")
+    kind = FORMATS[format]
+    if wrong := [p for p in precisions if p not in kind.PRECISIONS]:
+        raise CheckpointError(
+            f"{format} has no precision {wrong[0]!r}; it has {', '.join(kind.PRECISIONS)}."
+        )
+    options = onnx.Options(fused, per_token, weight_bits)
+    if format != "onnx" and options != onnx.Options():
+        raise CheckpointError("fused, per_token and weight_bits are options of onnx alone.")
+    check_new(path)
+    model = asked(weights, tuple(heads))
+    texts = check.sample(check_text)
+    calls = check.batches(model, weights.tokenizer, texts)
+    with new_folder(path) as folder:
+        files, checks = {}, {}
+        for precision in precisions:
+            more = (precision, options) if format == "onnx" else ()
+            file = kind.write(model, folder, *more)
+            files[precision] = str(file.relative_to(folder))
+            report = check.compare(model, kind.runner(file), calls)
+            checks[files[precision]] = {precision: dataclasses.asdict(report)}
+            if precision == "float32":
+                _refuse(
+                    file,
+                    report.difference > check.FLOAT32_DIFFERENCE,
+                    report,
+                    f"difference at most {check.FLOAT32_DIFFERENCE:.0e}",
+                )
+            else:
+                states = _of_states(weights, folder, kind, precision, options, calls, model)
+                checks[files[precision]]["states"] = dataclasses.asdict(states)
+                _refuse(
+                    file, states.cosine < least_cosine, states, f"cosine of at least {least_cosine}"
+                )
+        _beside(weights, model, folder)
+        manifest = {
+            "format": format,
+            "heads": {head: HEADS[head].says for head in model.heads},
+            "outputs": list(model.outputs),
+            "parameters": int(sum(value.size for value in model.params.values())),
+            "checks": checks,
+            "made_by": _versions(format),
+            "model": dataclasses.asdict(model.config),
+        }
+        (folder / "README.md").write_text(_readme(path.name, weights, model, kind, files, manifest))
+        manifest["files"] = {
+            str(file.relative_to(folder)): dict(
+                zip(("bytes", "sha256"), file_digest(file), strict=True)
+            )
+            for file in sorted(folder.rglob("*"))
+            if file.is_file()
+        }
+        (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    return manifest
+
+
+def _of_states(weights, folder, kind, precision, options, calls, model) -> check.Report:
+    """How near an int8 program's states are to the model's, whatever its heads make of them."""
+    states = dataclasses.replace(asked(weights, ("hidden",)), choices=False)
+    rows = [[row.reshape(-1, row.shape[-1]) for row in call] for call in calls]
+    beside = folder / ".states"
+    file = kind.write(states, beside, precision, options)
+    report = check.compare(states, kind.runner(file), rows)
+    shutil.rmtree(beside)
+    return report
+
+
+def _refuse(file: Path, wrong: bool, report: check.Report, wanted: str) -> None:
+    if wrong:
+        raise CheckpointError(
+            f"{file.name} does not compute what the model does, so it is not kept: {report}; "
+            f"wanted is a {wanted}."
+        )
+
+
+def _beside(weights: Weights, model: Model, folder: Path) -> None:
+    """Config and vocabulary, as transformers.js and Optimum look for them."""
+    values = huggingface.config_json(
+        weights, None if HEADS[model.heads[0]].parts else "AlbertModel"
+    )
+    (folder / huggingface.CONFIG).write_text(json.dumps(values, indent=2) + "\n")
+    if weights.tokenizer is not None:
+        limit = model.config.max_position_embeddings
+        # transformers.js gives token types for this class; see its note.
+        huggingface_tokenizer.write(weights.tokenizer, limit, folder, named="AlbertTokenizer")
+
+
+def _readme(name: str, weights: Weights, model: Model, kind, files: dict, manifest: dict) -> str:
+    usage = kind.usage(model, files) if kind is onnx else kind.usage(model)
+    lines = [f"# {name}", ""]
+    config = model.config
+    lines += [
+        f"An ALBERT of {manifest['parameters']:,} parameters, {config.depth} layers of width "
+        f"{config.hidden_size}, sharing {config.sharing!r}, as {manifest['format']}. It gives "
+        + "; ".join(f"{head}: {says}" for head, says in manifest["heads"].items())
+        + ".",
+        "",
+        usage,
+        "",
+    ]
+    if weights.labels:
+        lines += [f"Labels, in the order of the logits: {', '.join(weights.labels)}.", ""]
+    if weights.tokenizer is None:
+        lines += ["The model had no vocabulary beside it, so there is none here.", ""]
+    else:
+        lines += [
+            "`tokenizer.json` gives the ids that the model was trained with. transformers (Python) "
+            "makes a tokenizer of its own from it, which reads two backticks or two apostrophes as "
+            'a `"`; take `tokenizers.Tokenizer.from_file` as above.',
+            "",
+        ]
+    lines.append("Checked against the model in JAX:")
+    for file, checks in manifest["checks"].items():
+        for what, report in checks.items():
+            lines.append(f"- `{file}`, {what}: {check.Report(**report)}")
+    return "\n".join([*lines, "", "Sizes and digests of all files: `manifest.json`.", ""])
+
+
+def _versions(format: str) -> dict[str, str]:
+    packages = ["jax", "flax", "numpy"]
+    if format == "onnx":
+        packages += ["onnx", "onnxruntime"]
+    found = {package: metadata.version(package) for package in packages}
+    return found | {"python": platform.python_version()}

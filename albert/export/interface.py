@@ -1,0 +1,164 @@
+"""What an exported model takes and gives, whatever its format: inputs, outputs by name, and the
+function of JAX that every format is held to."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from albert.checkpoints import CheckpointError
+from albert.interop.weights import OPTIONAL_PARTS, Weights, part_of, predicting_pieces, stacked
+from albert.models.config import AlbertConfig
+from albert.models.encoder import Albert
+
+SMALLEST_NORM = 1e-12  # of a row without any token
+
+# Of every format, int [B, L] each; [B, C, L] where a model chooses among C options.
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
+
+class Head(NamedTuple):
+    """What can be asked of an exported model."""
+
+    outputs: tuple[str, ...]  # names that Optimum and transformers.js know, where they have one
+    parts: tuple[str, ...]  # of the model that it is computed from, beside the encoder
+    says: str
+
+
+HEADS = {
+    "hidden": Head(("last_hidden_state",), (), "the encoder's states, [B, L, H]"),
+    "sentence": Head(
+        ("sentence_embedding",), (), "mean of the states of all tokens, of length 1, [B, H]"
+    ),
+    "mlm": Head(("logits",), ("mlm_head",), "scores of every piece at every place, [B, L, V]"),
+    "sop": Head(("sop_logits",), ("pooler", "sop_head"), "in order or swapped, [B, 2]"),
+    "classifier": Head(
+        ("logits",),
+        ("pooler", "classifier_head"),
+        "scores of the labels, [B, labels]; of a model that chooses, of the options, [B, C]",
+    ),
+    "tokens": Head(("logits",), ("tokens_head",), "scores of the labels, [B, L, labels]"),
+    "span": Head(
+        ("start_logits", "end_logits"), ("span_head",), "where an answer starts and ends, [B, L]"
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A model as it is exported.
+
+    Attributes:
+      config: in float32, without what matters to training alone.
+      params: flat, "encoder/layers/output/kernel" and so on; layers as stacks with one entry for
+        each set of weights; what the heads do not need is not in it.
+      heads: keys of HEADS, in the order of the outputs.
+      fields: of the model's own heads, by name.
+      choices: whether rows come as [B, C, L].
+    """
+
+    config: AlbertConfig
+    params: dict[str, Any]
+    heads: tuple[str, ...]
+    fields: Mapping[str, Mapping[str, Any]]
+    choices: bool
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        return tuple(name for head in self.heads for name in HEADS[head].outputs)
+
+
+def asked(weights: Weights, heads: tuple[str, ...] = ()) -> Model:
+    """The model of these weights with the heads that are asked for.
+
+    Args:
+      heads: keys of HEADS; none: what the model was trained for, which is the head that it was
+        fine-tuned with, or else mlm, or else, where it has no head, hidden.
+
+    Raises CheckpointError: a head is not known, not in these weights, or two give the same output.
+    """
+    own = [
+        head for head in HEADS if head in weights.heads and f"{head}_head" not in weights.missing
+    ]
+    if not heads:
+        if "conditional_span" in weights.heads and not own:
+            raise CheckpointError(
+                "This model was fine-tuned on SQuAD 2.0, whose head follows the likeliest starts "
+                "one by one; no format holds it yet. Ask for another with --heads=hidden, or "
+                "fine-tune with data.version=1.1, whose head is exported."
+            )
+        tuned = [head for head in own if head not in ("mlm", "sop")]
+        heads = tuple(tuned or [head for head in own if head == "mlm"] or ["hidden"])
+    for head in heads:
+        if head not in HEADS:
+            raise CheckpointError(f"There is no head {head!r}; there is {', '.join(HEADS)}.")
+        lacking = [part for part in HEADS[head].parts if part in weights.missing]
+        if lacking or (HEADS[head].parts and head not in weights.heads):
+            raise CheckpointError(
+                f"The model has no {' and no '.join(lacking) or head + '_head'}, which the head "
+                f"{head!r} needs; it can give {', '.join([*own, 'hidden', 'sentence'])}."
+            )
+    names = [name for head in heads for name in HEADS[head].outputs]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise CheckpointError(
+            f"The heads {', '.join(heads)} name an output alike, {twice[0]}: export them to two "
+            "folders."
+        )
+    fields = weights.heads
+    choices = "classifier" in heads and fields["classifier"].get("kind") == "choice"
+    if choices and len(heads) > 1:
+        raise CheckpointError(
+            "The head of a model that chooses among options takes rows of its own; export it alone."
+        )
+    config = dataclasses.replace(
+        weights.config,
+        dtype="float32",
+        param_dtype="float32",
+        remat="none",
+        attention="xla",
+        scan_unroll=1,
+    )
+    needed = {part for head in heads for part in HEADS[head].parts}
+    params = {
+        path: value
+        for path, value in stacked(config, predicting_pieces(weights)).items()
+        if part_of(path) not in OPTIONAL_PARTS or part_of(path) in needed
+    }
+    return Model(config, params, heads, fields, choices)
+
+
+def function(model: Model) -> Callable[..., dict[str, jax.Array]]:
+    """What every format computes: (params as a tree, the INPUTS as int32) -> outputs by name."""
+    modules = tuple(head for head in model.heads if HEADS[head].parts)
+    albert = Albert(model.config, modules, {name: model.fields[name] for name in modules})
+
+    def outputs(params, input_ids, attention_mask, token_type_ids):
+        options = input_ids.shape[1]
+        rows = [input_ids, attention_mask, token_type_ids]
+        if model.choices:
+            rows = [row.reshape(-1, row.shape[-1]) for row in rows]
+        # The module has a pooler, whose result is then not used.
+        width = model.config.hidden_size
+        pooler = {"kernel": jnp.zeros((width, width)), "bias": jnp.zeros(width)}
+        found: Any = albert.apply({"params": {"pooler": pooler} | params}, *rows)
+        results = []
+        for head in model.heads:
+            if head == "hidden":
+                results.append(found.last_hidden_state)
+            elif head == "sentence":
+                weights = rows[1][:, :, None].astype(jnp.float32)
+                # A mean has the direction of the sum, which is all that is left of it.
+                total = (found.last_hidden_state * weights).sum(1)
+                norm = jnp.linalg.norm(total, axis=-1, keepdims=True)
+                results.append(total / jnp.maximum(norm, SMALLEST_NORM))
+            elif head == "span":
+                results += [found.logits[head][..., 0], found.logits[head][..., 1]]
+            elif model.choices:
+                results.append(found.logits[head].reshape(-1, options))
+            else:
+                results.append(found.logits[head])
+        return dict(zip(model.outputs, results, strict=True))
+
+    return outputs

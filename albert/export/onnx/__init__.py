@@ -1,0 +1,155 @@
+"""ONNX, for ONNX Runtime and what is built on it: Optimum, transformers.js, phones, browsers."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+from albert.checkpoints import CheckpointError
+from albert.export.interface import HEADS, INPUTS, Model
+
+# Files by precision, named as transformers.js asks for them (dtype fp32 and q8).
+FILES = {"float32": "onnx/model.onnx", "int8": "onnx/model_quantized.onnx"}
+PRECISIONS = tuple(FILES)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How an ONNX graph is written.
+
+    Attributes:
+      fused: write operators that ONNX Runtime alone has.
+      per_token: of int8: a scale of activations for each token, not for each tensor.
+      weight_bits: of int8: 8, or 7 for x86 without VNNI, where 8 saturate.
+    """
+
+    fused: bool = False
+    per_token: bool = False
+    weight_bits: int = 8
+
+
+def write(model: Model, folder: Path, precision: str, options: Options) -> Path:
+    """Writes the graph below `folder`; the file.
+
+    Raises CheckpointError: onnx is not installed, or a field of the options is not legal.
+    """
+    _need("onnx")
+    import onnx
+
+    from albert.export.onnx.model import build
+    from albert.export.onnx.products import Float32, Int8
+
+    if options.weight_bits not in (7, 8):
+        raise CheckpointError(f"weight_bits is {options.weight_bits}; int8 weights have 7 or 8.")
+    products: Float32 | Int8 = Float32()
+    if precision == "int8":
+        products = Int8(options.weight_bits, options.per_token)
+    facts = {
+        "precision": precision,
+        "heads": ", ".join(model.heads),
+        "model": json.dumps(dataclasses.asdict(model.config)),
+    }
+    graph = build(model, products, options.fused, facts)
+    size = graph.ByteSize()
+    if size >= 2**31:
+        raise CheckpointError(
+            f"The graph would have {size:,} bytes; an ONNX file without others beside it holds at "
+            "most 2 GiB. Export it with --int8, or as stablehlo, which keeps weights in a file of "
+            "their own."
+        )
+    path = folder / FILES[precision]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    onnx.checker.check_model(graph, full_check=not options.fused)
+    path.write_bytes(graph.SerializeToString())
+    return path
+
+
+def runner(path: Path, threads: int = 0):
+    """A function of the INPUTS that gives the outputs by name, by ONNX Runtime on this CPU."""
+    _need("onnxruntime")
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+
+    def run(*rows):
+        feeds = {name: row.astype("int64") for name, row in zip(INPUTS, rows, strict=True)}
+        return dict(zip(names, session.run(names, feeds), strict=True))
+
+    return run
+
+
+def usage(model: Model, files: dict[str, str]) -> str:
+    """Lines of a README: how a program runs the graph, in Python and in JavaScript."""
+    file = files.get("int8") or files["float32"]
+    dtype = "q8" if "int8" in files else "fp32"
+    outputs = ", ".join(f"`{name}`" for name in model.outputs)
+    lines = [
+        f"Inputs `input_ids`, `attention_mask`, `token_type_ids`, int64; outputs {outputs}.",
+        "",
+        "```python",
+        "# pip install onnxruntime tokenizers numpy",
+        "import numpy as np, onnxruntime as ort",
+        "from tokenizers import Tokenizer",
+        "",
+        'tokenizer = Tokenizer.from_file("tokenizer.json")',
+        f'session = ort.InferenceSession("{file}")',
+        *_python_rows(model),
+        f"{', '.join(model.outputs)}, = session.run(None, {{",
+        '    "input_ids": array([r.ids for r in rows]),',
+        '    "attention_mask": array([r.attention_mask for r in rows]),',
+        '    "token_type_ids": array([r.type_ids for r in rows])})',
+        "```",
+    ]
+    if task := _TASKS.get(model.heads[0]):
+        name, call = task
+        lines += [
+            "",
+            "```javascript",
+            "// npm install @huggingface/transformers",
+            'import { env, pipeline } from "@huggingface/transformers";',
+            "",
+            'env.allowRemoteModels = false; env.localModelPath = "..";  // where this folder is',
+            f'const run = await pipeline("{name}", "NAME_OF_THIS_FOLDER", {{ dtype: "{dtype}" }});',
+            f"console.log(await run({call}));",
+            "```",
+        ]
+    return "\n".join(lines)
+
+
+def _python_rows(model: Model) -> list[str]:
+    if model.choices:
+        return [
+            'rows = tokenizer.encode_batch([("the text", "question option A"), '
+            '("the text", "question option B")])',
+            "array = lambda rows: np.array([rows], np.int64)",
+        ]
+    example = {
+        "mlm": '"The capital of France is [MASK]."',
+        "span": '("Who wrote it?", "It was written by Ada.")',
+    }.get(model.heads[0], '"Some text."')
+    return [
+        f"rows = tokenizer.encode_batch([{example}])",
+        "array = lambda rows: np.array(rows, np.int64)",
+    ]
+
+
+# Pipelines of transformers.js by the first head, and what they are called with.
+_TASKS = {
+    "mlm": ("fill-mask", '"The capital of France is [MASK]."'),
+    "classifier": ("text-classification", '"Some text."'),
+    "tokens": ("token-classification", '"Some text."'),
+    "span": ("question-answering", '"Who wrote it?", "It was written by Ada."'),
+    "hidden": ("feature-extraction", '"Some text.", { pooling: "mean", normalize: true }'),
+}
+
+
+def _need(package: str) -> None:
+    import importlib.util
+
+    if importlib.util.find_spec(package) is None:
+        raise CheckpointError(f"{package} is not installed: pip install -r requirements-export.txt")
+
+
+__all__ = ["FILES", "HEADS", "PRECISIONS", "Options", "runner", "usage", "write"]

@@ -1,0 +1,314 @@
+"""ALBERT as an ONNX graph: every weight once, and one loop over the depth.
+
+The letters of shapes are those of `albert/models/layers.py`; the formulas are those of the modules
+there, operator by operator.
+"""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from albert.export.interface import INPUTS, SMALLEST_NORM, Model
+from albert.export.onnx.graph import Graph
+from albert.export.onnx.products import Float32, Int8, Pick, entries, picked
+from albert.models.layers import LAYER_NORM_EPSILON
+
+Products = Float32 | Int8
+_LAYERS = "encoder/layers/"
+
+
+def build(model: Model, products: Products, fused: bool, facts: Mapping[str, str]):
+    """The model as an onnx.ModelProto; batch and length are free.
+
+    Args:
+      products: how weights are kept.
+      fused: write operators that ONNX Runtime alone has: attention, LayerNorm with its sum, GELU.
+      facts: kept as the file's metadata.
+    """
+    return _Writer(model, products, fused).model(facts)
+
+
+class _Writer:
+    def __init__(self, model: Model, products: Products, fused: bool):
+        self.of = model
+        self.config = model.config
+        self.params = model.params
+        self.products = products
+        # The fused GELU has the tanh of the released program.
+        self.fused = fused
+        self.graph = Graph()
+
+    def model(self, facts: Mapping[str, str]) -> onnx.ModelProto:
+        g, of = self.graph, self.of
+        ids, mask, types = INPUTS
+        axes = ["batch", "options", "length"] if of.choices else ["batch", "length"]
+        inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, axes) for name in INPUTS]
+        if of.choices:
+            as_rows = g("Concat", g.integers(-1), self._length(ids, axis=2), axis=0)
+            ids, mask, types = (g("Reshape", name, as_rows) for name in INPUTS)
+        hidden = self._layers(self._embeddings(ids, types), mask)
+        pooled = ""
+        if any(head in ("sop", "classifier") for head in of.heads):
+            first = g("Gather", hidden, g.constant("zero", np.int64(0)), axis=1)
+            pooled = g("Tanh", self._dense(g, first, "pooler"))
+        outputs: list[onnx.ValueInfoProto] = []
+        width = self.config.hidden_size
+
+        def give(value: str, shape: list) -> None:
+            name = of.outputs[len(outputs)]
+            g.name_last(value, name)
+            outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+
+        for head in of.heads:
+            if head == "hidden":
+                give(hidden, ["batch", "length", width])
+            elif head == "sentence":
+                give(self._sentence(hidden, mask), ["batch", width])
+            elif head == "mlm":
+                give(self._mlm(hidden), ["batch", "length", self.config.vocab_size])
+            elif head == "span":
+                logits = self._exact(hidden, "span_head")
+                for part in range(2):
+                    at = g.constant(f"of_span_{part}", np.int64(part))
+                    give(g("Gather", logits, at, axis=2), ["batch", "length"])
+            elif head == "tokens":
+                labels = of.fields["tokens"]["labels"]
+                give(self._exact(hidden, "tokens_head"), ["batch", "length", labels])
+            elif of.choices:
+                logits = self._exact(pooled, "classifier_head")
+                shape = g("Concat", g.integers(-1), self._length(INPUTS[0], axis=1), axis=0)
+                give(g("Reshape", logits, shape), ["batch", "options"])
+            else:
+                labels = 2 if head == "sop" else of.fields["classifier"]["labels"]
+                give(self._exact(pooled, f"{head}_head"), ["batch", labels])
+        return g.model(inputs, outputs, self.products.opset, self.fused, dict(facts))
+
+    def _length(self, ids: str, axis: int) -> str:
+        """The size of an axis, int64 [1]."""
+        g = self.graph
+        return g("Slice", g("Shape", ids), g.integers(axis), g.integers(axis + 1), g.integers(0))
+
+    def _embeddings(self, ids: str, types: str) -> str:
+        g, name = self.graph, "embeddings/word_embeddings"
+        words = self.products.rows(g, ids, name, self.params[name])
+        kinds = g("Gather", self._kept("embeddings/token_type_embeddings"), types, axis=0)
+        positions = g(
+            "Slice",
+            self._kept("embeddings/position_embeddings"),
+            g.integers(0),
+            self._length(ids, axis=1),
+            g.integers(0),
+        )
+        total = g("Add", g("Add", words, kinds), positions)
+        return self._layer_norm(g, total, "embeddings/layer_norm")
+
+    def _layers(self, x: str, mask: str) -> str:
+        """The mapping E -> H, if any, and the layers: [B, L, E] -> [B, L, H]."""
+        g, c = self.graph, self.config
+        if c.maps_embeddings:
+            x = self._dense(g, x, "encoder/embedding_hidden_mapping_in")
+        if self.fused:
+            visible = g("Cast", mask, to=TensorProto.INT32)
+        else:
+            hides = g("Sub", g.number(1.0), g("Cast", mask, to=TensorProto.FLOAT))
+            visible = g("Unsqueeze", g("Mul", hides, g.number(-10000.0)), g.integers(1, 2))
+        body = Graph(outer=g)
+        ends = _Layer(self, body, "depth", visible).nodes("x")
+        count = g.constant("layers", np.int64(c.depth))
+        return g.loop(count, x, body, "depth", "x", ends)
+
+    def _sentence(self, hidden: str, mask: str) -> str:
+        g = self.graph
+        weights = g("Unsqueeze", g("Cast", mask, to=TensorProto.FLOAT), g.integers(2))
+        total = g("ReduceSum", g("Mul", hidden, weights), g.integers(1), keepdims=0)
+        squares = g("ReduceSum", g("Mul", total, total), g.integers(1), keepdims=1)
+        norm = g("Max", g("Sqrt", squares), g.number(SMALLEST_NORM))
+        return g("Div", total, norm)
+
+    def _mlm(self, hidden: str) -> str:
+        g, name = self.graph, "embeddings/word_embeddings"
+        x = self._activated(g, self._product(g, hidden, "mlm_head/transform"), "mlm_head/transform")
+        x = self._layer_norm(g, x, "mlm_head/layer_norm")
+        scores = self.products.scores(g, x, name, self.params[name])
+        return g("Add", scores, self._kept("mlm_head/output_bias"))
+
+    def _kept(self, path: str) -> str:
+        """A parameter as it is, float32."""
+        return self.graph.constant(path, np.asarray(self.params[path], np.float32))
+
+    def _exact(self, x: str, path: str) -> str:
+        """A dense layer in float32, for the few numbers of a head."""
+        g = self.graph
+        kernel = np.asarray(self.params[f"{path}/kernel"], np.float32)
+        product = Float32().product(g, x, f"{path}/kernel", kernel[None], None)
+        return g("Add", product, self._kept(f"{path}/bias"))
+
+    def _product(self, g: Graph, x: str, path: str) -> str:
+        kernel = np.asarray(self.params[f"{path}/kernel"], np.float32)
+        return self.products.product(g, x, f"{path}/kernel", kernel[None], None)
+
+    def _dense(self, g: Graph, x: str, path: str) -> str:
+        return g("Add", self._product(g, x, path), self._kept(f"{path}/bias"))
+
+    def _activated(self, g: Graph, product: str, path: str, bias: str | None = None) -> str:
+        """The activation of a product and its bias."""
+        bias = bias or self._kept(f"{path}/bias")
+        if self.fused and self.config.hidden_act == "gelu":
+            return g("FastGelu", product, bias, fused=True)
+        x = g("Add", product, bias)
+        return _ACTIVATIONS[self.config.hidden_act](g, x)
+
+    def _layer_norm(self, g: Graph, x: str, path: str) -> str:
+        scale, bias = self._kept(f"{path}/scale"), self._kept(f"{path}/bias")
+        return g("LayerNormalization", x, scale, bias, axis=-1, epsilon=LAYER_NORM_EPSILON)
+
+
+class _Layer:
+    """The body of the loop: one layer, with the weights of its depth."""
+
+    def __init__(self, writer: _Writer, graph: Graph, depth: str, visible: str):
+        self.writer, self.graph, self.visible = writer, graph, visible
+        self.config = writer.config
+        self.depth = depth
+        self._picks: dict[tuple[int, ...], Pick] = {}
+
+    def nodes(self, x: str) -> str:
+        """Writes the layer; the name of what comes out."""
+        g = self.graph
+        names = "query", "key", "value"
+        paths = [f"attention/{name}" for name in names]
+        qkv = self._product(x, paths, contracted=1)
+        if self.writer.fused:
+            context = self._fused_attention(qkv, paths)
+        else:
+            context = self._attention(g("Add", qkv, self._bias(paths)))
+        attended = self._product(context, ["attention/output"], contracted=2)
+        a = self._added_norm(x, attended, "attention/output", "attention_layer_norm")
+        h = self._product(a, ["intermediate"], contracted=1)
+        h = self.writer._activated(g, h, "", self._bias(["intermediate"]))
+        h = self._product(h, ["output"], contracted=1)
+        return self._added_norm(a, h, "output", "output_layer_norm")
+
+    def _stack(self, leaf: str) -> np.ndarray:
+        return np.asarray(self.writer.params[_LAYERS + leaf], np.float32)
+
+    def _pick(self, leaf: str) -> Pick:
+        """The entry of a leaf's stack at this depth."""
+        table = self.config.leaf_sets(leaf)
+        if max(table) == 0:
+            return None
+        if table not in self._picks:
+            g = self.graph
+            if table == tuple(range(len(table))):
+                self._picks[table] = self.depth
+            else:
+                name = g.constant("sets_" + "_".join(map(str, table)), np.array(table, np.int64))
+                self._picks[table] = g("Gather", name, self.depth, axis=0)
+        return self._picks[table]
+
+    def _small(self, name: str, leaf: str, stack: np.ndarray) -> str:
+        """A bias or a scale of this depth, float32."""
+        constant = self.graph.constant(_LAYERS + name, entries(stack))
+        return picked(self.graph, constant, self._pick(leaf))
+
+    def _bias(self, paths: list[str]) -> str:
+        """Biases side by side, [N]."""
+        stacks = [self._stack(f"{path}/bias") for path in paths]
+        flat = np.concatenate([stack.reshape(len(stack), -1) for stack in stacks], axis=1)
+        return self._small("+".join(paths) + "/bias", f"{paths[0]}/bias", flat)
+
+    def _product(self, x: str, paths: list[str], contracted: int) -> str:
+        """x times kernels that lie side by side, and the low-rank differences to them, if any."""
+        g, products = self.graph, self.writer.products
+
+        def matrices(leaf: str, axes: int) -> np.ndarray:
+            """[S, K, N], of which the first `axes` axes behind S are contracted."""
+            stack = self._stack(leaf)
+            return stack.reshape(len(stack), math.prod(stack.shape[1 : 1 + axes]), -1)
+
+        kernels = np.concatenate([matrices(f"{path}/kernel", contracted) for path in paths], axis=2)
+        name, pick = "+".join(paths), self._pick(f"{paths[0]}/kernel")
+        result = products.product(g, x, f"{_LAYERS}{name}/kernel", kernels, pick)
+        if not self.config.low_rank(paths[0].startswith("attention")):
+            return result
+        differences = []
+        for path in paths:
+            factors = x
+            for leaf, axes in ((f"{path}/lora_a", contracted), (f"{path}/lora_b", 1)):
+                # Narrow, and a part of every depth's own: kept as it is.
+                factors = Float32().product(
+                    g, factors, _LAYERS + leaf, matrices(leaf, axes), self._pick(leaf)
+                )
+            differences.append(factors)
+        return g("Add", result, g("Concat", *differences, axis=-1))
+
+    def _attention(self, qkv: str) -> str:
+        """softmax(q k^T / sqrt(D) + bias) v of [B, L, 3 H]: [B, L, H]."""
+        g, c = self.graph, self.config
+        heads, width = c.num_attention_heads, c.hidden_size // c.num_attention_heads
+        parts = g("Split", qkv, g.integers(*[c.hidden_size] * 3), axis=-1, outputs=3)
+        apart = g.integers(0, 0, heads, width)
+        q, k, v = (
+            g("Transpose", g("Reshape", part, apart), perm=perm)
+            for part, perm in zip(parts, ([0, 2, 1, 3], [0, 2, 3, 1], [0, 2, 1, 3]), strict=True)
+        )
+        scores = g("Mul", g("MatMul", q, k), g.number(1 / math.sqrt(width)))
+        shares = g("Softmax", g("Add", scores, self.visible), axis=-1)
+        context = g("Transpose", g("MatMul", shares, v), perm=[0, 2, 1, 3])
+        return g("Reshape", context, g.integers(0, 0, c.hidden_size))
+
+    def _fused_attention(self, qkv: str, paths: list[str]) -> str:
+        """The same by ONNX Runtime's operator, which takes the biases too."""
+        g, c = self.graph, self.config
+        q, k, v = g("Split", qkv, g.integers(*[c.hidden_size] * 3), axis=-1, outputs=3)
+        return g(
+            "MultiHeadAttention",
+            q,
+            k,
+            v,
+            self._bias(paths),
+            self.visible,
+            num_heads=c.num_attention_heads,
+            fused=True,
+        )
+
+    def _added_norm(self, x: str, product: str, path: str, norm: str) -> str:
+        """LayerNorm of x and of a product with its bias."""
+        g, bias = self.graph, self._bias([path])
+        scale, shift = (
+            self._small(f"{norm}/{leaf}", f"{norm}/{leaf}", self._stack(f"{norm}/{leaf}"))
+            for leaf in ("scale", "bias")
+        )
+        if self.writer.fused:
+            return g(
+                "SkipLayerNormalization",
+                x,
+                product,
+                scale,
+                shift,
+                bias,
+                epsilon=LAYER_NORM_EPSILON,
+                fused=True,
+            )
+        total = g("Add", x, g("Add", product, bias))
+        return g("LayerNormalization", total, scale, shift, axis=-1, epsilon=LAYER_NORM_EPSILON)
+
+
+def _gelu(g: Graph, x: str) -> str:
+    """x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))); Hendrycks and Gimpel, 1606.08415."""
+    cube = g("Mul", g("Mul", x, x), x)
+    inner = g("Add", x, g("Mul", cube, g.number(0.044715)))
+    tanh = g("Tanh", g("Mul", inner, g.number(math.sqrt(2 / math.pi))))
+    return g("Mul", g("Mul", x, g.number(0.5)), g("Add", tanh, g.number(1.0)))
+
+
+def _gelu_erf(g: Graph, x: str) -> str:
+    erf = g("Erf", g("Mul", x, g.number(math.sqrt(0.5))))
+    return g("Mul", g("Mul", x, g.number(0.5)), g("Add", erf, g.number(1.0)))
+
+
+# The activations of `albert.models.config.ACTIVATIONS`.
+_ACTIVATIONS = {"gelu": _gelu, "gelu_erf": _gelu_erf, "relu": lambda g, x: g("Relu", x)}

@@ -1,0 +1,85 @@
+"""StableHLO by `jax.export`: one program for CPU, CUDA and TPU, its weights in a file beside it.
+
+A program that runs it needs jax and safetensors, and neither flax nor this package.
+"""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+from flax.traverse_util import unflatten_dict
+
+from albert.export.interface import INPUTS, Model, function
+
+PROGRAM, WEIGHTS = "model.stablehlo", "model.safetensors"
+PLATFORMS = ("cpu", "cuda", "tpu")
+FILES = {"float32": PROGRAM}
+PRECISIONS = tuple(FILES)
+
+
+def write(model: Model, folder: Path) -> Path:
+    """Writes program and weights; the program. Batch and length are free, up to the model's
+    positions."""
+    names = "b, c, l" if model.choices else "b, l"
+    limit = model.config.max_position_embeddings
+    rows = jax.ShapeDtypeStruct(
+        jax.export.symbolic_shape(names, constraints=[f"l <= {limit}"]), jnp.int32
+    )
+    params = {path: np.asarray(value, np.float32) for path, value in model.params.items()}
+    shapes = {path: jax.ShapeDtypeStruct(p.shape, p.dtype) for path, p in params.items()}
+    compute = function(model)
+
+    def program(weights, input_ids, attention_mask, token_type_ids):
+        tree = unflatten_dict(weights, sep="/")
+        return compute(tree, input_ids, attention_mask, token_type_ids)
+
+    exported = jax.export.export(jax.jit(program), platforms=PLATFORMS)(shapes, rows, rows, rows)
+    path = folder / PROGRAM
+    path.write_bytes(exported.serialize())
+    # Not save_file, whose files nobody but their owner may read.
+    facts = {"model": json.dumps({"heads": list(model.heads), "outputs": list(model.outputs)})}
+    (folder / WEIGHTS).write_bytes(safetensors.numpy.save(params, metadata=facts))
+    return path
+
+
+def runner(path: Path):
+    """A function of the INPUTS that gives the outputs by name, by jax on what it runs on here."""
+    exported = jax.export.deserialize(bytearray(path.read_bytes()))
+    weights = jax.device_put(safetensors.numpy.load_file(path.with_name(WEIGHTS)))
+    # Traced once for each shape.
+    call = jax.jit(exported.call)
+
+    def run(*rows):
+        outputs = call(weights, *(row.astype(np.int32) for row in rows))
+        return {name: np.asarray(value) for name, value in outputs.items()}
+
+    return run
+
+
+def usage(model: Model) -> str:
+    """Lines of a README: how a program runs it."""
+    shape = "[B, C, L]" if model.choices else "[B, L]"
+    example = "[[[2, 10, 3], [2, 11, 3]]]" if model.choices else "[[2, 10, 3]]"
+    outputs = ", ".join(f"`{name}`" for name in model.outputs)
+    return "\n".join(
+        [
+            f"Inputs {', '.join(f'`{name}`' for name in INPUTS)}, int32 {shape}, L at most "
+            f"{model.config.max_position_embeddings}; outputs {outputs}.",
+            "",
+            "```python",
+            "# pip install jax safetensors tokenizers",
+            "import jax, numpy as np, safetensors.numpy",
+            "import jax.export",
+            "",
+            f'program = jax.export.deserialize(bytearray(open("{PROGRAM}", "rb").read()))',
+            f'weights = jax.device_put(safetensors.numpy.load_file("{WEIGHTS}"))',
+            "run = jax.jit(program.call)",
+            f"ids = np.array({example}, np.int32)  # of tokenizers' Tokenizer, from tokenizer.json",
+            "outputs = run(weights, ids, np.ones_like(ids), np.zeros_like(ids))",
+            "```",
+        ]
+    )

@@ -1,0 +1,327 @@
+"""Folders for other programs: ONNX graphs and StableHLO beside the model in JAX, what they weigh,
+and what is refused."""
+
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from flax.traverse_util import unflatten_dict
+
+import albert
+from albert.checkpoints import CheckpointError
+from albert.export import check, export, interface, stablehlo
+from albert.export import onnx as onnx_format
+from albert.interop import formats
+from albert.interop.weights import Weights, open_vocabulary, parameter_shapes
+from models import TINY, random_weights
+from runs import ROOT
+from texts import VOCABULARY
+
+onnx = pytest.importorskip("onnx", reason="pip install -r requirements-export.txt")
+from albert.export.onnx.model import build  # noqa: E402
+from albert.export.onnx.products import Float32, Int8  # noqa: E402
+
+SIZES = {"num_hidden_layers": 4, "max_position_embeddings": 64}
+SHARINGS = [
+    {"sharing": sharing}
+    for sharing in ("all", "none", "attention", "ffn", "sandwich", "groups:2", "cycle_reversed:3")
+]
+VARIANTS = [
+    *SHARINGS,
+    {"inner_group_num": 2, "hidden_act": "relu"},
+    {"per_layer_norm": True, "hidden_act": "gelu_erf"},
+    {"sharing": "groups:2", "lora_rank": 3, "embedding_size": 16},
+]
+
+
+def tuned(heads, labels=(), **changes) -> Weights:
+    """Random weights of a model with other heads."""
+    config = dataclasses.replace(TINY, **{**SIZES, **changes})
+    rng = np.random.default_rng(1)
+    params = {
+        path: rng.normal(path.endswith("scale"), 0.2, shape).astype(np.float32)
+        for path, shape in parameter_shapes(config, heads).items()
+    }
+    return Weights(config, params, heads=heads, labels=labels)
+
+
+def rows(count, length, vocab=50, seed=3):
+    """The INPUTS: tokens, then padding from somewhere on, in two segments."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(1, length + 1, count)
+    lengths[0] = length
+    place = np.arange(length)
+    return [
+        rng.integers(0, vocab, (count, length)).astype(np.int32),
+        (place < lengths[:, None]).astype(np.int32),
+        (place >= lengths[:, None] // 2).astype(np.int32),
+    ]
+
+
+def written(model, products, tmp_path, fused=False):
+    """The graph and a function that runs it."""
+    graph = build(model, products, fused, {})
+    path = tmp_path / "model.onnx"
+    path.write_bytes(graph.SerializeToString())
+    return graph, onnx_format.runner(path, threads=1)
+
+
+def by_jax(model, inputs):
+    params = unflatten_dict(model.params, sep="/")
+    return jax.jit(interface.function(model))(params, *inputs)
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["standard", "fused"])
+@pytest.mark.parametrize("changes", VARIANTS, ids=str)
+def test_a_graph_computes_what_the_model_does(changes, fused, tmp_path):
+    model = interface.asked(
+        random_weights(**{**SIZES, **changes}), ("mlm", "sop", "hidden", "sentence")
+    )
+    _, run = written(model, Float32(), tmp_path, fused)
+    whole = rows(9, 64)
+    wanted = by_jax(model, whole)
+    for count, length in ((9, 64), (1, 64), (4, 17), (1, 1)):
+        # A row without a token among those that are cut has nothing to compare.
+        inputs = [row[:count, :length] for row in whole]
+        found = run(*inputs)
+        if length < 64:
+            wanted = by_jax(model, inputs) if changes == VARIANTS[0] else None
+        if wanted is None:
+            continue
+        real = inputs[1].astype(bool)
+        for name, value in found.items():
+            ours = np.asarray(wanted[name])[:count]
+            ours, value = (a[real] if a.ndim == 3 else a for a in (ours, value))
+            np.testing.assert_allclose(value, ours, atol=1e-5, rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("depth", [2, 12, 24, 48])
+@pytest.mark.parametrize("changes", SHARINGS, ids=str)
+def test_every_weight_is_in_the_file_once(changes, depth, tmp_path):
+    if changes["sharing"] in ("sandwich", "cycle_reversed:3") and depth < 3:
+        pytest.skip("needs three layers")
+    sizes = {"hidden_size": 32, "intermediate_size": 128, "vocab_size": 500}
+    weights = random_weights(num_hidden_layers=depth, **sizes, **changes)
+    model = interface.asked(weights, ("mlm",))
+    parameters = sum(value.nbytes for value in model.params.values())
+    whole, quarter = (build(model, products, False, {}) for products in (Float32(), Int8()))
+    names = [tensor.name for tensor in whole.graph.initializer]
+    assert len(set(names)) == len(names)
+    size = sum(len(tensor.raw_data) for tensor in whole.graph.initializer)
+    assert parameters < size <= 1.01 * parameters
+    # Nothing in the body, where runtimes keep a second copy.
+    (loop,) = (node for node in whole.graph.node if node.op_type == "Loop")
+    body = loop.attribute[0].g
+    assert not body.initializer
+    # A node for each operator of one layer, however deep the model is.
+    assert len(whole.graph.node) + len(body.node) < 130
+    size = sum(len(tensor.raw_data) for tensor in quarter.graph.initializer)
+    assert size < 0.4 * parameters
+
+
+@pytest.mark.parametrize(
+    "products", [Int8(), Int8(per_token=True), Int8(bits=7)], ids=["tensor", "token", "7 bits"]
+)
+def test_int8_is_near(products, tmp_path):
+    sizes = {"hidden_size": 64, "intermediate_size": 256, "embedding_size": 32, **SIZES}
+    weights = random_weights(**sizes, sharing="groups:2")
+    model = interface.asked(weights, ("hidden", "mlm"))
+    _, run = written(model, products, tmp_path)
+    report = check.compare(model, run, [rows(4, 40)])
+    assert report.cosine > (0.99 if products.bits == 7 else 0.997)
+    assert report.difference > 1e-4  # it is another program than float32's
+
+
+def test_int8_of_each_column_by_itself():
+    """A column that is small beside the others keeps its digits."""
+    rng = np.random.default_rng(0)
+    stack = rng.normal(size=(1, 64, 8)).astype(np.float32) * 10.0 ** np.arange(-6, 2)
+    for bits in (7, 8):
+        quantised, scale = Int8(bits)._quantised(stack, 1)
+        most = 2 ** (bits - 1) - 1
+        assert quantised.dtype == np.int8
+        assert (np.abs(quantised).max(1) == most).all()
+        assert (np.abs(quantised * scale[:, None] - stack) <= scale[:, None] * 0.5001).all()
+    zeros, scale = Int8()._quantised(np.zeros((1, 4, 2), np.float32), 1)
+    assert not zeros.any()
+    assert (scale == 1).all()
+
+
+HEADS = [
+    ({"classifier": {"labels": 3, "kind": "classes"}}, "classifier"),
+    ({"classifier": {"labels": 1, "kind": "choice"}}, "classifier"),
+    ({"tokens": {"labels": 5}}, "tokens"),
+    ({"span": {}}, "span"),
+]
+
+
+@pytest.mark.parametrize(("fields", "head"), HEADS, ids=str)
+@pytest.mark.parametrize("format", ["onnx", "stablehlo"])
+def test_heads_of_fine_tuned_models(fields, head, format, tmp_path):
+    manifest = export(tuned(fields), tmp_path / "out", format)
+    assert list(manifest["heads"]) == [head]
+    (report,) = (checks["float32"] for checks in manifest["checks"].values())
+    assert report["difference"] < 1e-5
+    assert report["tokens"] > 500
+    names = {"span": ["start_logits", "end_logits"]}.get(head, ["logits"])
+    assert manifest["outputs"] == names
+
+
+@pytest.fixture
+def with_vocabulary(vocabulary) -> Weights:
+    weights = random_weights(vocab_size=VOCABULARY, **SIZES)
+    weights.tokenizer = open_vocabulary(vocabulary)
+    return weights
+
+
+def read_lines(folder) -> str:
+    """The Python of a folder's README."""
+    return re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.S)[1]
+
+
+def test_a_folder_is_all_that_a_program_needs(with_vocabulary, tmp_path):
+    folder = tmp_path / "out"
+    manifest = export(with_vocabulary, folder, "onnx", (), ("float32", "int8"))
+    assert manifest == json.loads((folder / "manifest.json").read_text())
+    assert set(manifest["files"]) == {
+        "README.md",
+        "config.json",
+        "onnx/model.onnx",
+        "onnx/model_quantized.onnx",
+        "spiece.model",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+    for name, facts in manifest["files"].items():
+        assert (folder / name).stat().st_size == facts["bytes"]
+        assert (folder / name).stat().st_mode & 0o044 == 0o044  # others may read it
+    options = json.loads((folder / "tokenizer_config.json").read_text())
+    # Under another name transformers.js drops the token types of pairs.
+    assert options["tokenizer_class"] == "AlbertTokenizer"
+    # A graph keeps who may be predicted.
+    assert manifest["outputs"] == ["logits"]
+    onnx.checker.check_model(str(folder / "onnx/model.onnx"), full_check=True)
+
+
+@pytest.mark.parametrize("format", ["onnx", "stablehlo"])
+def test_the_lines_of_the_readme_run(format, with_vocabulary, tmp_path):
+    pytest.importorskip("tokenizers", reason="pip install tokenizers")
+    folder = tmp_path / "out"
+    export(with_vocabulary, folder, format, ("mlm",))
+    code = read_lines(folder)
+    more = "print(logits.shape)" if format == "onnx" else "print(outputs['logits'].shape)"
+    without = "import sys\nassert not {'flax', 'albert'} & {*sys.modules}, sys.modules"
+    found = subprocess.run(
+        [sys.executable, "-c", f"{code}\n{more}\n{without}"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == 0, found.stderr
+    assert re.search(rf"\(1, \d+, {VOCABULARY}\)", found.stdout)
+
+
+def test_stablehlo_is_small_and_free_in_batch_and_length(tmp_path):
+    sizes = []
+    for depth in (2, 24):
+        weights = random_weights(num_hidden_layers=depth, max_position_embeddings=64)
+        folder = tmp_path / str(depth)
+        manifest = export(weights, folder, "stablehlo", ("mlm",))
+        sizes.append(manifest["files"][stablehlo.PROGRAM]["bytes"])
+    assert max(sizes) < 65536
+    assert abs(sizes[0] - sizes[1]) < 1000
+    exported = jax.export.deserialize(bytearray((folder / stablehlo.PROGRAM).read_bytes()))
+    assert exported.platforms == ("cpu", "cuda", "tpu")
+    model, run = interface.asked(weights, ("mlm",)), stablehlo.runner(folder / stablehlo.PROGRAM)
+    inputs = rows(2, 30)
+    np.testing.assert_array_equal(run(*inputs)["logits"], by_jax(model, inputs)["logits"])
+
+
+BAD = [
+    ({"heads": ("classifier",)}, "has no classifier_head"),
+    ({"heads": ("nothing",)}, "no head 'nothing'; there is hidden, sentence, mlm"),
+    ({"heads": ("hidden", "hidden")}, "name an output alike, last_hidden_state"),
+    ({"format": "tflite"}, "no format 'tflite'; there is onnx, stablehlo"),
+    ({"precisions": ("int4",)}, "no precision 'int4'; it has float32, int8"),
+    ({"format": "stablehlo", "precisions": ("int8",)}, "no precision 'int8'"),
+    ({"format": "stablehlo", "fused": True}, "options of onnx alone"),
+    ({"precisions": ("int8",), "weight_bits": 3}, "weight_bits is 3"),
+    ({"precisions": ("int8",), "least_cosine": 0.9999999}, "does not compute what the model does"),
+    ({"check_text": "missing"}, "cannot be read"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), BAD, ids=[m for _, m in BAD])
+def test_what_cannot_be_written_leaves_nothing(changes, message, tmp_path):
+    arguments = {"format": "onnx", **changes}
+    if "check_text" in arguments:
+        arguments["check_text"] = tmp_path / "missing.txt"
+    with pytest.raises(CheckpointError, match=re.escape(message)):
+        export(random_weights(**SIZES), tmp_path / "out", **arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_there_is_kept(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("mine")
+    with pytest.raises(CheckpointError, match="is there already"):
+        export(random_weights(**SIZES), tmp_path / "out", "onnx")
+
+
+def test_a_model_of_squad_2_is_refused_by_name(tmp_path):
+    with pytest.raises(CheckpointError, match=r"SQuAD 2\.0"):
+        export(tuned({"conditional_span": {}}), tmp_path / "out", "onnx")
+
+
+def test_a_program_that_computes_something_else_is_found():
+    weights = random_weights(**SIZES)
+    model = interface.asked(weights, ("hidden",))
+    other = interface.asked(random_weights(seed=1, **SIZES), ("hidden",))
+    report = check.compare(model, lambda *r: by_jax(other, r), [rows(2, 9)])
+    assert report.difference > 0.1
+    assert report.cosine < 0.9
+    with pytest.raises(CheckpointError, match="gives last_hidden_state the shape"):
+        check.compare(model, lambda *r: {"last_hidden_state": np.zeros(3)}, [rows(2, 9)])
+
+
+def test_the_command(with_vocabulary, tmp_path):
+    formats.write(with_vocabulary, tmp_path / "model", "albert")
+    command = [
+        sys.executable,
+        str(ROOT / "tools" / "export.py"),
+        f"--input={tmp_path / 'model'}",
+        "--output=out",
+        "--format=onnx",
+        "--heads=sentence,mlm",
+        "--int8",
+    ]
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, env={**os.environ}, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out/onnx/model_quantized.onnx").is_file()
+    assert not (tmp_path / "out/onnx/model.onnx").exists()
+    assert "int8: " in done.stdout
+    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert again.returncode == 2
+    assert "is there already" in again.stderr
+
+
+def test_a_loaded_model_exports_itself(with_vocabulary, tmp_path):
+    formats.write(with_vocabulary, tmp_path / "model", "huggingface")
+    model = albert.load(tmp_path / "model")
+    model.export(tmp_path / "out", heads=("sentence",))
+    run = onnx_format.runner(tmp_path / "out/onnx/model.onnx")
+    texts = ["one two three", "four"]
+    vectors = model.encode(texts)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    inputs = model.tokenize(texts)
+    found = run(*(inputs[name] for name in interface.INPUTS))["sentence_embedding"]
+    np.testing.assert_allclose(found, vectors, atol=1e-5)
