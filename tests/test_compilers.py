@@ -145,6 +145,52 @@ def test_a_step_on_tpus(chip, name, rows):
     assert sent["all-reduce"]["bytes"] <= 1.01 * (parameters + words)
 
 
+@pytest.mark.compilers
+@pytest.mark.parametrize(
+    ("target", "parts", "sharing"),
+    [("v5e", 1, "all"), ("v5e", 4, "all"), ("v5e", 1, "none"), ("h100x8", 1, "all")],
+)
+def test_fsdp_gathers_weights_once_for_every_use(target, parts, sharing):
+    """In the compute dtype, and the gradient is summed once a step, or once for every use of a
+    weight that a depth has for itself. A small model: its program has the same loops."""
+    small = {
+        "hidden_size": 256,
+        "num_attention_heads": 4,
+        "intermediate_size": 1024,
+        "embedding_size": 64,
+        "num_hidden_layers": 5,
+        "vocab_size": 1000,
+        "attention": "xla",
+        "sharing": sharing,
+    }
+    config = of_size("base", 64 * parts, 128, **small)
+    train = dataclasses.replace(config.train, accumulation=parts)
+    sharding = dataclasses.replace(config.sharding, data=1, fsdp=-1)
+    config = dataclasses.replace(config, train=train, sharding=sharding)
+    answer = asked(target, config)
+    sent = answer["exchanged"]
+    assert set(sent) == {"all-reduce", "all-gather"}
+    parameters = 4 * sum(parameters_of(config).values())
+    words = 4 * 1000 * 64
+    assert parameters <= sent["all-reduce"]["bytes"] <= 1.01 * (parameters + words)
+    of_layers = 4 * 256 * 256 + 2 * 256 * 1024
+    others = 256 * 256 + 2 * 64 * 256  # pooler, embeddings to layers, layers to head
+    tables = 4 * (1000 + 512 + 2) * 64
+    kernels = re.compile(r"256,4,64\]|4,64,256\]|256,1024\]|1024,256\]")
+    in_loops = [one for one in answer["exchanged_in_loops"] if kernels.search(one)]
+    uses = 1
+    if sharing == "none":
+        assert sum(one.startswith("all-gather bf16") for one in in_loops) == 2 * 6
+        assert sum(one.startswith("all-reduce f32") for one in in_loops) == len(in_loops) - 2 * 6
+        uses = 2 * 5  # forward and backward, at every depth
+    else:
+        assert in_loops == []
+    if parts == 1:
+        # Small ones the TPU compiler sends as sums of zeros and what a device has.
+        expected = 2 * (uses * of_layers + others) + tables
+        assert sent["all-gather"]["bytes"] == pytest.approx(expected, rel=0.02)
+
+
 def test_a_compiler_that_is_not_there_is_told_with_the_command_that_installs_it(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert missing("v5e") == "no compiler for v5e: pip install -r requirements-report.txt"

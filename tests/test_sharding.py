@@ -1,7 +1,6 @@
 """The same numbers on one device and on eight, however they are arranged."""
 
-import math
-import re
+import contextlib
 from functools import partial
 
 import flax.linen as nn
@@ -9,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from jax.sharding import PartitionSpec
 
 from albert.models.layers import row_keys
@@ -19,9 +19,11 @@ from albert.train.sharding import (
     make_mesh,
     placed,
     put_batch,
+    tree_shardings,
 )
 from albert.train.step import make_gradient, new_state, shard_training
 from steps import configured, losses, pretraining_of, random_batch
+from tools.compilers.hlo import Module, exchanges
 
 
 @pytest.mark.parametrize(
@@ -71,20 +73,6 @@ def test_rows_of_a_process(tiny):
         assert array.addressable_shards[0].data.shape[0] == 4
 
 
-def all_reduces(text):
-    """(is in a loop, bytes of float32) of every all-reduce of a compiled program."""
-    bodies = set(re.findall(r"body=%?([\w.\-]+)", text))
-    found, computation = [], None
-    for line in text.splitlines():
-        if head := re.match(r"(?:ENTRY )?%?([\w.\-]+) .*\{$", line):
-            computation = head[1]
-        if re.search(r" all-reduce(-start)?\(", line):
-            shapes = re.findall(r"f32\[([\d,]*)\]", line.split(" all-reduce")[0])
-            sizes = [math.prod(map(int, filter(None, shape.split(",")))) for shape in shapes]
-            found.append((computation in bodies, 4 * sum(sizes)))
-    return found
-
-
 def test_accumulated_gradients_are_summed_over_devices_once(tiny):
     """However many parts: no loop sends anything, and what is sent does not grow."""
     sent = {}
@@ -97,10 +85,73 @@ def test_accumulated_gradients_are_summed_over_devices_once(tiny):
         with jax.set_mesh(mesh), nn.logical_axis_rules(config.sharding.rules):
             batch = random_batch(rows=64, length=32, predictions=6, vocab=96)
             text = step.lower(state, batch).compile().as_text()
-        assert not [size for in_loop, size in all_reduces(text) if in_loop]
-        sent[parts] = sum(size for _, size in all_reduces(text))
+        sums = [one for one in exchanges(Module(text)) if one.kind == "all-reduce"]
+        assert {one.times for one in sums} == {1}
+        sent[parts] = sum(one.size for one in sums)
     weights = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     assert sent[2] == sent[4] < 4 * weights * 1.1
+
+
+def gradient_and_exchanges(config, batch, mesh):
+    """Loss and gradient with parameters and rows where the config says, and what is sent for it."""
+    task = pretraining_of(config.model)
+    boxed = task.init(task.model, jax.random.key(0))
+    keys = row_keys(jax.random.key(1), len(batch["input_ids"]))
+    function = make_gradient(task, config.train.accumulation, mesh)
+    rules = config.sharding.rules if mesh else ()
+    params = nn.meta.unbox(boxed)
+    if mesh:
+        params = jax.device_put(params, tree_shardings(boxed, mesh, config.sharding))
+        batch = put_batch(batch, batch_sharding(mesh, config.sharding))
+    with jax.set_mesh(mesh) if mesh else contextlib.nullcontext(), nn.logical_axis_rules(rules):
+        lowered = jax.jit(function).lower(params, batch, keys, task.denominators(batch))
+        compiled = lowered.compile()
+        (loss, _), grads = compiled(params, batch, keys, task.denominators(batch))
+    return loss, grads, exchanges(Module(compiled.as_text())), params
+
+
+@pytest.mark.parametrize(
+    ("parts", "sharing", "mesh"),
+    [
+        (1, "all", {"data": 2, "fsdp": 4}),
+        pytest.param(2, "all", {"data": 2, "fsdp": 4}, marks=pytest.mark.slow),
+        pytest.param(1, "none", {"data": 1, "fsdp": 8}, marks=pytest.mark.slow),
+        pytest.param(1, "all", {"data": 2, "fsdp": 2, "tensor": 2}, marks=pytest.mark.slow),
+    ],
+)
+def test_fsdp_gathers_weights_once_for_every_use(tiny, parts, sharing, mesh):
+    """What all depths share before the loop over them; what a depth has for itself when it is its
+    turn, forward and backward. The gradient is that of one device."""
+    tiny.model.sharing = sharing
+    tiny.model.dtype = "float32"
+    config = configured(tiny, parts, **mesh)
+    batch = random_batch(rows=16, length=32, predictions=6, vocab=96)
+    alone, exact, nothing, _ = gradient_and_exchanges(config, batch, None)
+    loss, grads, sent, params = gradient_and_exchanges(config, batch, make_mesh(config.sharding))
+    assert nothing == []
+    np.testing.assert_allclose(loss, alone, rtol=1e-6)
+    for a, b in zip(jax.tree.leaves(exact), jax.tree.leaves(grads), strict=True):
+        assert float(jnp.linalg.norm(a - b)) <= 1e-5 * float(jnp.linalg.norm(a)) + 1e-7
+
+    def gathered_size(leaf):
+        """Bytes of a weight in use, on each device."""
+        spec = str(leaf.sharding.spec)
+        return leaf.nbytes // (mesh.get("tensor", 1) if "tensor" in spec else 1) * ("fsdp" in spec)
+
+    sizes = {k: gathered_size(leaf) for k, leaf in flatten_dict(params, sep="/").items()}
+    of_layers = {k: v for k, v in sizes.items() if "/layers/" in k and sharing == "none"}
+    gathered = [one for one in sent if one.kind == "all-gather"]
+    before = sum(one.size for one in gathered if one.times == 1)
+    assert before == sum(sizes.values()) - sum(of_layers.values())
+    in_loop = sum(one.times * one.size for one in gathered if one.times != 1)
+    kernels = sum(v for k, v in of_layers.items() if k.endswith("kernel"))
+    # A bias is not needed again by the backward pass.
+    assert sum(of_layers.values()) + kernels <= in_loop <= 2 * sum(of_layers.values())
+    if parts > 1:
+        sums = [one for one in sent if one.kind == "all-reduce"]
+        assert {one.times for one in sums} == {1}
+        weights = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+        assert weights <= sum(one.size for one in sums) <= weights + 100  # and the loss's
 
 
 @pytest.mark.parametrize("parts", [1, pytest.param(2, marks=pytest.mark.slow)])

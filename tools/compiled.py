@@ -5,7 +5,8 @@
 
 Prints for each target: bytes of memory, bytes moved and kept for each token and layer, products in
 float32, collectives, and the MFU that follows; the last line is one JSON object. Rows are shared by
-16 chips of a TPU and are all on one H100. A compilation takes one to four minutes on two CPU cores.
+16 chips of a TPU, as config.sharding arranges them, and are all on one H100. A compilation takes
+one to four minutes on two CPU cores.
 
 The prediction: products at the rate that chips reach, and behind one another all that other
 instructions read and write, at the bandwidth that they reach:
@@ -98,7 +99,8 @@ def main() -> None:
             f"{answer['kept_per_token_and_layer'] / 1e3:.2f} KB kept; "
             f"{answer['fused_attention']} calls of fused attention; "
             f"{len(answer['float32_products'])} of {answer['products']} products in float32; "
-            f"sent: {sent or 'nothing'}; predicted MFU {100 * answer['predicted_mfu']:.0f} %"
+            f"sent: {sent or 'nothing'}, in loops {len(answer['exchanged_in_loops']) or 'none'}; "
+            f"predicted MFU {100 * answer['predicted_mfu']:.0f} %"
         )
     print(json.dumps(found))
 

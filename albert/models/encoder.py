@@ -15,7 +15,7 @@ from albert.models import attention
 from albert.models.attention import xla
 from albert.models.config import AUTO_DTYPE, DTYPES, AlbertConfig
 from albert.models.heads import HEADS
-from albert.models.layers import Dense, LayerNorm, LayerStack, dropout, initializer
+from albert.models.layers import Dense, LayerNorm, LayerStack, dropout, in_use, initializer
 
 
 @flax.struct.dataclass
@@ -63,24 +63,16 @@ class Embeddings(nn.Module):
 
     def setup(self):
         c = self.config
-        dtype = DTYPES[c.param_dtype]
-        self.word_embeddings = self.param(
-            "word_embeddings",
-            initializer(c, "vocab", "embed"),
-            (c.vocab_size, c.embedding_size),
-            dtype,
-        )
-        self.token_type_embeddings = self.param(
-            "token_type_embeddings",
-            initializer(c, "token_type", "embed"),
-            (c.type_vocab_size, c.embedding_size),
-            dtype,
-        )
-        self.position_embeddings = self.param(
-            "position_embeddings",
-            initializer(c, "position", "embed"),
-            (c.max_position_embeddings, c.embedding_size),
-            dtype,
+
+        def table(name, axis, entries):
+            drawn = initializer(c, axis, "embed")
+            found = self.param(name, drawn, (entries, c.embedding_size), DTYPES[c.param_dtype])
+            return in_use(found, axis, "embed")
+
+        self.word_embeddings = table("word_embeddings", "vocab", c.vocab_size)
+        self.token_type_embeddings = table("token_type_embeddings", "token_type", c.type_vocab_size)
+        self.position_embeddings = table(
+            "position_embeddings", "position", c.max_position_embeddings
         )
         self.layer_norm = LayerNorm("embed", c)
 

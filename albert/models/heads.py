@@ -12,7 +12,7 @@ import numpy as np
 
 from albert.models import lean
 from albert.models.config import ACTIVATIONS, DTYPES, AlbertConfig
-from albert.models.layers import Dense, LayerNorm, dropout, initializer, zeros
+from albert.models.layers import Dense, LayerNorm, dropout, in_use, initializer, zeros
 
 
 class MaskedLanguageModel(nn.Module):
@@ -36,7 +36,7 @@ class MaskedLanguageModel(nn.Module):
         x = x.astype(DTYPES[c.dtype])
         logits = lean.scores(x, encoded.word_embeddings, "BPE,VE->BPV")
         bias = self.param("output_bias", zeros("vocab"), (c.vocab_size,), DTYPES[c.param_dtype])
-        return logits + bias.astype(jnp.float32)
+        return logits + in_use(bias, "vocab").astype(jnp.float32)
 
 
 class SentenceOrder(nn.Module):
@@ -130,6 +130,7 @@ class _OnPairs(nn.Module):
             "kernel", initializer(self.config, "hidden", "pooled"), (2 * h, h), dtype
         )
         bias = self.param("bias", zeros("pooled"), (h,), dtype)
+        kernel, bias = in_use(kernel, "hidden", "pooled"), in_use(bias, "pooled")
         return a @ kernel[:h] + b @ kernel[h:] + bias
 
 

@@ -11,7 +11,7 @@ google-research/albert. Where the two differ, the program decides.
 """
 
 from collections.abc import Callable, Iterable
-from functools import partial
+from functools import cache, partial
 
 import flax.linen as nn
 import jax
@@ -37,6 +37,41 @@ def initializer(config, *axes):
 
 def zeros(*axes):
     return nn.with_logical_partitioning(nn.initializers.zeros_init(), axes)
+
+
+def in_use(weight, *axes: str):
+    """A weight as rows meet it: whole along the mesh axes that rows are cut along.
+
+    A rule that cuts weights along such an axis (FSDP) says how they are held. Left to themselves,
+    compilers would rather cut activations along it, or send a weight piece by piece in the middle
+    of a product, at every depth anew. The gradient comes back as whole, so that it is summed over
+    these devices where it leaves what is differentiated, not at every use.
+
+    Args:
+      weight: a parameter, or one that was cast: what is sent is what is given here.
+      axes: logical names of its axes.
+    """
+    return nn.with_logical_constraint(weight, axes, rules=rules_within_rows())
+
+
+def row_axes() -> tuple[str, ...]:
+    """Mesh axes that rows are cut along, by the rules in force."""
+    rules = nn.get_logical_axis_rules()
+    return tuple(axis for name, axes in rules if name == "batch" for axis in _each(axes))
+
+
+def rules_within_rows() -> list[tuple[str, tuple[str, ...]]]:
+    """The rules in force without the mesh axes that rows are cut along."""
+    of_rows = row_axes()
+    return [
+        (name, tuple(axis for axis in _each(axes) if axis not in of_rows))
+        for name, axes in nn.get_logical_axis_rules()
+    ]
+
+
+def _each(axes) -> tuple[str, ...]:
+    """Of a rule, which names several mesh axes, one or none."""
+    return axes if isinstance(axes, tuple) else () if axes is None else (axes,)
 
 
 class Dense(nn.Module):
@@ -68,9 +103,13 @@ class Dense(nn.Module):
                 self.shape[self.contracted :],
                 param_dtype,
             )
+            bias = in_use(bias, *self.axes[self.contracted :])
         x = x.astype(dtype)
 
         cast: jax.Array | None = self.get_variable(CAST, "kernel")
+        if cast is None and kernel.dtype != dtype:
+            cast = in_use(jax.lax.stop_gradient(kernel.astype(dtype)), *self.axes)
+        kernel = in_use(kernel, *self.axes)
         product = lean.product(x, kernel, self.contracted, self.activation, cast)
         if self.rank:
             ends = self.shape[: self.contracted], self.shape[self.contracted :]
@@ -82,6 +121,7 @@ class Dense(nn.Module):
                 param_dtype,
             )
             b = self.param("lora_b", zeros("rank", *names[1]), (self.rank, *ends[1]), param_dtype)
+            a, b = in_use(a, *names[0], "rank"), in_use(b, "rank", *names[1])
             narrow = lean.product(x, a, self.contracted, self.activation)
             product += lean.product(narrow, b, 1)
         return product if bias is None else product + bias.astype(dtype)
@@ -100,6 +140,7 @@ class LayerNorm(nn.Module):
         ones = nn.with_logical_partitioning(nn.initializers.ones_init(), (self.axis,))
         scale = self.param("scale", ones, shape, dtype)
         bias = self.param("bias", zeros(self.axis), shape, dtype)
+        scale, bias = (in_use(leaf, self.axis) for leaf in (scale, bias))
         return lean.layer_norm(x, scale, bias, LAYER_NORM_EPSILON)
 
 
@@ -214,6 +255,13 @@ def init_layers(key: jax.Array, config: AlbertConfig):
     )
 
 
+@cache
+def layer_axes(config: AlbertConfig) -> dict[str, tuple[str, ...]]:
+    """Logical axis names of the parameters that `init_layers` draws, by name."""
+    boxed = jax.eval_shape(lambda: init_layers(jax.random.key(0), config))
+    return {leaf: box.names for leaf, box in flatten_dict(boxed, sep="/").items()}
+
+
 def keep_all_but_weights(stacks: Iterable[jax.Array]):
     """A remat policy: the backward pass picks and casts weights again, as cheap as reading them.
 
@@ -298,12 +346,13 @@ class LayerStack(nn.Module):
         own = {leaf: p for leaf, p in layers.items() if c.leaf_sets(leaf) == tuple(range(c.depth))}
         shared = {leaf: p for leaf, p in layers.items() if leaf not in own}
         # Once for all depths; the gradient goes past it, to be summed over them in param_dtype.
-        dtype = DTYPES[c.dtype]
+        dtype, axes = DTYPES[c.dtype], layer_axes(c)
         cast = {
-            leaf: jax.lax.stop_gradient(entries.astype(dtype))
+            leaf: in_use(jax.lax.stop_gradient(entries.astype(dtype)), *axes[leaf])
             for leaf, entries in shared.items()
             if leaf.endswith("kernel") and entries.dtype != dtype
         }
+        shared = {leaf: in_use(entries, *axes[leaf]) for leaf, entries in shared.items()}
         policy = REMAT_POLICIES[c.remat] or keep_all_but_weights(layers.values())
         step = nn.scan(
             nn.remat(LayerStep, prevent_cse=False, policy=policy),

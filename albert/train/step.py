@@ -1,5 +1,6 @@
 """The training state, and the pure function of one training step, whatever the task."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, PartitionSpec
 
-from albert.models.layers import row_keys
+from albert.models.layers import row_axes, row_keys, rules_within_rows
 from albert.tasks.base import Task
 from albert.train.sharding import ShardingConfig, batch_sharding, placed, replicated
 
@@ -57,7 +58,7 @@ def make_gradient(
     """The function (params, batch, keys, denominators) -> ((loss, sums), gradient).
 
     The gradient is that of the whole batch, in parts or not: every part is scaled by the batch's
-    own denominators. Of parts, the devices along the mesh axis "data" add up what is their own, and
+    own denominators. Of parts, the devices that hold different rows add up what is their own, and
     it is summed over them once, behind the last part.
 
     `reduce_dtype`: in which that sum is sent and made.
@@ -68,61 +69,51 @@ def make_gradient(
         return task.loss(sums, denominators), sums
 
     gradient = jax.value_and_grad(objective, has_aux=True)
-    shards = mesh.shape["data"] if mesh is not None else 1
-    if accumulation == 1 and (reduce_dtype == "float32" or shards == 1):
-        return gradient  # the compiler sums in float32 by itself
 
-    def local_rules() -> list:
-        """The rules inside of a shard, whose rows are all there is: none names the axis "data"."""
-        return [
-            (name, tuple(a for a in (axes if isinstance(axes, tuple) else (axes,)) if a != "data"))
-            for name, axes in nn.get_logical_axis_rules()
-        ]
+    def of_batch(params, batch, keys, denominators):
+        cut = tuple(axis for axis in row_axes() if mesh is not None and mesh.shape[axis] > 1)
+        if accumulation == 1 and (reduce_dtype == "float32" or not cut):
+            # The compiler sums in float32 by itself.
+            return gradient(params, batch, keys, denominators)
+        sizes = [mesh.shape[axis] for axis in cut] if mesh is not None else []
+        shards = math.prod(sizes)
 
-    def split(x):
-        """[B, ...] -> [parts, shards, rows, ...]; no row changes its device."""
-        x = jnp.moveaxis(x.reshape(shards, -1, accumulation, *x.shape[1:]), 2, 0)
-        if shards == 1:
-            return nn.with_logical_constraint(x, (None, None, "batch", *(None,) * (x.ndim - 3)))
-        rest = dict(local_rules()).get("batch")
-        return jax.lax.with_sharding_constraint(x, PartitionSpec(None, "data", rest or None))
+        def along_shards(x, place=0):
+            """No shard's rows or gradient leave their device."""
+            if not cut:
+                return x
+            free = [PartitionSpec.UNCONSTRAINED] * (x.ndim - place - 1)
+            spec = PartitionSpec(*(None,) * place, cut, *free)
+            return jax.lax.with_sharding_constraint(x, spec)
 
-    def along_data(x):
-        """A shard's own gradient stays where it is."""
-        if shards == 1:
-            return x
-        free = [PartitionSpec.UNCONSTRAINED] * (x.ndim - 1)
-        return jax.lax.with_sharding_constraint(x, PartitionSpec("data", *free))
+        def split(x):
+            """[B, ...] -> [parts, shards, rows, ...]."""
+            x = x.reshape(shards, -1, accumulation, *x.shape[1:])
+            return along_shards(jnp.moveaxis(x, 2, 0), place=1)
 
-    def of_part(params, rows, keys, denominators):
-        """What each shard contributes: the gradient, with an axis for the shards in front."""
-        over_shards = jax.vmap(
-            gradient, (None, 0, 0, None), spmd_axis_name="data" if shards > 1 else None
-        )
-        with nn.logical_axis_rules(local_rules() if shards > 1 else nn.get_logical_axis_rules()):
-            result = over_shards(params, rows, keys, denominators)
-        return jax.tree.map(along_data, result)
-
-    def accumulated(params, batch, keys, denominators):
-        parts = jax.tree.map(split, batch), split(keys)
+        def of_part(rows, keys):
+            """What each shard contributes: the gradient, with an axis for the shards in front."""
+            over_shards = jax.vmap(gradient, (None, 0, 0, None), spmd_axis_name=cut or None)
+            with nn.logical_axis_rules(rules_within_rows()):
+                result = over_shards(params, rows, keys, denominators)
+            return jax.tree.map(along_shards, result)
 
         def add(total, part):
-            rows, part_keys = part
-            more = of_part(params, rows, part_keys, denominators)
-            return jax.tree.map(jnp.add, total, more), None
+            return jax.tree.map(jnp.add, total, of_part(*part)), None
 
-        rows, part_keys = jax.tree.map(lambda x: x[0], parts)
-        shapes = jax.eval_shape(of_part, params, rows, part_keys, denominators)
-        zeros = jax.tree.map(lambda s: along_data(jnp.zeros(s.shape, s.dtype)), shapes)
+        parts = jax.tree.map(split, batch), split(keys)
+        shapes = jax.eval_shape(of_part, *jax.tree.map(lambda x: x[0], parts))
+        zeros = jax.tree.map(lambda s: along_shards(jnp.zeros(s.shape, s.dtype)), shapes)
         figures, grads = jax.lax.scan(add, zeros, parts)[0]
         figures = jax.tree.map(lambda x: x.sum(0, dtype=x.dtype), figures)
-        if shards > 1:
-            sent = jax.tree.map(lambda g: g.astype(reduce_dtype), grads)
-            summed = jax.tree.map(lambda g: g.sum(0, dtype=g.dtype), sent)
-            return figures, jax.tree.map(lambda s, g: s.astype(g.dtype), summed, grads)
-        return figures, jax.tree.map(lambda g: g.sum(0, dtype=g.dtype), grads)
 
-    return accumulated
+        def summed(g):
+            sent = g.astype(reduce_dtype) if cut else g
+            return sent.sum(0, dtype=sent.dtype).astype(g.dtype)
+
+        return figures, jax.tree.map(summed, grads)
+
+    return of_batch
 
 
 def make_train_step(

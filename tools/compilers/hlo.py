@@ -167,6 +167,7 @@ class Figures:
     """What a module does; bytes and numbers as the file says above."""
 
     exchanged: dict[str, dict[str, int]]  # kind of collective -> number, bytes
+    exchanged_in_loops: list[str]  # those of them that stand in a loop, and what they come from
     moved_in_layers: int  # bytes read and written in the two loops over the depth, all turns
     moved: int  # in the whole program
     moved_beside_products: int  # of it, by instructions that multiply no matrices
@@ -200,6 +201,11 @@ def figures(text: str, depth: int) -> Figures:
     large = sorted((-size, name) for name, (size, _) in arrays.items() if size > 2**20)
     return Figures(
         exchanged=exchanged(text, depth),
+        exchanged_in_loops=[
+            f"{one.kind} {' '.join(map(str, one.arrays))}: {one.source}"
+            for one in exchanges(module, depth)
+            if one.times != 1
+        ],
         moved_in_layers=moved_in_layers,
         moved=moved,
         moved_beside_products=beside,
@@ -340,11 +346,52 @@ def products(module: Module) -> Iterator[tuple[Instruction, tuple[Array, ...]]]:
             yield one, sides
 
 
+class Exchange(NamedTuple):
+    """A collective operation."""
+
+    kind: str  # of COLLECTIVES
+    arrays: tuple[Array, ...]  # its results
+    times: int | None  # how often it is run; 1: it stands in no loop
+    source: str  # what it comes from in the program that was traced
+
+    @property
+    def size(self) -> int:
+        """Bytes of the results, each time."""
+        return sum(array.size for array in self.arrays)
+
+
+def exchanges(module: Module, turns: int | None = None) -> list[Exchange]:
+    """Every collective operation of a module.
+
+    Asynchronous ones count once, where they start, without the operands that a start gives as well
+    as the results. One that the TPU compiler fuses piece by piece into other work,
+    which may stand in a loop, is begun once, by its first piece.
+
+    `turns`: see `Module.running`.
+    """
+    found = []
+    begun = set()
+    for name, times in module.running(turns):
+        for one in module.computations[name]:
+            fused = module.inside(one) if one.kind == "fusion" else ()
+            for inner in (one, *(inner for _, inner in fused)):
+                kind = inner.kind.removesuffix("-start")
+                if kind not in COLLECTIVES:
+                    continue
+                channel = re.search(r"channel_id=(\d+)", inner.line)
+                if inner is not one and channel:
+                    if channel[1] in begun:
+                        continue
+                    begun.add(channel[1])
+                arrays = inner.arrays
+                if inner.kind != kind and kind != "all-reduce":
+                    arrays = arrays[len(inner.operands) : 2 * len(inner.operands)]
+                found.append(Exchange(kind, arrays, times, inner.source))
+    return found
+
+
 def exchanged(text: str, turns: int | None = None) -> dict[str, dict[str, int]]:
     """Collective operations of an optimised HLO module: kind -> number and bytes of their results.
-
-    Asynchronous ones count once, at their start; the result of a start that holds operands as well
-    counts by its larger half.
 
     Args:
       text: the module.
@@ -354,17 +401,10 @@ def exchanged(text: str, turns: int | None = None) -> dict[str, dict[str, int]]:
     Raises ValueError when that is needed and None.
     """
     found: dict[str, dict[str, int]] = {}
-    module = Module(text)
-    for name, times in module.running(turns):
-        for one in module.computations[name]:
-            kind = one.kind.removesuffix("-start")
-            if kind not in COLLECTIVES:
-                continue
-            if times is None:
-                raise ValueError(f"a loop with collectives of no known length: {name}")
-            sizes = [array.size for array in one.arrays]
-            one_half = one.kind != kind and kind != "all-reduce"
-            of_kind = found.setdefault(kind, {"number": 0, "bytes": 0})
-            of_kind["number"] += times
-            of_kind["bytes"] += times * (max(sizes) if one_half else sum(sizes))
+    for one in exchanges(Module(text), turns):
+        if one.times is None:
+            raise ValueError(f"a loop with collectives of no known length: {one.source}")
+        of_kind = found.setdefault(one.kind, {"number": 0, "bytes": 0})
+        of_kind["number"] += one.times
+        of_kind["bytes"] += one.times * one.size
     return found

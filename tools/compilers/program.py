@@ -36,13 +36,18 @@ def abstract_batch(config: Config, sharding: NamedSharding | None = None) -> dic
     }
 
 
-def data_mesh(devices) -> Mesh:
-    """A mesh of these devices along the data axis alone."""
+def mesh_over(devices, shape: tuple[int, ...]) -> Mesh:
+    """These devices, so many along each axis of the mesh."""
     return Mesh(
-        np.array(devices).reshape(-1, 1, 1),
+        np.array(devices).reshape(shape),
         MESH_AXES,
         axis_types=(jax.sharding.AxisType.Auto,) * 3,
     )
+
+
+def data_mesh(devices) -> Mesh:
+    """A mesh of these devices along the data axis alone."""
+    return mesh_over(devices, (-1, 1, 1))
 
 
 def lower_step(config: Config, mesh: Mesh):

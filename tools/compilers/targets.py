@@ -152,11 +152,12 @@ def _answer(request: dict) -> dict:
 
     from albert.train.config import from_json
     from tools.compilers.hlo import figures
-    from tools.compilers.program import data_mesh, lower_step, memory
+    from tools.compilers.program import lower_step, memory, mesh_over
 
     target = request["target"]
     config = from_json(request["config"])
-    lowered = lower_step(config, data_mesh(devices_of(target)))
+    devices = devices_of(target)
+    lowered = lower_step(config, mesh_over(devices, config.sharding.mesh_shape(len(devices))))
     begin = time.perf_counter()
     try:
         compiled = lowered.compile()
