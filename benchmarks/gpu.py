@@ -1,19 +1,21 @@
 """Everything that is to be known of one GPU: a list of measurements, as far as the time goes.
 
-  python benchmarks/gpu.py --output=FOLDER --minutes=9          and again, until all are there
-  python benchmarks/gpu.py --output=FOLDER --part=b             only that part
-  python benchmarks/gpu.py --output=FOLDER --item="copy"        only that item
+  python benchmarks/gpu.py --output=FOLDER                      and again, until it leaves with 0
+  python benchmarks/gpu.py --output=FOLDER --item=ceilings      only that item
   python benchmarks/gpu.py --output=FOLDER --rehearse           tiny sizes, on any device
 
-  a   ceilings: copies, our products and attention kernels, the tests marked gpu, today's step
-  b   levers: base with each of them, then other sizes with the first and the last
-  c   Hugging Face's step beside ours, other ways to compile it one by one, a trace
+What is worth most comes first: what the card reaches (copies, our products, attention kernels) and
+every size's step, the tests marked gpu, Hugging Face's step beside ours, the levers one by one, a
+trace, other ways to compile, and what else there is if time is left. Nothing is started that would
+probably take longer than what is left of --minutes, which one call may take, or of --budget, which
+all of them may: by the seconds of what is in FOLDER, a tenth kept back for starting machines. What
+the budget leaves out is told before anything runs. The default is three calls of nine minutes.
 
 An item is a process with a time limit. What it measured stands at once in FOLDER/results.json, and
 for a reader in FOLDER/results.md. An item that is there, of the same card and commit, is not run
-again, also when it failed; --again runs those that failed. Nothing is started that would probably
-take longer than what is left of --minutes. A step that does not fit is tried with half the rows.
-Leaves with 75 when there is more to do, with 1 when something failed.
+again, also when it failed; --again runs those that failed. Compiled programs are kept in FOLDER for
+all items. A step that does not fit is tried with half the rows. Leaves with 75 when there is more
+to do within the budget, with 1 when something failed.
 """
 
 import ctypes
@@ -28,6 +30,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,10 +45,10 @@ from albert.runtime.paths import replace_text
 from albert.runtime.signals import EXIT_CODE
 
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of the results.", required=True)
-_PART = flags.DEFINE_enum("part", None, ["a", "b", "c"], "Which part; by default all.")
 _ITEM = flags.DEFINE_multi_string("item", None, "Only items of this name; --item=? tells names.")
 _REHEARSE = flags.DEFINE_bool("rehearse", False, "Tiny sizes, to see that everything works.")
-_MINUTES = flags.DEFINE_float("minutes", 9.0, "How long this may take.", lower_bound=0.0)
+_MINUTES = flags.DEFINE_float("minutes", 9.0, "How long this call may take.", lower_bound=0.0)
+_BUDGET = flags.DEFINE_float("budget", 30.0, "Minutes for all calls together.", lower_bound=0.0)
 _AGAIN = flags.DEFINE_bool("again", False, "Run items that failed once more.")
 # Of the processes that this one starts. Under the name of another module --help leaves it out.
 _MEASURE: flags.FlagHolder = flags.DEFINE_flag(
@@ -54,6 +57,7 @@ _MEASURE: flags.FlagHolder = flags.DEFINE_flag(
 )
 _ROOT = Path(__file__).resolve().parent.parent
 _PATIENCE = 2  # times the expected seconds are the limit of an item
+_USABLE = 0.9  # of the budget; the rest goes into starting machines and copying
 _REHEARSED = 60  # seconds expected of an item of a rehearsal
 _NO_ROOM = re.compile(r"RESOURCE_EXHAUSTED|out of memory", re.IGNORECASE)
 _DEPTHS = {"base": 12, "large": 24, "xlarge": 24, "xxlarge": 12}
@@ -77,8 +81,7 @@ COMPILED = {
 
 class Item(NamedTuple):
     name: str
-    part: str
-    seconds: float  # that it probably takes
+    seconds: float  # that it probably takes on an H200
     command: tuple[str, ...]  # behind the interpreter; prints JSON on its last line
     rows: int = 0  # of a step, to begin with; 0: it is none
     size: str = ""  # of the model, where there is a prediction
@@ -96,16 +99,16 @@ class Item(NamedTuple):
 
 
 def plan(rehearse: bool, folder: Path, backend: str = "") -> list[Item]:
-    """Every item, in order. `backend`: of jax, where it is known."""
+    """Every item, what is worth most first. `backend`: of jax, where it is known."""
     lengths = (64, 32) if rehearse else (512, 128)
     tokens = 128 if rehearse else 16384
 
-    def measure(part, name, seconds, kind, **what):
+    def measure(name, seconds, kind, **what):
         text = json.dumps({"kind": kind, "output": str(folder), **what})
         command = ("benchmarks/gpu.py", f"--output={folder}", f"--measure={text}")
-        return Item(name, part, _REHEARSED if rehearse else seconds, command)
+        return Item(name, _REHEARSED if rehearse else seconds, command)
 
-    def step(part, name, seconds, size, variants, *more, length=lengths[0]):
+    def step(name, seconds, size, variants, *more, length=lengths[0]):
         command = (
             "benchmarks/step_time.py",
             f"--config=configs/{size}.py{':tiny' if rehearse else ''}",
@@ -116,60 +119,56 @@ def plan(rehearse: bool, folder: Path, backend: str = "") -> list[Item]:
             *more,
         )
         predicted = size if length == lengths[0] and not rehearse else ""
-        rehearsed = _REHEARSED * (4 if "--peer" in more else 1)
+        rehearsed = _REHEARSED * (4 if "--peer" in more else len(variants))
         expected = rehearsed if rehearse else seconds
-        return Item(name, part, expected, command, tokens // length, predicted)
+        return Item(name, expected, command, tokens // length, predicted)
 
     def unrolled(size):
         return {"unrolled": f"--config.model.scan_unroll={3 if rehearse else _DEPTHS[size]}"}
 
-    sizes = (32, 64) if rehearse else (768, 1024, 2048, 4096)
-    copied = 2**22 if rehearse else 2**31
     fused = {"fused": ""}
     plain = {"plain": "--config.model.attention=xla"}
-    packed = {"packed": "--config.data.packing=2"}
+    packed = {"padded": "", "packed": "--config.data.packing=2"}
     remat = {name: f"--config.model.remat={name}" for name in ("dots", "full")}
     long, short = lengths
-    # Within a part what is worth most comes first.
     return [
-        measure("a", "target configuration", 12, "target"),
-        measure("a", "copy", 12, "copy", size=copied),
-        *(
-            measure("a", f"products, H {size}", 15, "products", hidden=size, tokens=tokens)
-            for size in sizes
+        measure(
+            "ceilings",
+            90,
+            "ceilings",
+            copied=2**22 if rehearse else 2**31,
+            hidden=(32, 64) if rehearse else (768, 1024, 2048, 4096),
+            lengths=lengths,
+            tokens=tokens,
         ),
+        step(f"base, L {long}", 60, "base", fused),
+        measure("tests marked gpu", 150, "tests", backend=backend),
+        *(step(f"{s}, L {long}", 80, s, fused) for s in ("xxlarge", "large", "xlarge")),
+        step("base and Hugging Face", 220, "base", fused, "--peer"),
+        step("base, levers", 150, "base", plain | fused | unrolled("base")),
+        step(f"base, L {short}", 80, "base", fused | plain, length=short),
+        step("base, trace", 40, "base", fused, f"--trace={folder / 'trace'}"),
+        step("xxlarge, levers", 200, "xxlarge", plain | unrolled("xxlarge")),
         *(
-            measure("a", f"attention, L {length}", 30, "attention", length=length, tokens=tokens)
-            for length in lengths
-        ),
-        step("a", f"base, L {long}", 60, "base", fused),
-        step("a", f"base, L {short}", 60, "base", fused, length=short),
-        measure("a", "tests marked gpu", 120, "tests", backend=backend),
-        step("b", "base, attention", 70, "base", fused | plain),
-        step("b", "base, unrolled", 120, "base", fused | unrolled("base")),
-        step("b", "xxlarge, first and last lever", 200, "xxlarge", plain | unrolled("xxlarge")),
-        step("b", "base, padded or packed", 100, "base", {"padded": "", **packed}, "--padding=0.5"),
-        step("b", "base, remat", 110, "base", fused | remat),
-        step("b", "large, first and last lever", 240, "large", plain | unrolled("large")),
-        step("b", "xlarge, first and last lever", 240, "xlarge", plain | unrolled("xlarge")),
-        step("b", f"base, attention, L {short}", 70, "base", fused | plain, length=short),
-        step("c", "base and Hugging Face", 220, "base", fused, "--peer"),
-        step("c", "large and Hugging Face", 240, "large", fused, "--peer"),
-        step(
-            "c",
-            "base and Hugging Face, padded or packed",
-            220,
-            "base",
-            {"padded": "", **packed},
-            "--padding=0.5",
-            "--peer",
-        ),
-        *(
-            step("c", f"base, {name}", 60, "base", fused | {name: fields})
+            step(f"base, {name}", 60, "base", fused | {name: fields})
             for name, fields in COMPILED.items()
         ),
-        step("c", "base, trace", 40, "base", fused, f"--trace={folder / 'trace'}"),
+        step("base, padded or packed", 90, "base", packed, "--padding=0.5"),
+        step("large, levers", 240, "large", plain | unrolled("large")),
+        step("xlarge, levers", 240, "xlarge", plain | unrolled("xlarge")),
+        step("base, remat", 110, "base", fused | remat),
+        step("large and Hugging Face", 240, "large", fused, "--peer"),
+        step("base and Hugging Face, packed", 220, "base", packed, "--padding=0.5", "--peer"),
     ]
+
+
+def within(items: list[Item], seconds: float) -> tuple[list[Item], list[Item]]:
+    """Those that so many seconds probably are enough for, the first ones first, and the others."""
+    fit, others = [], []
+    for item in items:
+        (fit if item.seconds <= seconds else others).append(item)
+        seconds -= item.seconds if item.seconds <= seconds else 0
+    return fit, others
 
 
 def key_of(name: str, card: str, commit: str, rehearse: bool) -> dict:
@@ -195,15 +194,14 @@ def found_result(results: list[dict], key: dict) -> dict | None:
     return next((one for one in results if key.items() <= one.items()), None)
 
 
-def chosen(items: list[Item], part: str | None, names: list[str]) -> list[Item]:
-    """Items of a part and of these names; raises RunError for a name that is none of theirs."""
-    of_part = [item for item in items if part in (None, item.part)]
-    known = [item.name for item in of_part]
+def chosen(items: list[Item], names: list[str]) -> list[Item]:
+    """Items of these names; raises RunError for a name that is none of theirs."""
+    known = [item.name for item in items]
     for name in names:
         if name not in known:
             listed = "".join(f"\n  {one}" for one in known)
-            raise RunError(f"There is no item {name!r} in what was asked for. There is{listed}")
-    return [item for item in of_part if not names or item.name in names]
+            raise RunError(f"There is no item {name!r}. There is{listed}")
+    return [item for item in items if not names or item.name in names]
 
 
 # What is measured in processes of their own: each gives {"rows": [...]}, or {"skipped": why}.
@@ -239,6 +237,26 @@ def measure_card(output: str) -> dict:
     }
 
 
+def measure_ceilings(
+    output: str, copied: int, hidden: list[int], lengths: list[int], tokens: int
+) -> dict:
+    """What a step is made of, each alone, and the card's description. One that fails is told."""
+    parts: list[tuple[str, Callable[[], dict]]] = [
+        ("target configuration", lambda: measure_target(output)),
+        ("copies", lambda: measure_copy(copied)),
+        *((f"products, H {h}", partial(measure_products, h, tokens)) for h in hidden),
+        *((f"attention, L {n}", partial(measure_attention, n, tokens)) for n in lengths),
+    ]
+    rows: list[dict] = []
+    for name, run in parts:
+        try:
+            found = run()
+            rows += found.get("rows", [{"what": name, "not here": found.get("skipped", "")}])
+        except Exception as error:
+            rows.append({"what": name, "failed": f"{type(error).__name__}: {error}"[:300]})
+    return {"rows": rows}
+
+
 def measure_target(output: str) -> dict:
     """The card as compilers want it described, for tests that compile for it without one."""
     import jax
@@ -256,7 +274,7 @@ def measure_target(output: str) -> dict:
     }
 
 
-def measure_copy(output: str, size: int) -> dict:
+def measure_copy(size: int) -> dict:
     import jax
     import jax.numpy as jnp
 
@@ -266,7 +284,7 @@ def measure_copy(output: str, size: int) -> dict:
     return {"rows": [{"what": f"read and write {size / 1e9:.3g} GB", "GB/s": round(rate, 1)}]}
 
 
-def measure_products(output: str, hidden: int, tokens: int) -> dict:
+def measure_products(hidden: int, tokens: int) -> dict:
     """The products of a layer in bfloat16, and those of their weights' gradients."""
     import jax
     import jax.numpy as jnp
@@ -300,7 +318,7 @@ def measure_products(output: str, hidden: int, tokens: int) -> dict:
     return {"rows": rows}
 
 
-def measure_attention(output: str, length: int, tokens: int) -> dict:
+def measure_attention(length: int, tokens: int) -> dict:
     """Every kernel that works here, on rows without padding; heads as many as base has."""
     import jax
     import jax.numpy as jnp
@@ -315,7 +333,7 @@ def measure_attention(output: str, length: int, tokens: int) -> dict:
     found: list[dict] = []
     for name, kernel in KERNELS.items():
         if problems := kernel.problems(use):
-            found.append({"what": name, "not here": "; ".join(problems)})
+            found.append({"what": f"{name}, L {length}", "not here": "; ".join(problems)})
             continue
 
         def forward(q, k, v, mask, kernel=kernel):
@@ -325,7 +343,8 @@ def measure_attention(output: str, length: int, tokens: int) -> dict:
             out, pull = jax.vjp(lambda *qkv: forward(*qkv, mask), q, k, v)
             return pull(out)
 
-        for what, run, times in ((name, forward, 1), (f"{name}, and backward", both, 3)):
+        of = f"{name}, L {length}"
+        for what, run, times in ((of, forward, 1), (f"{of}, and backward", both, 3)):
             seconds = _seconds(jax.jit(run), q, k, v, mask)
             rate = times * forward_flops / seconds / 1e12
             found.append({"what": what, "ms": round(1000 * seconds, 4), "TFLOP/s": round(rate, 3)})
@@ -359,10 +378,7 @@ def measure_tests(output: str, backend: str) -> dict:
 
 MEASURES: dict[str, Callable[..., dict]] = {
     "card": measure_card,
-    "target": measure_target,
-    "copy": measure_copy,
-    "products": measure_products,
-    "attention": measure_attention,
+    "ceilings": measure_ceilings,
     "tests": measure_tests,
 }
 
@@ -469,16 +485,16 @@ def page(results: list[dict]) -> str:
         return str(value).replace("|", "\\|")
 
     def order(one):
-        return one["card"], one["commit"], one["rehearsal"], one["part"]
+        return one["card"], one["commit"], one["rehearsal"]
 
     lines = ["# Measurements", ""]
     lines += ["Predicted MFU is from the bytes and operations that the compiler reports."]
     where = None
     for one in sorted(results, key=order):
-        if where != (where := order(one)[:3]):
+        if where != (where := order(one)):
             what = "Rehearsal with tiny sizes, whose figures say nothing" if where[2] else "Results"
             lines += ["", f"## {what}: {where[0]}, commit {where[1]}"]
-        lines += ["", f"### {one['part']}: {one['name']}", ""]
+        lines += ["", f"### {one['name']}", ""]
         for name in ("failed", "skipped"):
             if name in one:
                 lines += [f"{name}: {one[name]}"]
@@ -514,7 +530,7 @@ def main() -> int:
         print(json.dumps(MEASURES[what.pop("kind")](**what)))
         return 0
     folder = Path(_OUTPUT.value).expanduser().resolve()
-    items = chosen(plan(_REHEARSE.value, folder), _PART.value, _ITEM.value or [])
+    items = chosen(plan(_REHEARSE.value, folder), _ITEM.value or [])
     if folder.exists() and not folder.is_dir():
         raise RunError(f"--output is {folder}, a file; name a folder")
     folder.mkdir(parents=True, exist_ok=True)
@@ -538,28 +554,32 @@ def main() -> int:
     waiting = left_to_do(items, results, key, _AGAIN.value)
     if len(waiting) < len(items):
         tell(f"{len(items) - len(waiting)} of {len(items)} items are there already")
+    spent = sum(of["seconds"] for of in results if key(of["name"]).items() <= of.items())
+    usable = _USABLE * 60 * _BUDGET.value - spent
+    waiting, left_out = within(waiting, usable)
+    tell(f"{sum(i.seconds for i in waiting) / 60:.0f} of {max(usable, 0) / 60:.0f} min are planned")
+    if left_out:
+        listed = "".join(f"\n  {item.name}: {item.seconds:.0f} s" for item in left_out)
+        tell(f"--budget={_BUDGET.value:g} leaves out{listed}")
     late = []
     for item in waiting:
         left = deadline - time.monotonic()
-        if item.seconds > left:
+        if item.seconds > min(left, usable):
             late.append(item.name)
             continue
-        tell(f"{item.part}: {item.name}")
-        limit = min(_PATIENCE * item.seconds, left)
+        tell(item.name)
+        limit = min(_PATIENCE * item.seconds, left, usable)
         started = time.monotonic()
         outcome = measured(item, limit, folder, environment)
+        took = time.monotonic() - started
+        usable -= took
         if outcome.pop("timed_out", False) and limit < _PATIENCE * item.seconds:
             late.append(item.name)  # it had less time than it may take: nothing is wrong with it
             continue
-        result = key(item.name) | {
-            "part": item.part,
-            "command": item.told,
-            "seconds": time.monotonic() - started,
-            **outcome,
-        }
+        result = key(item.name) | {"command": item.told, "seconds": took, **outcome}
         keep(folder, results, result, key(item.name))
-        told = outcome.get("failed") or outcome.get("skipped") or f"{result['seconds']:.0f} s"
-        tell(f"   {told}")
+        tell(f"   {outcome.get('failed') or outcome.get('skipped') or f'{took:.0f} s'}")
+    spare = [item for item in left_out if item.seconds <= usable]
     of_now = [found_result(results, key(item.name)) for item in items]
     failed = [one["name"] for one in of_now if one and has_failed(one)]
     tell(f"Results are in {folder / 'results.md'}.")
@@ -567,6 +587,9 @@ def main() -> int:
         tell(f"Failed, wholly or in part: {'; '.join(failed)}. See log.txt there; --again.")
     if late:
         tell(f"No time was left for: {'; '.join(late)}. The same command goes on.")
+        return EXIT_CODE
+    if spare:
+        tell("What was left out fits now, since others were faster. The same command goes on.")
         return EXIT_CODE
     return 1 if failed else 0
 

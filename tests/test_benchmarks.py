@@ -114,9 +114,9 @@ def test_padding_is_the_end_of_a_row_and_has_no_masks():
 
 
 ITEMS = [
-    gpu.Item("cheap", "a", 10, ("cheap.py",)),
-    gpu.Item("dear", "a", 500, ("dear.py",)),
-    gpu.Item("step", "b", 60, ("step.py",), rows=32),
+    gpu.Item("cheap", 10, ("cheap.py",)),
+    gpu.Item("dear", 500, ("dear.py",)),
+    gpu.Item("step", 60, ("step.py",), rows=32),
 ]
 
 
@@ -124,13 +124,25 @@ def key(name):
     return gpu.key_of(name, "card", "commit", False)
 
 
-def test_every_part_has_items_and_every_name_is_one_item_s(tmp_path):
+def test_every_name_is_one_item_s_and_half_an_hour_holds_what_is_worth_most(tmp_path):
     for rehearse in (False, True):
         items = gpu.plan(rehearse, tmp_path)
         assert len({item.name for item in items}) == len(items)
-        assert {item.part for item in items} == {"a", "b", "c"}
         assert all(item.seconds <= 300 for item in items)
-    assert sum(item.part == "a" and bool(item.rows) for item in items) == 2
+    items = gpu.plan(False, tmp_path)
+    names = [item.name for item in gpu.within(items, gpu._USABLE * 1800)[0]]
+    assert names[0] == "ceilings"
+    assert {f"{size}, L 512" for size in gpu._DEPTHS} <= set(names)
+    assert {"tests marked gpu", "base and Hugging Face", "base, levers"} <= set(names)
+    assert sum(item.seconds for item in items if item.name in names) <= gpu._USABLE * 1800
+
+
+def test_a_budget_takes_the_first_items_that_fit_and_names_the_others():
+    fit, others = gpu.within(ITEMS, 100)
+    assert [item.name for item in fit] == ["cheap", "step"]
+    assert [item.name for item in others] == ["dear"]
+    assert gpu.within(ITEMS, 0) == ([], ITEMS)
+    assert gpu.within(ITEMS, 570) == (ITEMS, [])
 
 
 def test_variants_of_the_plan_are_those_of_configs(tmp_path):
@@ -164,7 +176,7 @@ def test_failures_are_tried_again_only_if_asked_to():
 
 
 def test_a_failure_is_kept_with_its_reason_until_it_is_measured(tmp_path):
-    facts = {"part": "a", "command": "python cheap.py", "seconds": 1.0}
+    facts = {"command": "python cheap.py", "seconds": 1.0}
     results = [{**key("dear"), **facts, "rows": [{"what": "x", "GB/s": 7}]}]
     gpu.keep(tmp_path, results, {**key("cheap"), **facts, "failed": "no | room"}, key("cheap"))
     assert gpu.read_results(tmp_path / "results.json") == results
@@ -175,11 +187,11 @@ def test_a_failure_is_kept_with_its_reason_until_it_is_measured(tmp_path):
     assert "failed" not in (tmp_path / "results.md").read_text()
 
 
-def test_items_are_chosen_by_part_and_name():
-    assert gpu.chosen(ITEMS, "b", []) == ITEMS[2:]
-    assert gpu.chosen(ITEMS, None, ["dear"]) == ITEMS[1:2]
+def test_items_are_chosen_by_name():
+    assert gpu.chosen(ITEMS, []) == ITEMS
+    assert gpu.chosen(ITEMS, ["dear"]) == ITEMS[1:2]
     with pytest.raises(RunError, match="no item 'quick'"):
-        gpu.chosen(ITEMS, None, ["quick"])
+        gpu.chosen(ITEMS, ["quick"])
 
 
 def test_a_step_that_does_not_fit_is_tried_with_half_the_rows(monkeypatch, tmp_path):
@@ -201,7 +213,7 @@ def test_a_step_that_does_not_fit_is_tried_with_half_the_rows(monkeypatch, tmp_p
         return {"devices": "1 x NVIDIA H200", "variants": variants, "peers": {"sdpa": failed}}
 
     monkeypatch.setattr(gpu, "run", run)
-    item = gpu.Item("step", "b", 60, ("step.py",), rows=32, size="base")
+    item = gpu.Item("step", 60, ("step.py",), rows=32, size="base")
     outcome = gpu.measured(item, 60, tmp_path, {})
     assert [text.rpartition("=")[2] for text in asked] == ["32", "16", "8"]
     assert outcome["did_not_fit"] == [32, 16]
@@ -238,11 +250,14 @@ print(json.dumps([
 
 
 def test_an_item_is_measured_kept_and_not_measured_again(tmp_path):
-    arguments = (f"--output={tmp_path}", "--rehearse", "--item=copy", "--item=tests marked gpu")
+    names = "ceilings", "tests marked gpu"
+    arguments = (f"--output={tmp_path}", "--rehearse", *(f"--item={name}" for name in names))
     first = call("gpu", *arguments)
     assert first.returncode == 0, first.stderr
-    (copy, tests) = json.loads((tmp_path / "results.json").read_text())["results"]
-    assert copy["rows"][0]["GB/s"] > 0
+    (ceilings, tests) = json.loads((tmp_path / "results.json").read_text())["results"]
+    told = {head for row in ceilings["rows"] for head in row}
+    assert {"GB/s", "TFLOP/s", "ms", "not here"} <= told
+    assert "failed" not in told
     assert "need a GPU" in tests["skipped"]
     assert "Rehearsal" in (tmp_path / "results.md").read_text()
     again = call("gpu", *arguments)
@@ -251,16 +266,17 @@ def test_an_item_is_measured_kept_and_not_measured_again(tmp_path):
 
 
 def test_nothing_is_started_that_would_end_too_late(tmp_path):
-    late = call("gpu", f"--output={tmp_path}", "--rehearse", "--part=b", "--minutes=0.5")
+    late = call("gpu", f"--output={tmp_path}", "--rehearse", "--minutes=0.5", "--budget=10")
     assert late.returncode == 75
-    assert "No time was left for: base, attention" in late.stdout
+    assert "No time was left for: ceilings" in late.stdout
+    assert "--budget=10 leaves out" in late.stdout
     assert not (tmp_path / "results.json").exists()
 
 
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("--part=d", "--output=x"), "value should be one of <a|b|c>"),
+        (("--budget=-1", "--output=x"), "is not a non-negative number"),
         ((), "--output must have a value"),
         (("--output=README.md",), "README.md, a file; name a folder"),
     ],

@@ -54,6 +54,13 @@ def in_use(weight, *axes: str):
     return nn.with_logical_constraint(weight, axes, rules=rules_within_rows())
 
 
+def cast_in_use(kernel, dtype, *axes: str):
+    """A kernel in the compute dtype as rows meet it, through which no gradient goes."""
+    # Cut as it is held: else the compiler for GPUs gathers it first, in float32.
+    cut = nn.with_logical_constraint(jax.lax.stop_gradient(kernel.astype(dtype)), axes)
+    return in_use(cut, *axes)
+
+
 def row_axes() -> tuple[str, ...]:
     """Mesh axes that rows are cut along, by the rules in force."""
     rules = nn.get_logical_axis_rules()
@@ -108,7 +115,7 @@ class Dense(nn.Module):
 
         cast: jax.Array | None = self.get_variable(CAST, "kernel")
         if cast is None and kernel.dtype != dtype:
-            cast = in_use(jax.lax.stop_gradient(kernel.astype(dtype)), *self.axes)
+            cast = cast_in_use(kernel, dtype, *self.axes)
         kernel = in_use(kernel, *self.axes)
         product = lean.product(x, kernel, self.contracted, self.activation, cast)
         if self.rank:
@@ -348,7 +355,7 @@ class LayerStack(nn.Module):
         # Once for all depths; the gradient goes past it, to be summed over them in param_dtype.
         dtype, axes = DTYPES[c.dtype], layer_axes(c)
         cast = {
-            leaf: in_use(jax.lax.stop_gradient(entries.astype(dtype)), *axes[leaf])
+            leaf: cast_in_use(entries, dtype, *axes[leaf])
             for leaf, entries in shared.items()
             if leaf.endswith("kernel") and entries.dtype != dtype
         }
