@@ -422,7 +422,7 @@ class Pretrained:
         masks, top = _at_least_one(masks, "masks"), _at_least_one(top, "top")
         limit = self.config.max_position_embeddings
         shapes = {
-            (bucket(_at_least_one(count, "batches")), _length_of(length, limit))
+            (bucket(_at_least_one(count, "batches")), padded_length(length, limit))
             for count in batches
             for length in lengths
         }
@@ -1061,14 +1061,14 @@ def _padded(rows: dict[str, np.ndarray], limit: int) -> dict[str, np.ndarray]:
     count, length = rows["input_ids"].shape
     mask = rows["attention_mask"]
     rows = rows | {"attention_mask": np.where(mask.any(axis=1, keepdims=True), mask, 1)}
-    positions = _length_of(length, limit)
+    positions = padded_length(length, limit)
     padded = {name: _grown(value, bucket(count), positions) for name, value in rows.items()}
     padded["attention_mask"][count:, 0] = 1
     return padded
 
 
-def _length_of(length: int, limit: int) -> int:
-    """The positions that rows of a length are computed with; raises ValueError below 1."""
+def padded_length(length: int, limit: int) -> int:
+    """The positions that rows of a length are computed with, at most `limit`; raises ValueError."""
     return min(bucket(max(_at_least_one(length, "lengths"), _SHORTEST)), limit)
 
 
