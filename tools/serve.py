@@ -87,11 +87,7 @@ def main() -> None:
         raise ConfigError(
             [f"{', '.join(lacking)} must be installed: pip install -r requirements-serve.txt"]
         )
-    import albert
     from albert.serving import server
-    from albert.serving.abilities import Limits
-    from albert.serving.app import make_app
-    from albert.serving.jax_backend import JaxBackend
 
     token = _TOKEN.value if _TOKEN.value is not None else os.environ.get("ALBERT_TOKEN")
     problems = []
@@ -107,6 +103,12 @@ def main() -> None:
     batches = whole_numbers("batches", _BATCHES.value)
     lengths = whole_numbers("lengths", _LENGTHS.value)
     port = server.claim(_HOST.value, _PORT.value)
+
+    import albert
+    from albert.serving.abilities import Limits
+    from albert.serving.app import make_app
+    from albert.serving.jax_backend import JaxBackend
+
     limits = Limits(
         body_bytes=_BODY.value,
         texts=_TEXTS.value,
@@ -125,8 +127,13 @@ def main() -> None:
     backend.warm_up(lambda line: tell(f"  compiled {line}"))
     app = make_app(backend, limits, _WINDOW.value / 1000, token)
     host = f"[{_HOST.value}]" if ":" in _HOST.value else _HOST.value
-    tell(f"http://{host}:{port.getsockname()[1]} says what can be asked. Ctrl-C stops.")
-    server.run(app, port, _SECONDS.value)
+    address = f"http://{host}:{port.getsockname()[1]}"
+    server.run(
+        app,
+        port,
+        _SECONDS.value,
+        lambda: tell(f"{address} says what can be asked. Ctrl-C stops."),
+    )
     tell("Stopped.")
 
 

@@ -3,6 +3,7 @@
 import ipaddress
 import signal
 import socket
+from collections.abc import Callable
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -25,6 +26,7 @@ def claim(host: str, port: int) -> socket.socket:
 
     Raises RunError when it is taken, or there is no such host.
     """
+    claimed = None
     try:
         family, kind, number, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -33,6 +35,8 @@ def claim(host: str, port: int) -> socket.socket:
         claimed.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         claimed.bind(address)
     except OSError as error:
+        if claimed:
+            claimed.close()
         raise RunError(
             f"{host}:{port} cannot be listened on: {error.strerror}. Choose others with --host and "
             "--port."
@@ -55,9 +59,14 @@ def make_server(app: ASGIApp, seconds: float) -> uvicorn.Server:
     return uvicorn.Server(config)
 
 
-def run(app: ASGIApp, port: socket.socket, seconds: float) -> None:
-    """Serves until SIGTERM or SIGINT, and returns when what had come is answered."""
+def run(app: ASGIApp, port: socket.socket, seconds: float, on_open: Callable[[], None]) -> None:
+    """Serves until SIGTERM or SIGINT, and returns when what had come is answered.
+
+    `on_open` is called when the port is open: who comes at once waits for a moment.
+    """
     for number in (signal.SIGTERM, signal.SIGINT):
         # uvicorn takes these, and raises them again behind its end, which is no reason to die.
         signal.signal(number, lambda *_: None)
+    port.listen(_BACKLOG)
+    on_open()
     make_server(app, seconds).run(sockets=[port])
