@@ -267,7 +267,8 @@ async def measure(url: str) -> dict:
     takes = alone["answered_per_second"]
     print(told(f"{_CLIENTS.value} clients", alone), flush=True)
     half, _ = await by_the_clock(client, asked, takes / 2, _ALONE.value, rng)
-    print(told("half of it", half.facts()), flush=True)
+    half_facts = half.facts()
+    print(told("half of it", half_facts), flush=True)
     start = await client.figures()
     tally, watched = await by_the_clock(
         client, asked, _TIMES.value * takes, 60 * _MINUTES.value, rng
@@ -280,7 +281,7 @@ async def measure(url: str) -> dict:
     first = next(value for at, value in memory if at >= settled)
     return {
         "alone": alone,
-        "half": half.facts(),
+        "half": half_facts,
         "overload": facts,
         "times": _TIMES.value,
         "minutes": _MINUTES.value,
