@@ -1,6 +1,7 @@
 """The service: batches, limits, mistakes, and stopping."""
 
 import contextlib
+import dataclasses
 import http.client
 import json
 import os
@@ -108,7 +109,7 @@ def measured(port):
 HEADS = {"classifier": {"labels": 3}, "tokens": {"labels": 3}, "span": {}}
 
 
-def made(vocabulary, heads, labels=("a", "b", "c"), with_vocabulary=True):
+def made(vocabulary, heads, labels=("a", "b", "c")):
     config = random_weights(**SIZES).config
     rng = np.random.default_rng(0)
     params = {
@@ -116,7 +117,7 @@ def made(vocabulary, heads, labels=("a", "b", "c"), with_vocabulary=True):
         for path, shape in parameter_shapes(config, heads).items()
     }
     weights = Weights(config, params, heads=heads, labels=labels)
-    weights.tokenizer = Tokenizer(vocabulary) if with_vocabulary else None
+    weights.tokenizer = Tokenizer(vocabulary)
     return Pretrained(weights)
 
 
@@ -132,6 +133,11 @@ def model(vocabulary):
 @pytest.fixture(scope="module")
 def tuned(vocabulary):
     return made(vocabulary, HEADS)
+
+
+@pytest.fixture(scope="module")
+def choosing(vocabulary):
+    return made(vocabulary, {"classifier": {"labels": 1, "kind": "choice"}})
 
 
 @pytest.fixture(scope="module")
@@ -262,7 +268,7 @@ def classified(found):
     return [{"label": each.label, "probabilities": each.probabilities} for each in found]
 
 
-def cases(kind, vocabulary, model, tuned):
+def cases(kind, vocabulary, model, tuned, choosing):
     """(model, [(path, request, what the model itself says of each text alone)])."""
     many = [TEXTS[:1], TEXTS, TEXTS[2:], TEXTS[1:3]]
     if kind == "fill_mask":
@@ -292,7 +298,7 @@ def cases(kind, vocabulary, model, tuned):
             for t, p in pairs
         ]
     if kind == "choose":
-        other = made(vocabulary, {"classifier": {"labels": 1, "kind": "choice"}})
+        other = choosing
         asked = [("the river", "what _", ["a", "the bridge", "wheel", "the river"])]
         return other, [
             (
@@ -348,8 +354,10 @@ def assert_alike(found, expected):
         ),
     ],
 )
-def test_answers_given_at_once_are_those_that_the_model_gives_alone(kind, vocabulary, model, tuned):
-    other, asked = cases(kind, vocabulary, model, tuned)
+def test_answers_given_at_once_are_those_that_the_model_gives_alone(
+    kind, vocabulary, model, tuned, choosing
+):
+    other, asked = cases(kind, vocabulary, model, tuned, choosing)
     asked = asked * (1 + 8 // len(asked))
     with serving(backend_of(other), window=0.05) as (port, _):
         with ThreadPoolExecutor(len(asked)) as pool:
@@ -366,7 +374,7 @@ def test_answers_given_at_once_are_those_that_the_model_gives_alone(kind, vocabu
 def test_ids_can_be_given_in_place_of_texts(service, model):
     made_rows = model.tokenize("the [MASK] moves", "a [MASK]")
     ids, types = made_rows["input_ids"].tolist(), made_rows["token_type_ids"].tolist()
-    expected = model(**made_rows).last_hidden_state[0].mean(0)
+    expected = model.compute("encode", made_rows)["mean"][0]
     status, content, _ = ask(service, "/embed", {"ids": ids, "types": types})
     assert status == 200
     np.testing.assert_allclose(content["results"][0], expected, atol=1e-5)
@@ -374,8 +382,10 @@ def test_ids_can_be_given_in_place_of_texts(service, model):
     assert [len(place) for place in content["results"][0]] == [2, 2]
 
 
-def test_a_model_without_vocabulary_takes_ids(vocabulary):
-    with serving(backend_of(made(vocabulary, PRETRAINED, with_vocabulary=False))) as (port, _):
+def test_a_model_without_vocabulary_takes_ids(model):
+    backend = backend_of(model)
+    backend.card = dataclasses.replace(backend.card, tokenizer=None)
+    with serving(backend) as (port, _):
         status, content, _ = ask(port, "/embed", {"texts": ["a"]})
         assert status == 409
         assert "no vocabulary, so it takes ids" in content["error"]
@@ -405,8 +415,8 @@ def test_a_model_without_vocabulary_takes_ids(vocabulary):
         ("encode", {"texts": ["a", "river " * 60]}, [{"mean": np.zeros(2)}] * 2, [1]),
     ],
 )
-def test_what_is_cut_is_told(tuned, name, body, outputs, cut):
-    card = backend_of(tuned).card
+def test_what_is_cut_is_told(tuned, choosing, name, body, outputs, cut):
+    card = backend_of(choosing if name == "choose" else tuned).card
     (ability,) = (each for each in abilities_of(card, LIMITS) if each.name == name)
     prepared = ability.prepare(ability.request(**body), card)
     assert len(prepared.rows) == len(outputs)
@@ -466,25 +476,17 @@ def test_mistakes_are_told_in_a_sentence(service, path, body, status, words):
     assert re.search(words, found[1]["error"]), found[1]["error"]
 
 
-def test_mistakes_of_some_abilities_are_told(vocabulary):
-    for heads, path, body, words in (
-        (
-            {"classifier": {"labels": 2}},
-            "/classify",
-            {"texts": ["a"], "pairs": ["b", "c"]},
-            "There are 1 texts and 2 pairs",
-        ),
-        (
-            {"classifier": {"labels": 1, "kind": "choice"}},
-            "/choose",
-            {"context": "a", "question": "b", "options": ["a"]},
-            "options: list should have at least 2 items",
-        ),
-        ({"span": {}}, "/answer", {"question": "a"}, "context is missing"),
-        ({"span": {}}, "/answer", {"question": "a", "context": " "}, "context is empty"),
-    ):
-        with serving(backend_of(made(vocabulary, heads))) as (port, _):
-            status, content, _ = ask(port, path, body)
+def test_mistakes_of_some_abilities_are_told(tuned, choosing):
+    with serving(backend_of(tuned)) as (port, _), serving(backend_of(choosing)) as (other, _):
+        for asked, path, body, words in (
+            (port, "/classify", {"texts": ["a"], "pairs": ["b", "c"]}, "are 1 texts and 2 pairs"),
+            (port, "/classify", {"ids": [[2]], "pairs": ["b"]}, "pairs belong to texts"),
+            (port, "/answer", {"question": "a"}, "context is missing"),
+            (port, "/answer", {"question": "a", "context": " "}, "context is empty"),
+            (port, "/answer", {"question": "a", "context": "\u0301"}, "context has no text"),
+            (other, "/choose", {"context": "a", "question": "b", "options": ["a"]}, "at least 2"),
+        ):
+            status, content, _ = ask(asked, path, body)
             assert status == 422
             assert words in content["error"]
 
@@ -734,15 +736,10 @@ def test_a_warm_service_compiles_nothing(vocabulary):
     assert model._likeliest._cache_size() == model._sentence_vectors._cache_size() == 2
 
 
-def test_abilities_follow_from_the_heads(vocabulary):
-    for heads, expected in (
-        (PRETRAINED, ("fill_mask", "encode")),
-        ({"classifier": {"labels": 2}}, ("encode", "classify")),
-        ({"classifier": {"labels": 1, "kind": "choice"}}, ("encode", "choose")),
-        ({"tokens": {"labels": 2}}, ("encode", "tag")),
-        ({"conditional_span": {}}, ("encode", "answer")),
-    ):
-        assert made(vocabulary, heads).abilities == expected
+def test_abilities_follow_from_the_heads(model, tuned, choosing):
+    assert model.abilities == ("fill_mask", "encode")
+    assert tuned.abilities == ("encode", "classify", "tag", "answer")
+    assert choosing.abilities == ("encode", "choose")
     lacking = Pretrained(random_weights(lacking=["mlm_head", "pooler"]))
     assert lacking.abilities == ("encode",)
     assert backend_of(lacking).card.poolings == ("mean", "cls")
