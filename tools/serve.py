@@ -62,7 +62,7 @@ _WINDOW = flags.DEFINE_float(
 _QUEUE = flags.DEFINE_integer("queue", 256, "Rows that may wait.", lower_bound=1)
 _BODY = flags.DEFINE_integer("body_bytes", 2**20, "Of a request at most.", lower_bound=1)
 _TEXTS = flags.DEFINE_integer("texts", 64, "Of a request at most.", lower_bound=1)
-_CHARACTERS = flags.DEFINE_integer("characters", 100_000, "Of a text at most.", lower_bound=1)
+_CHARACTERS = flags.DEFINE_integer("characters", 20_000, "Of a text at most.", lower_bound=1)
 _TOP = flags.DEFINE_integer("top", 50, "Guesses at a [MASK] at most.", lower_bound=1)
 _SECONDS = flags.DEFINE_float("seconds", 30.0, "That a request may take.", lower_bound=0.1)
 _NEEDED = ("fastapi", "uvicorn", "pydantic", "prometheus_client")

@@ -24,6 +24,8 @@ _PAGES = ("/", "/docs", "/openapi.json", "/health", "/metrics")
 # What is shown without a token: it says what the model can do, and nothing that it has seen.
 _OPEN = ("/", "/docs", "/openapi.json", "/health")
 _TOLD = 3  # mistakes in a request that are named
+# Of the seconds of a request so many may be spent in the queue, by what batches took lately.
+_SHARE = 0.5
 _GONE = 499  # as other servers count it: nobody gets it
 
 
@@ -38,7 +40,13 @@ def make_app(
       window: seconds that a row waits for others.
       token: that requests must bear; None: requests of this machine are taken.
     """
-    batcher = Batcher(backend, window, limits.queue, lambda batch: metrics.count_batch(batch))
+    batcher = Batcher(
+        backend,
+        window,
+        limits.queue,
+        _SHARE * limits.seconds,
+        lambda batch: metrics.count_batch(batch),
+    )
     metrics = Metrics(lambda: batcher.waiting, limits.queue)
     # Reads and writes texts, so that who is only asked whether it is well answers at once.
     texts = ThreadPoolExecutor(2, "texts")
@@ -167,8 +175,8 @@ def _endpoint(
         except QueueFull as full:
             return refusal(
                 429,
-                f"As many rows wait as may ({limits.queue:,}); try again in about "
-                f"{full.retry_after} s.",
+                f"{full.waiting:,} rows wait, and no more can be answered in time; try again in "
+                f"about {full.retry_after} s.",
                 Retry_After=str(full.retry_after),
             )
         except Refused as error:
@@ -231,7 +239,7 @@ def _errors() -> dict[int | str, dict[str, Any]]:
         413: "The body is too large.",
         415: "The body's type is not application/json.",
         422: "The request is not as described here.",
-        429: "As many rows wait as may; Retry-After says when to try again.",
+        429: "There is too much to do; Retry-After says when to try again.",
         504: "There was no answer in time.",
     }
     return {

@@ -14,10 +14,14 @@ _SLOWEST = 60  # seconds after which to come again, at most
 
 
 class QueueFull(Exception):
-    """There is no room for more rows; `retry_after`: seconds until there probably is."""
+    """No more rows are taken now.
 
-    def __init__(self, retry_after: int):
-        super().__init__(f"no room for about {retry_after} s")
+    `waiting`: rows that are there; `retry_after`: whole seconds that they take, about.
+    """
+
+    def __init__(self, waiting: int, retry_after: int):
+        super().__init__(f"{waiting} rows wait, for about {retry_after} s")
+        self.waiting = waiting
         self.retry_after = retry_after
 
 
@@ -59,6 +63,8 @@ class Batcher:
       backend: computes; its shapes say how large a batch is and what lengths are alike.
       window: seconds that a row waits for others.
       limit: rows that may wait.
+      patience: seconds; rows are refused where those that wait take longer by what batches took
+        lately, although there is room: nobody would wait for their answers.
       on_batch: called behind every batch, by the thread that computes.
     """
 
@@ -67,11 +73,13 @@ class Batcher:
         backend: Backend,
         window: float,
         limit: int,
+        patience: float = math.inf,
         on_batch: Callable[[Batch], None] = lambda batch: None,
     ):
         self.limit = limit
         self._backend = backend
         self._window = window
+        self._patience = patience
         self._on_batch = on_batch
         # (ability, length of the shape) -> rows, the longest waiting first; no queue is empty.
         self._queues: dict[tuple[str, int], collections.deque[_Waiting]] = {}
@@ -92,10 +100,10 @@ class Batcher:
         return self._thread.is_alive() and not self._closing
 
     def check_room(self, rows: int = 1) -> None:
-        """Raises QueueFull where so many rows have no room."""
-        if self._waiting + rows > self.limit:
-            seconds = math.ceil(self._waiting * self._seconds_per_row)
-            raise QueueFull(min(max(seconds, 1), _SLOWEST))
+        """Raises QueueFull where so many rows have no room, or would wait for too long."""
+        seconds = self._waiting * self._seconds_per_row
+        if self._waiting + rows > self.limit or seconds > self._patience:
+            raise QueueFull(self._waiting, min(max(math.ceil(seconds), 1), _SLOWEST))
 
     def submit(self, ability: str, rows: Sequence[Row]) -> "Future[list[Any]]":
         """What the backend finds for each row, when it is there; without rows at once.
@@ -152,17 +160,22 @@ class Batcher:
             (ability, length), rows = chosen
             shape = self._backend.shapes.batch_for(len(rows)), length
             begin = time.perf_counter()
+            outputs, failure = None, None
             try:
                 outputs = self._backend.compute(
                     ability, [each.work.rows[each.number] for each in rows], shape
                 )
-                self._hand_out(rows, outputs)
             except Exception as error:  # of this batch: the next one may well be computed
-                for each in rows:
-                    _finish(each.work.future, error=error)
+                failure = error
             seconds = time.perf_counter() - begin
-            # A mean of the last batches or so.
-            self._seconds_per_row += 0.1 * (seconds / len(rows) - self._seconds_per_row)
+            # Of the last ten batches or so.
+            share = 0.1 if self._seconds_per_row else 1.0
+            self._seconds_per_row += share * (seconds / len(rows) - self._seconds_per_row)
+            if outputs is None:
+                for each in rows:
+                    _finish(each.work.future, error=failure)
+            else:
+                self._hand_out(rows, outputs)
             self._on_batch(Batch(ability, len(rows), shape, seconds))
 
     def _next(self) -> tuple[tuple[str, int], list[_Waiting]] | None:
