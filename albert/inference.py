@@ -329,6 +329,13 @@ class Pretrained:
         }
         return tuple(name for name in ABILITIES if has[name])
 
+    def _check_abilities(self, asked: Iterable[str]) -> None:
+        if unknown := [name for name in asked if name not in self.abilities]:
+            raise ValueError(
+                f"This model cannot {', '.join(map(repr, unknown))}; it can "
+                f"{', '.join(self.abilities)}."
+            )
+
     @property
     def _span_head(self) -> str | None:
         """The head that finds answers; None where there is none."""
@@ -357,12 +364,17 @@ class Pretrained:
           "classify", "choose": logits, [B, labels].
           "tag": logits, [B, L, labels].
           "answer": logits of start and end, [B, L, 2]; of a model of SQuAD 2.0 a dict of its beams.
+
+        Raises:
+          ValueError: the model has no such ability, or there is no position to guess at.
         """
+        self._check_abilities([ability])
         count, length = rows["input_ids"].shape
         batch = _padded(rows, self.config.max_position_embeddings)
         if ability == "fill_mask":
-            pieces, places = self._num_pieces, positions.shape[1]  # type: ignore[union-attr]
-            wide = _grown(positions, len(batch["input_ids"]), bucket(places))  # type: ignore[arg-type]
+            at = _checked_positions(positions, count, length)
+            pieces, places = self._num_pieces, at.shape[1]
+            wide = _grown(at, len(batch["input_ids"]), bucket(places))
             found: Any = self._likeliest(
                 self.params, batch, wide, pieces=pieces, top=min(bucket(top), pieces)
             )
@@ -401,7 +413,7 @@ class Pretrained:
           lengths: pieces of the longest text of a call, with [CLS] and [SEP]; those over the
             model's positions count as all of them. `answer` is called with windows.
           batches: texts of a call, at most its batch_size; options of `choose`, windows of
-            `answer`.
+            `answer`; `tag` computes its rows one by one.
           abilities: of `abilities`; None: all of them.
           masks: [MASK]s of a text of `fill_mask` at most.
           top: guesses of `fill_mask` at each.
@@ -414,11 +426,7 @@ class Pretrained:
           ValueError: the model has no such ability, or a number is below 1.
         """
         asked = self.abilities if abilities is None else tuple(abilities)
-        if unknown := [name for name in asked if name not in self.abilities]:
-            raise ValueError(
-                f"This model cannot {', '.join(map(repr, unknown))}; it can "
-                f"{', '.join(self.abilities)}."
-            )
+        self._check_abilities(asked)
         masks, top = _at_least_one(masks, "masks"), _at_least_one(top, "top")
         limit = self.config.max_position_embeddings
         shapes = {
@@ -770,12 +778,14 @@ class Pretrained:
                 f"{rows.cut} of {len(rows)} texts are cut to the model's {limit} positions.",
                 stacklevel=4,
             )
-        found = np.zeros((len(rows), self.heads["classifier"]["labels"]), np.float32)
+        fields = self.heads["classifier"]
+        ability = "choose" if fields.get("kind") == "choice" else "classify"
+        found = np.zeros((len(rows), fields["labels"]), np.float32)
         order = np.argsort(rows.lengths, kind="stable")
         for begin in range(0, len(order), batch_size):
             chosen = order[begin : begin + batch_size]
             batch = rows.padded(chosen, int(rows.lengths[chosen].max()))
-            found[chosen] = self.compute("classify", batch)
+            found[chosen] = self.compute(ability, batch)
         return found
 
     def save(self, path: str | os.PathLike, format: str = "albert") -> None:

@@ -730,6 +730,10 @@ def test_what_is_warm_is_not_compiled_again(vocabulary):
                 warnings.simplefilter("ignore", UserWarning)  # of texts that are cut
                 model.encode(["river " * words] * count, "cls")
     assert (model._likeliest._cache_size(), model._sentence_vectors._cache_size()) == before
+    rows = model.tokenize("a river")
+    for ability, words in (("tag", "cannot 'tag'"), ("fill_mask", "positions has shape")):
+        with pytest.raises(ValueError, match=words):
+            model.compute(ability, rows)
     for arguments, words in (
         (((10,), (1,), ["tag"]), "cannot 'tag'; it can fill_mask, encode"),
         (((0,), (1,)), "lengths is 0"),
