@@ -5,8 +5,9 @@ import functools
 import operator
 import os
 import re
+import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, overload
 
 import jax
@@ -18,10 +19,10 @@ from albert.checkpoints import CheckpointError
 from albert.data.labelled.answers import answers_v1, answers_v2
 from albert.data.labelled.choices import choice_sequences
 from albert.data.labelled.sequences import Sequences, make_sequences
-from albert.data.labelled.squad import Options, Question, make_windows
-from albert.data.labelled.words import word_sequences
+from albert.data.labelled.squad import Options, Question, Windows, make_windows
+from albert.data.labelled.words import WordRows, word_sequences
 from albert.data.padding import bucket
-from albert.data.tokenizer import MASK, PAD, Tokenizer
+from albert.data.tokenizer import MASK, PAD, UNK, Tokenizer
 from albert.interop import formats
 from albert.interop.weights import OPTIONAL_PARTS, Weights, parameter_shapes, part_of, unstacked
 from albert.models.config import DTYPES, AlbertConfig
@@ -30,6 +31,8 @@ from albert.models.heads import HEADS, label_probabilities, outside_of_paragraph
 from albert.runtime.paths import place
 
 POOLING = ("mean", "pooled", "cls")
+# What a model may be asked, by the names of its methods; which of them it has, `abilities` says.
+ABILITIES = ("fill_mask", "encode", "classify", "choose", "tag", "answer")
 # The shortest length that a program is compiled for.
 _SHORTEST = 16
 
@@ -75,6 +78,15 @@ class Chosen(NamedTuple):
     number: int  # from 0
     option: str
     probabilities: list[float]  # of every option
+
+
+class Program(NamedTuple):
+    """A program that `warm_up` has compiled."""
+
+    ability: str
+    rows: int
+    length: int  # positions of a row
+    seconds: float  # of compiling it and running it once
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -252,16 +264,16 @@ class Pretrained:
 
     @functools.cached_property
     def _sentence_vectors(self):
-        @functools.partial(jax.jit, static_argnames="pooling")
-        def vectors(params, rows, pooling):
+        @jax.jit
+        def vectors(params, rows):
+            """Of every pooling that the model has: what differs costs next to nothing."""
             output = self._apply(params, rows)
-            if pooling == "pooled":
-                return output["pooled_output"].astype(jnp.float32)
             hidden = output["last_hidden_state"].astype(jnp.float32)
-            if pooling == "cls":
-                return hidden[:, 0]
             weights = rows["attention_mask"][:, :, None].astype(jnp.float32)
-            return (hidden * weights).sum(1) / weights.sum(1)
+            found = {"mean": (hidden * weights).sum(1) / weights.sum(1), "cls": hidden[:, 0]}
+            if "pooler" not in self.missing:
+                found["pooled"] = output["pooled_output"].astype(jnp.float32)
+            return found
 
         return vectors
 
@@ -302,6 +314,141 @@ class Pretrained:
     def _num_pieces(self) -> int:
         """Rows of the model that are pieces: there may be more, which are never predicted."""
         return self.tokenizer.vocab_size if self.tokenizer else self.config.vocab_size
+
+    @property
+    def abilities(self) -> tuple[str, ...]:
+        """What this model may be asked: those of ABILITIES that its heads are for."""
+        kind = self.heads.get("classifier", {}).get("kind", "classes")
+        has = {
+            "fill_mask": "mlm_head" not in self._lacking,
+            "encode": True,
+            "classify": not {"pooler", "classifier_head"} & self._lacking and kind != "choice",
+            "choose": not {"pooler", "classifier_head"} & self._lacking and kind == "choice",
+            "tag": "tokens_head" not in self._lacking,
+            "answer": self._span_head is not None,
+        }
+        return tuple(name for name in ABILITIES if has[name])
+
+    def _check_abilities(self, asked: Iterable[str]) -> None:
+        if unknown := [name for name in asked if name not in self.abilities]:
+            raise ValueError(
+                f"This model cannot {', '.join(map(repr, unknown))}; it can "
+                f"{', '.join(self.abilities)}."
+            )
+
+    @property
+    def _span_head(self) -> str | None:
+        """The head that finds answers; None where there is none."""
+        names = ("span", "conditional_span")
+        return next((name for name in names if f"{name}_head" not in self._lacking), None)
+
+    def compute(
+        self,
+        ability: str,
+        rows: dict[str, np.ndarray],
+        positions: np.ndarray | None = None,
+        top: int = 5,
+    ) -> Any:
+        """The numbers behind an ability, of rows that are pieces already.
+
+        Args:
+          ability: one of `abilities`.
+          rows: int32 `input_ids`, `attention_mask` and `token_type_ids`, [B, L] each.
+          positions: int32 [B, P], of "fill_mask" alone: where to guess.
+          top: guesses at each position, of "fill_mask" alone; at most the pieces that there are.
+
+        Returns:
+          NumPy arrays of B rows, float32 where nothing else is said:
+          "fill_mask": probabilities and int32 ids of pieces, [B, P, top] each, the likeliest first.
+          "encode": a dict with [B, H] for every pooling that the model has.
+          "classify", "choose": logits, [B, labels].
+          "tag": logits, [B, L, labels].
+          "answer": logits of start and end, [B, L, 2]; of a model of SQuAD 2.0 a dict of its beams.
+
+        Raises:
+          ValueError: the model has no such ability, or there is no position to guess at.
+        """
+        self._check_abilities([ability])
+        count, length = rows["input_ids"].shape
+        batch = _padded(rows, self.config.max_position_embeddings)
+        if ability == "fill_mask":
+            at = _checked_positions(positions, count, length)
+            pieces, places = self._num_pieces, at.shape[1]
+            wide = _grown(at, len(batch["input_ids"]), bucket(places))
+            found: Any = self._likeliest(
+                self.params, batch, wide, pieces=pieces, top=min(bucket(top), pieces)
+            )
+            cut: Any = np.s_[:count, :places, :top]
+        elif ability in ("classify", "choose"):
+            wanted = ("classifier_logits",)
+            found = self._forward(self.params, batch, None, wanted=wanted, pieces=self._num_pieces)
+            found, cut = found["classifier_logits"], np.s_[:count]
+        else:
+            programs = {
+                "encode": self._sentence_vectors,
+                "tag": self._token_logits,
+                "answer": self._span_outputs,
+            }
+            found = programs[ability](self.params, batch)
+            by_position = not isinstance(found, dict)  # vectors and beams have no position
+            cut = np.s_[:count, :length] if by_position else np.s_[:count]
+        return jax.tree.map(lambda x: np.asarray(x)[cut], jax.device_get(found))
+
+    def warm_up(
+        self,
+        lengths: Iterable[int] = (32, 128, 512),
+        batches: Iterable[int] = (1, 32),
+        abilities: Iterable[str] | None = None,
+        masks: int = 1,
+        top: int = 5,
+        on_program: Callable[[Program], None] | None = None,
+    ) -> list[Program]:
+        """Compiles programs ahead, so that the first calls do not wait, and runs each once.
+
+        Rows and lengths of a call are grown to few sizes: 1, 2, 3, 4, 6, 8, 12, 16, 24, ..., and 16
+        or more positions, at most the model's. A call is served by what was compiled here where it
+        grows to one of these shapes; every other shape is compiled when it comes.
+
+        Args:
+          lengths: pieces of the longest text of a call, with [CLS] and [SEP]; those over the
+            model's positions count as all of them. `answer` is called with windows.
+          batches: texts of a call, at most its batch_size; options of `choose`, windows of
+            `answer`; `tag` computes its rows one by one.
+          abilities: of `abilities`; None: all of them.
+          masks: [MASK]s of a text of `fill_mask` at most.
+          top: guesses of `fill_mask` at each.
+          on_program: called with every `Program` as soon as it is there.
+
+        Returns:
+          What was compiled, each shape once.
+
+        Raises:
+          ValueError: the model has no such ability, or a number is below 1.
+        """
+        asked = self.abilities if abilities is None else tuple(abilities)
+        self._check_abilities(asked)
+        masks, top = _at_least_one(masks, "masks"), _at_least_one(top, "top")
+        limit = self.config.max_position_embeddings
+        shapes = {
+            (bucket(_at_least_one(count, "batches")), padded_length(length, limit))
+            for count in batches
+            for length in lengths
+        }
+        made = []
+        for ability in asked:
+            for count, length in sorted(shapes):
+                rows = {
+                    "input_ids": np.full((count, length), UNK, np.int32),
+                    "attention_mask": np.ones((count, length), np.int32),
+                    "token_type_ids": np.zeros((count, length), np.int32),
+                }
+                positions = np.zeros((count, masks), np.int32)
+                begin = time.perf_counter()
+                self.compute(ability, rows, positions, min(top, self._num_pieces))
+                made.append(Program(ability, count, length, time.perf_counter() - begin))
+                if on_program:
+                    on_program(made[-1])
+        return made
 
     def tokenize(
         self,
@@ -391,30 +538,11 @@ class Pretrained:
             positions = np.zeros((len(chosen), max(map(len, places))), np.int32)
             for number, of_text in enumerate(places):
                 positions[number, : len(of_text)] = of_text
-            batch = _padded(
-                _stacked_rows([rows[i] for i in chosen]), self.config.max_position_embeddings
-            )
-            positions = _grown(positions, len(batch["input_ids"]), bucket(positions.shape[1]))
-            probabilities, likeliest = map(
-                np.asarray,
-                self._likeliest(
-                    self.params,
-                    batch,
-                    positions,
-                    pieces=tokenizer.vocab_size,
-                    top=min(bucket(top), tokenizer.vocab_size),
-                ),
-            )
+            batch = _stacked_rows([rows[i] for i in chosen])
+            probabilities, likeliest = self.compute("fill_mask", batch, positions, top)
             for number, i in enumerate(chosen):
                 filled[i] = [
-                    [
-                        Guess(tokenizer.decode([j]) or tokenizer.pieces([j])[0], float(p), int(j))
-                        for p, j in zip(
-                            probabilities[number, place, :top],
-                            likeliest[number, place, :top],
-                            strict=True,
-                        )
-                    ]
+                    guesses_of(tokenizer, probabilities[number, place], likeliest[number, place])
                     for place in range(len(places[number]))
                 ]
         return filled[0] if isinstance(text, str) else filled
@@ -452,9 +580,8 @@ class Pretrained:
         rows = [tokenizer.with_ends([ids], limit) for ids in pieces]
         vectors = np.zeros((len(rows), self.config.hidden_size), np.float32)
         for chosen in _alike(rows, batch_size):
-            batch = _padded(_stacked_rows([rows[i] for i in chosen]), limit)
-            found = self._sentence_vectors(self.params, batch, pooling=pooling)
-            vectors[chosen] = np.asarray(found)[: len(chosen)]
+            found = self.compute("encode", _stacked_rows([rows[i] for i in chosen]))
+            vectors[chosen] = found[pooling]
         return vectors
 
     @overload
@@ -493,7 +620,8 @@ class Pretrained:
         if len(texts) != len(pairs):
             raise ValueError(f"There are {len(texts)} texts and {len(pairs)} pairs.")
         logits = self.classifier_logits(texts, pairs, batch_size)
-        found = [self._class(row) for row in logits]
+        kind = self.heads["classifier"].get("kind", "classes")
+        found = [class_of(kind, self.label_names, row) for row in logits]
         return found[0] if isinstance(text, str) else found
 
     def choose(self, context: str, question: str, options: Iterable[str]) -> "Chosen":
@@ -517,10 +645,7 @@ class Pretrained:
         (context,), (question,) = _texts([context], "context"), _texts([question], "question")
         tokenizer, limit = self._vocabulary(), self.config.max_position_embeddings
         rows = choice_sequences([(context, question, names)], tokenizer, limit)
-        logits = self._logits_of(rows, len(names))[:, 0]
-        shares = label_probabilities("choice", logits)
-        best = int(np.argmax(shares))
-        return Chosen(best, names[best], [float(share) for share in shares])
+        return chosen_of(names, self._logits_of(rows, len(names)))
 
     def tag(self, text: str) -> "list[Tag]":
         """The label of every word of a text; words are what white space parts.
@@ -535,22 +660,22 @@ class Pretrained:
                 "This model was not fine-tuned to label tokens: see configs/finetune/tokens.py."
             )
         (text,) = _texts([text], "text")
-        places = [match.span() for match in re.finditer(r"\S+", text)]
-        words = [text[begin:end] for begin, end in places]
         limit = self.config.max_position_embeddings
-        sentences = word_sequences([words], self._vocabulary(), limit)
-        found: list[Tag] = []
+        sentences = word_sequences(
+            [[word for word, _ in words_of(text)]], self._vocabulary(), limit
+        )
+        if sentences.cut:
+            warnings.warn(
+                f"{sentences.cut} words are longer than the model's {limit} positions; their first "
+                "pieces are read.",
+                stacklevel=2,
+            )
         length = int(sentences.rows.lengths.max(initial=0))
-        for row in range(len(sentences.rows)):
-            batch = _padded(sentences.rows.padded([row], length), limit)
-            logits = np.asarray(self._token_logits(self.params, batch))[0]
-            shares = label_probabilities("classes", logits)
-            for position in sentences.first_pieces(row):
-                best = int(np.argmax(shares[position]))
-                begin, end = places[len(found)]
-                name = self.labels[best] if self.labels else str(best)
-                found.append(Tag(text[begin:end], name, float(shares[position, best]), begin, end))
-        return found
+        logits = [
+            self.compute("tag", sentences.rows.padded([row], length))[0]
+            for row in range(len(sentences.rows))
+        ]
+        return tags_of(text, sentences, self.labels, logits)
 
     @functools.cached_property
     def _token_logits(self):
@@ -590,8 +715,8 @@ class Pretrained:
         Raises ValueError: the model was not fine-tuned on SQuAD, has no vocabulary, or something is
         not a text.
         """
-        head = next((name for name in ("span", "conditional_span") if name in self.heads), None)
-        if head is None or f"{head}_head" in self.missing:
+        head = self._span_head
+        if head is None:
             raise ValueError(
                 "This model was not fine-tuned to answer questions: see configs/finetune/squad.py."
             )
@@ -600,33 +725,12 @@ class Pretrained:
             raise ValueError("context is empty.")
         limit = self.config.max_position_embeddings
         options = Options(limit, doc_stride, min(max_question, limit // 2), False)
-        asked = [Question("", question, context, (), None)]
-        windows = make_windows(asked, self._vocabulary(), options, exactly=False)
-        rows = windows.sequences.padded(range(len(windows)), limit)
-        found = jax.device_get(self._span_outputs(self.params, _padded(rows, limit)))
-        found = jax.tree.map(lambda x: np.asarray(x, np.float64)[: len(windows)], found)
-        fields = windows.padded(limit)
-        odds = None
-        if head == "span":
-            logits = found[..., 0], found[..., 1]
-            best = answers_v1(asked, fields, [logits], max_answer=max_answer)[""][0]
-            empty = best["start"] == best["end"]
-        else:
-            beams = {
-                "start_top_index": found["start_index"].astype(int),
-                "start_top_log_probs": found["start"],
-                "end_top_index": found["end_index"].astype(int),
-                "end_top_log_probs": found["end"],
-                "cls_logits": found["none"],
-            }
-            answers, all_odds = answers_v2(asked, fields, [beams], max_answer=max_answer)
-            best, odds = answers[""][0], all_odds[""]
-            empty = not best["text"] or odds > self.heads[head].get("threshold", 0.0)
-        if empty:
-            return Answer(None, 0.0, 0, 0, odds)
-        begin = context.index(best["text"], best["start"])  # without white space at its ends
-        end = begin + len(best["text"])
-        return Answer(best["text"], best["probability"], begin, end, odds)
+        asked = Question("", question, context, (), None)
+        windows = make_windows([asked], self._vocabulary(), options, exactly=False)
+        length = int(windows.sequences.lengths.max())
+        rows = windows.sequences.padded(range(len(windows)), length)
+        found = self.compute("answer", rows)
+        return answer_of(asked, windows, found, max_answer, self.heads[head].get("threshold", 0.0))
 
     @functools.cached_property
     def _span_outputs(self):
@@ -674,27 +778,15 @@ class Pretrained:
                 f"{rows.cut} of {len(rows)} texts are cut to the model's {limit} positions.",
                 stacklevel=4,
             )
-        found = np.zeros((len(rows), self.heads["classifier"]["labels"]), np.float32)
+        fields = self.heads["classifier"]
+        ability = "choose" if fields.get("kind") == "choice" else "classify"
+        found = np.zeros((len(rows), fields["labels"]), np.float32)
         order = np.argsort(rows.lengths, kind="stable")
         for begin in range(0, len(order), batch_size):
             chosen = order[begin : begin + batch_size]
-            batch = _padded(rows.padded(chosen, int(rows.lengths[chosen].max())), limit)
-            outputs = self._forward(
-                self.params, batch, None, wanted=("classifier_logits",), pieces=self._num_pieces
-            )
-            found[chosen] = np.asarray(outputs["classifier_logits"])[: len(chosen)]
+            batch = rows.padded(chosen, int(rows.lengths[chosen].max()))
+            found[chosen] = self.compute(ability, batch)
         return found
-
-    def _class(self, logits: np.ndarray) -> "Class":
-        kind = self.heads["classifier"].get("kind", "classes")
-        if kind == "number":
-            return Class(float(logits[0]), {})
-        names = self.label_names
-        shares = label_probabilities(kind, logits)
-        probabilities = {n: float(p) for n, p in zip(names, shares, strict=True)}
-        if kind == "classes":
-            return Class(names[int(np.argmax(logits))], probabilities)
-        return Class([n for n, p in probabilities.items() if p > 0.5], probabilities)
 
     def save(self, path: str | os.PathLike, format: str = "albert") -> None:
         """Writes the model with its vocabulary as a new folder, whole or not at all.
@@ -787,6 +879,93 @@ def load(
     if weights.vocabulary_note:
         warnings.warn(weights.vocabulary_note, stacklevel=3)
     return Pretrained(weights, dtype)
+
+
+# From numbers to what is said of a text, whoever has computed them.
+
+
+def guesses_of(tokenizer: Tokenizer, probabilities: np.ndarray, ids: np.ndarray) -> list[Guess]:
+    """What could stand at a [MASK], of the numbers of the likeliest pieces, [top] each."""
+    return [
+        Guess(tokenizer.decode([i]) or tokenizer.pieces([i])[0], float(p), int(i))
+        for p, i in zip(probabilities, ids, strict=True)
+    ]
+
+
+def class_of(kind: str, names: Sequence[str], logits: np.ndarray) -> Class:
+    """What a classifier of a kind (`heads.KINDS`) says, of its logits [labels]."""
+    if kind == "number":
+        return Class(float(logits[0]), {})
+    shares = label_probabilities(kind, logits)
+    probabilities = {n: float(p) for n, p in zip(names, shares, strict=True)}
+    if kind == "classes":
+        return Class(names[int(np.argmax(logits))], probabilities)
+    return Class([n for n, p in probabilities.items() if p > 0.5], probabilities)
+
+
+def chosen_of(options: Sequence[str], logits: np.ndarray) -> Chosen:
+    """Which option it is, of the logits [options, 1]."""
+    shares = label_probabilities("choice", logits[:, 0])
+    best = int(np.argmax(shares))
+    return Chosen(best, options[best], [float(share) for share in shares])
+
+
+def words_of(text: str) -> list[tuple[str, tuple[int, int]]]:
+    """The words of a text, which white space parts, with their first character and the one behind
+    their last."""
+    return [(match.group(), match.span()) for match in re.finditer(r"\S+", text)]
+
+
+def tags_of(
+    text: str, rows: WordRows, labels: Sequence[str], logits: Sequence[np.ndarray]
+) -> list[Tag]:
+    """What each word of a text is, of the logits [L, labels] of every row of it."""
+    found: list[Tag] = []
+    places = words_of(text)
+    for row, scores in enumerate(logits):
+        shares = label_probabilities("classes", scores)
+        for position in rows.first_pieces(row):
+            best = int(np.argmax(shares[position]))
+            word, (begin, end) = places[len(found)]
+            name = labels[best] if labels else str(best)
+            found.append(Tag(word, name, float(shares[position, best]), begin, end))
+    return found
+
+
+def answer_of(
+    question: Question, windows: Windows, found: Any, max_answer: int, threshold: float
+) -> Answer:
+    """What a text says to a question.
+
+    Args:
+      question: with the text; its id is "".
+      windows: of this question alone.
+      found: of `Pretrained.compute`, a row for each window, as long as the longest of them.
+      max_answer: pieces of an answer at most.
+      threshold: of SQuAD 2.0: there is no answer where the odds are over it.
+    """
+    fields = windows.padded(int(windows.sequences.lengths.max()))
+    odds = None
+    if isinstance(found, dict):
+        beams = {
+            "start_top_index": found["start_index"].astype(int),
+            "start_top_log_probs": found["start"].astype(np.float64),
+            "end_top_index": found["end_index"].astype(int),
+            "end_top_log_probs": found["end"].astype(np.float64),
+            "cls_logits": found["none"].astype(np.float64),
+        }
+        answers, all_odds = answers_v2([question], fields, [beams], max_answer=max_answer)
+        best, odds = answers[""][0], all_odds[""]
+        empty = not best["text"] or odds > threshold
+    else:
+        logits = found.astype(np.float64)
+        scores = logits[..., 0], logits[..., 1]
+        best = answers_v1([question], fields, [scores], max_answer=max_answer)[""][0]
+        empty = best["start"] == best["end"]
+    if empty:
+        return Answer(None, 0.0, 0, 0, odds)
+    begin = question.context.index(best["text"], best["start"])  # no white space at its ends
+    return Answer(best["text"], best["probability"], begin, begin + len(best["text"]), odds)
 
 
 def _texts(texts: str | Iterable[str], name: str) -> list[str]:
@@ -926,10 +1105,15 @@ def _padded(rows: dict[str, np.ndarray], limit: int) -> dict[str, np.ndarray]:
     count, length = rows["input_ids"].shape
     mask = rows["attention_mask"]
     rows = rows | {"attention_mask": np.where(mask.any(axis=1, keepdims=True), mask, 1)}
-    positions = min(bucket(max(length, _SHORTEST)), limit)
+    positions = padded_length(length, limit)
     padded = {name: _grown(value, bucket(count), positions) for name, value in rows.items()}
     padded["attention_mask"][count:, 0] = 1
     return padded
+
+
+def padded_length(length: int, limit: int) -> int:
+    """The positions that rows of a length are computed with, at most `limit`; raises ValueError."""
+    return min(bucket(max(_at_least_one(length, "lengths"), _SHORTEST)), limit)
 
 
 def _grown(array: np.ndarray, rows: int, columns: int) -> np.ndarray:

@@ -21,6 +21,7 @@ FOLDERS = [
     "train",
     "diagnostics",
     "inference",
+    "serving",
     "cli",
     "programs",
 ]
@@ -104,6 +105,7 @@ def test_importing_starts_no_device_and_no_tensorflow(module):
         "tools/report.py",
         "tools/squad.py",
         "tools/check_checkpoint.py",
+        "tools/serve.py",
     ],
 )
 def test_help_teaches_without_loading_jax(program):

@@ -244,9 +244,11 @@ class Tokenizer:
 
         `encode` reads them as plain characters, which is right for text that is learned from.
         """
+        parts = [part for part in _SPECIAL_IN_TEXT.split(_text(text)) if part]
+        plain = iter(self.encode_batch([part for part in parts if part not in SPECIAL]))
         ids: list[int] = []
-        for part in _SPECIAL_IN_TEXT.split(_text(text)):
-            ids += [SPECIAL[part]] if part in SPECIAL else self.encode(part)
+        for part in parts:
+            ids += [SPECIAL[part]] if part in SPECIAL else next(plain)
         return ids
 
     def encode_pair(

@@ -204,7 +204,8 @@ def make_windows(
     names = [field.name for field in dataclasses.fields(Windows) if field.name != "starts"]
     arrays = {name: np.concatenate([part[name] for part, _ in made]) for name in names}
     lengths = np.concatenate([part["lengths"] for part, _ in made])
-    if unaligned := sum(count for _, count in made):
+    unaligned = sum(count for _, count in made)
+    if exactly and unaligned:
         warn(
             "Paragraphs that cannot be aligned as the released program does, which leaves their "
             f"questions out: {unaligned}. Their pieces are placed by what SentencePiece says of "

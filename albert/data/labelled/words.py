@@ -21,12 +21,14 @@ class WordRows:
       words: int32, over tokens: the number of the word in its sentence at its first piece, else -1.
       sentences: int32 [rows], which sentence each is of.
       empty: words without a piece, which are <unk>.
+      cut: words that lost pieces, since they were longer than a row may be.
     """
 
     rows: Sequences
     words: np.ndarray
     sentences: np.ndarray
     empty: int
+    cut: int
 
     def first_pieces(self, row: int) -> np.ndarray:
         """The positions of the first pieces of a row's words, in their order."""
@@ -50,12 +52,13 @@ def word_sequences(
     ids: list[list[int]] = []
     numbers: list[list[int]] = []
     of: list[int] = []
-    empty = 0
+    empty = cut = 0
     for sentence, words in enumerate(sentences):
         row: list[int] = []
         first: list[int] = []
         for number, word in enumerate(words):
             found = pieces[word][: seq_length - 2]
+            cut += len(found) < len(pieces[word])
             empty += not found
             found = found or [UNK]
             if len(row) + len(found) > seq_length - 2:
@@ -73,4 +76,4 @@ def word_sequences(
     words_at = np.fromiter((n for row in numbers for n in (-1, *row, -1)), np.int32, len(flat))
     starts = np.append(0, np.cumsum(lengths))
     rows = Sequences(flat, starts, lengths.astype(np.int32), 0)
-    return WordRows(rows, words_at, np.asarray(of, np.int32), empty)
+    return WordRows(rows, words_at, np.asarray(of, np.int32), empty, cut)
