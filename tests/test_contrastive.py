@@ -468,6 +468,12 @@ def test_fields_that_cannot_be_used_are_told(own, fields, words):
     assert words in str(told.value)
 
 
+def test_a_table_without_a_column_is_told(pairs):
+    pairs.data.text_a = pairs.data.text_b = pairs.data.negative = ""
+    with pytest.raises(ConfigError, match=r"If it is a table, name its column with data\.text_a"):
+        check(pairs)
+
+
 def test_dropout_on_the_vector_is_enough_and_pairs_need_none(own, pairs):
     own.model.hidden_dropout_prob = own.model.attention_probs_dropout_prob = 0.0
     assert check(pairs).data.texts == 3

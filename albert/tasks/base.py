@@ -268,7 +268,8 @@ class Task(abc.ABC):
         """
 
     # Pure functions of one step. The parts of a batch add up: `sums` are additive over rows, and
-    # `loss` is linear in them.
+    # `loss` is linear in them. A task whose rows need the others of their batch says in `problems`
+    # that it knows no parts (`train.accumulation`, `train.reduce_dtype`).
 
     @abc.abstractmethod
     def denominators(self, batch: Batch) -> dict[str, jax.Array]:

@@ -113,6 +113,8 @@ class ContrastiveConfig(FineTuningConfig):
         for source in self.train:
             if not self.text_a:
                 problem = source_problem(source, self.text_field, place(self.folder))
+                if problem and not table_problem(source):
+                    problem += " If it is a table, name its column with data.text_a."
             elif problem := table_problem(source):
                 problem = f"{source} {problem}"
             if problem:
