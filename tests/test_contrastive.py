@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import math
+import sys
 from functools import partial
 
 import flax.linen as nn
@@ -37,7 +38,7 @@ from configs.finetune import contrastive as contrastive_config
 from faults import killed_at
 from models import TINY
 from rows import read_sentences
-from runs import assert_bit_equal, final_params, records
+from runs import assert_bit_equal, final_params, records, run_together
 from texts import _WORDS
 
 SMALL = dataclasses.replace(TINY, num_hidden_layers=1)
@@ -392,6 +393,32 @@ def test_a_run_that_was_killed_ends_bit_equal(request, kind, tmp_path):
     assert_bit_equal(final_params(tmp_path / "parts", 8), final_params(tmp_path / "whole", 8))
     assert parts.figures == whole.figures
     assert records(tmp_path / "parts", "dev") == records(tmp_path / "whole", "dev")
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_negatives_of_one(own, trained, tmp_path):
+    fields = {
+        "data.train": own.data.train,
+        "data.dev": own.data.dev,
+        "data.folder": own.data.folder,
+        "data.seq_length": 16,
+        "data.workers": 0,
+        "optimizer.name": "optax.adamw",
+        "optimizer.learning_rate": 3e-3,
+        "optimizer.warmup_steps": 1,
+        "train.num_steps": 8,
+        "train.log_every": 2,
+        "init_from": own.init_from,
+    }
+    arguments = [sys.executable, "train.py", "--config=configs/finetune/contrastive.py:tiny"]
+    arguments += [f"--config.{name}={value}" for name, value in fields.items()]
+    run_together([*arguments, f"--workdir={tmp_path / 'two'}"], 2)
+    two, one = (
+        [line["loss"] for line in records(folder)] for folder in (tmp_path / "two", trained)
+    )
+    np.testing.assert_allclose(two, one, rtol=1e-4)
+    figure = [records(folder, "dev")[-1]["spearman"] for folder in (tmp_path / "two", trained)]
+    assert figure[0] == pytest.approx(figure[1], abs=1e-3)
 
 
 @pytest.mark.slow
