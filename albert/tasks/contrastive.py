@@ -263,9 +263,10 @@ class Contrastive(FineTuning):
         tokenizer: Tokenizer | None = None,
         train: Sequences | None = None,
         dev: Sequence[Scored] | None = None,
+        drawn_from: int | None = None,
     ):
         """Without data nothing can be trained on or evaluated: what is left are the pure functions
-        of a step."""
+        of a step. `drawn_from`: how many sentences there are of which `train` are some."""
         self._config, self.tokenizer = config, tokenizer
         self._train, self._dev = train, dev
         self.model = self.make_model(config)
@@ -276,16 +277,21 @@ class Contrastive(FineTuning):
             self.rows = LabelledRows(
                 train, {"numbers": numbers}, config.data.seq_length, config.seed, group=count
             )
-            told += self._opening(train, numbers)
+            told += self._opening(train, numbers, drawn_from)
         if dev is not None:
             self.evaluations = [self._evaluation(dev, told)]
         self.opening = told
 
-    def _opening(self, train: Sequences, numbers: np.ndarray) -> list[str]:
+    def _opening(self, train: Sequences, numbers: np.ndarray, drawn_from: int | None) -> list[str]:
         data = self._config.data
         kind = "pairs" if data.text_b else "texts" if data.text_a else "sentences"
         with_negatives = " with a negative each" if data.negative else ""
         lines = [f"{len(numbers):,} {kind} to learn from{with_negatives}."]
+        if drawn_from is not None and drawn_from > len(numbers):
+            lines = [
+                f"{len(numbers):,} of {drawn_from:,} sentences to learn from, drawn at random "
+                "(data.max_sentences)."
+            ]
         if train.cut:
             lines.append(
                 f"{train.cut:,} of {len(train):,} texts ({100 * train.cut / len(train):.1f} %) are "
@@ -396,9 +402,9 @@ class Contrastive(FineTuning):
         if config.data.text_a:
             texts = read_texts(config.data)
             train = _sequences_of(texts, config.data, tokenizer, config.data.seq_length)
-        else:
-            train = _sentences_of(config.data, tokenizer, config.seed)
-        return cls(config, tokenizer, train, dev)._enough()
+            return cls(config, tokenizer, train, dev)._enough()
+        train, count = _sentences_of(config.data, tokenizer, config.seed)
+        return cls(config, tokenizer, train, dev, count)._enough()
 
     @classmethod
     def to_evaluate(cls, config, tokenizer, saved, model=None):
@@ -470,9 +476,11 @@ def _sequences_of(
     return kept_sequences(pairs, tokenizer, length, place(data.folder), data.workers)
 
 
-def _sentences_of(data: ContrastiveConfig, tokenizer: Tokenizer, seed: int) -> Sequences:
-    """Sentences of text, prepared as pretraining prepares it. Raises SourceError,
-    VocabularyError."""
+def _sentences_of(
+    data: ContrastiveConfig, tokenizer: Tokenizer, seed: int
+) -> tuple[Sequences, int]:
+    """Sentences of text, prepared as pretraining prepares it, and of how many they are drawn.
+    Raises SourceError, VocabularyError."""
     folder = place(data.folder)
     corpora = []
     for spec in data.train:
@@ -481,7 +489,8 @@ def _sentences_of(data: ContrastiveConfig, tokenizer: Tokenizer, seed: int) -> S
             prepare_corpus(source, tokenizer, data.language, 0, data.max_bad_share, folder)
         )
         check_unknown(corpora[-1], tokenizer, data.max_unknown_share)
-    return corpus_sentences(corpora, data.max_sentences, seed, data.seq_length)
+    count = sum(corpus.num_sentences for corpus in corpora)
+    return corpus_sentences(corpora, data.max_sentences, seed, data.seq_length), count
 
 
 def _digest(train: Sequences | None) -> str:
