@@ -263,7 +263,7 @@ def abilities_of(card: Card, limits: Limits) -> list[Ability]:
                 pooling=(
                     cast(Any, Literal)[card.poolings],
                     Field(
-                        "mean",
+                        card.pooling,
                         description="mean: of the last hidden states of all pieces; cls: that of "
                         "[CLS]; pooled: the pooler's output.",
                     ),

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from albert.data.padding import bucket
-from albert.inference import POOLING, Pretrained, padded_length
+from albert.inference import Pretrained, padded_length
 from albert.serving.backend import MASKS, Card, Row, Shapes, padded
 
 
@@ -65,7 +65,8 @@ class JaxBackend:
             kind=fields.get("kind", "classes"),
             labels=names,
             threshold=model.heads.get("conditional_span", {}).get("threshold", 0.0),
-            poolings=tuple(p for p in POOLING if p != "pooled" or "pooler" not in model.missing),
+            poolings=model.poolings,
+            pooling=model.pooling,
         )
 
     def warm_up(self, on_program: Callable[[str], None]) -> None:
