@@ -13,7 +13,6 @@ from albert.data.labelled.words import WordRows
 from albert.data.tokenizer import Tokenizer
 from albert.models.kinds import label_probabilities
 
-POOLING = ("mean", "pooled", "cls")
 # What a model may be asked, by the names of its methods; which of them it has, `abilities` says.
 ABILITIES = ("fill_mask", "encode", "classify", "choose", "tag", "answer")
 

@@ -16,7 +16,6 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from albert.answers import (
     ABILITIES,
-    POOLING,
     Answer,
     Chosen,
     Class,
@@ -40,7 +39,7 @@ from albert.interop import formats
 from albert.interop.weights import OPTIONAL_PARTS, Weights, parameter_shapes, part_of, unstacked
 from albert.models.config import DTYPES, AlbertConfig
 from albert.models.encoder import Albert
-from albert.models.heads import HEADS, outside_of_paragraph
+from albert.models.heads import HEADS, POOLING, outside_of_paragraph, pool
 from albert.runtime.paths import place
 
 # The shortest length that a program is compiled for.
@@ -235,12 +234,10 @@ class Pretrained:
         def vectors(params, rows):
             """Of every pooling that the model has: what differs costs next to nothing."""
             output = self._apply(params, rows)
-            hidden = output["last_hidden_state"].astype(jnp.float32)
-            weights = rows["attention_mask"][:, :, None].astype(jnp.float32)
-            found = {"mean": (hidden * weights).sum(1) / weights.sum(1), "cls": hidden[:, 0]}
-            if "pooler" not in self.missing:
-                found["pooled"] = output["pooled_output"].astype(jnp.float32)
-            return found
+            hidden, pooled = output["last_hidden_state"], output["pooled_output"]
+            return {
+                name: pool(name, hidden, pooled, rows["attention_mask"]) for name in self.poolings
+            }
 
         return vectors
 
@@ -514,8 +511,19 @@ class Pretrained:
                 ]
         return filled[0] if isinstance(text, str) else filled
 
+    @property
+    def poolings(self) -> tuple[str, ...]:
+        """What `encode` can take a text's vector from."""
+        return tuple(p for p in POOLING if p != "pooled" or "pooler" not in self.missing)
+
+    @property
+    def pooling(self) -> str:
+        """What `encode` takes a text's vector from unless told: what the model's sentence vectors
+        were trained with; "mean" of a model without such training."""
+        return self.heads["sentence"]["pooling"] if "sentence" in self.heads else "mean"
+
     def encode(
-        self, texts: Iterable[str], pooling: str = "mean", batch_size: int = 32
+        self, texts: Iterable[str], pooling: str | None = None, batch_size: int = 32
     ) -> np.ndarray:
         """Sentence vectors: float32 [number of texts, H], in the order of the texts.
 
@@ -523,7 +531,8 @@ class Pretrained:
           texts: any iterable of texts; those longer than the model's positions are cut, with a
             warning.
           pooling: "mean" of the last hidden states of all pieces, [CLS] and [SEP] among them;
-            "cls", that of [CLS]; "pooled", the pooler's output.
+            "cls", that of [CLS]; "pooled", the pooler's output. None: what `Pretrained.pooling`
+            says.
           batch_size: texts that are computed at once, at least 1.
 
         Raises:
@@ -532,6 +541,7 @@ class Pretrained:
         """
         if isinstance(texts, str):
             raise ValueError("encode takes a list of texts; for one, write encode([text])[0].")
+        pooling = self.pooling if pooling is None else pooling
         if pooling not in POOLING:
             raise ValueError(f"pooling is {pooling!r}; it must be one of {', '.join(POOLING)}")
         if pooling == "pooled" and "pooler" in self.missing:

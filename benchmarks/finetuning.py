@@ -75,7 +75,9 @@ def ours(config, folder: Path | None):
     from albert.train.step import shard_training
 
     task = Glue(config)
-    optimizer, schedule = make_optimizer(config.optimizer, config.train.num_steps, task.unused)
+    optimizer, schedule = make_optimizer(
+        config.optimizer, config.train.num_steps, task.unused(config)
+    )
     mesh = make_mesh(config.sharding)
     _, create, train_step = shard_training(
         task,

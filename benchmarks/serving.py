@@ -292,6 +292,7 @@ async def measure(url: str) -> dict:
             "settled": round(first, 1),
             "most": round(max(value for _, value in memory), 1),
             "end": round(memory[-1][1], 1),
+            "every_tenth": [round(v, 1) for _, v in memory[:: max(1, len(memory) // 10)]],
         },
     }
 

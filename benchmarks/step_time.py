@@ -25,6 +25,10 @@ of its own (pip install -r requirements-peers.txt); --peers says which. A peer i
 not do), float32 (without autocast where --config has 16 bits). Without padding it is given no mask,
 which is faster. Ratios are of real tokens/s, to the best of those that are not gathered.
 
+--products times every matrix product of a step of --config alone, in XLA and, with --peer, in
+PyTorch: which of them XLA is behind in, and their share of the first variant's step. With every
+step come the page faults and the seconds in the system that it took.
+
 Prints a table, and one JSON line.
 """
 
@@ -34,6 +38,7 @@ import hashlib
 import json
 import os
 import re
+import resource
 import shlex
 import signal
 import statistics
@@ -50,6 +55,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from albert import cli
 from albert.runtime.console import tell
+from benchmarks.products import torch_product, xla_product
 
 _ROOT = Path(__file__).resolve().parent.parent
 _CONFIG = cli.define_config("configs/base.py")
@@ -68,9 +74,10 @@ _PEERS = flags.DEFINE_list(
 _TRACE = flags.DEFINE_string(
     "trace", "", "Folder for jax.profiler's trace of three steps of the first variant."
 )
+_PRODUCTS = flags.DEFINE_bool("products", False, "Time each matrix product of a step as well.")
 # Of the processes that this one starts. Under the name of another module --help leaves it out.
 _ROLE: flags.FlagHolder = flags.DEFINE_flag(
-    flags.Flag(flags.ArgumentParser(), None, "role", None, "albert or huggingface"),
+    flags.Flag(flags.ArgumentParser(), None, "role", None, "A key of _ROLES"),
     module_name="benchmarks.step_time",
 )
 _TRACED = 3  # steps of a trace
@@ -365,7 +372,12 @@ def peer_memory() -> int | None:
     return peak
 
 
-_ROLES = {"albert": (our_step, our_memory), "huggingface": (peer_step, peer_memory)}
+_ROLES = {
+    "albert": (our_step, our_memory),
+    "huggingface": (peer_step, peer_memory),
+    "xla": (xla_product, our_memory),
+    "torch": (torch_product, peer_memory),
+}
 
 
 def serve(make, memory) -> None:
@@ -388,11 +400,17 @@ def serve(make, memory) -> None:
                 answer = {}
             else:
                 step, wait = made[name]
+                steps = request["steps"]
+                used = resource.getrusage(resource.RUSAGE_SELF)
                 begin = time.perf_counter()
-                for _ in range(request["steps"]):
+                for _ in range(steps):
                     step()
                 wait()
-                answer = {"seconds": (time.perf_counter() - begin) / request["steps"]}
+                answer = {"seconds": (time.perf_counter() - begin) / steps}
+                now = resource.getrusage(resource.RUSAGE_SELF)
+                answer["page_faults"] = (now.ru_minflt - used.ru_minflt) / steps
+                answer["system_seconds"] = (now.ru_stime - used.ru_stime) / steps
+                answer["user_seconds"] = (now.ru_utime - used.ru_utime) / steps
                 answer["memory_bytes"] = memory()
         except Exception as error:
             made.pop(name, None)
@@ -471,6 +489,7 @@ class Timed:
         self._process = process
         self._shared = shared
         self._seconds: list[float] = []
+        self._used: list[dict] = []
         self._tokens = of.train.batch_size * of.data.seq_length
         self._flops = self._tokens * flops_per_token(
             of.model, of.data.seq_length, of.data.max_predictions
@@ -479,6 +498,7 @@ class Timed:
         for _ in range(2):  # PyTorch's compiler may want a second look
             self.measure(1)
         self._seconds.clear()
+        self._used.clear()
         tell(f"{name}: {self.facts.get('failed') or 'ready'}")
 
     def measure(self, steps: int) -> None:
@@ -489,6 +509,7 @@ class Timed:
             self.facts = answer
             return
         self._seconds.append(answer["seconds"])
+        self._used.append(answer)
         if answer["memory_bytes"] is not None and not self._shared:
             self.facts["memory_bytes"] = answer["memory_bytes"]
 
@@ -506,10 +527,61 @@ class Timed:
             "step_seconds": median,
             "fastest": min(self._seconds),
             "slowest": max(self._seconds),
+            **{
+                name: statistics.median(used[name] for used in self._used)
+                for name in ("page_faults", "system_seconds", "user_seconds")
+            },
             "tokens_per_second": self._tokens / median,
             "real_tokens_per_second": self.facts["real_tokens"] / median,
             "mfu": self._flops / median / peak,
         }
+
+
+def measure_products(xla: Process, torch: Process | None, config: dict) -> list[dict]:
+    """Seconds of every product, the median of as many as of a step, a framework after the other."""
+    from albert.train.config import from_json
+    from benchmarks.products import products_of
+
+    found = []
+    for number, one in enumerate(products_of(from_json(config))):
+        made = xla.ask(one.name, make={"config": config, "number": number})
+        asked = [("xla", xla)]
+        if torch and "failed" not in made:
+            what = {"config": config, "number": number, "dtype": made["dtype"]}
+            made |= torch.ask(one.name, make=what)
+            asked.append(("torch", torch))
+        row: dict = {"what": one.name, "times": one.times, "flops": one.flops}
+        seconds: dict[str, list[float]] = {name: [] for name, _ in asked}
+        for turn in range(1 + _REPEATS.value if "failed" not in made else 0):
+            for name, process in asked:
+                of = process.ask(one.name, steps=5)
+                if turn and "failed" not in of:
+                    seconds[name].append(of["seconds"])
+        if "failed" in made:
+            row["failed"] = made["failed"]
+        found.append(row | {name: statistics.median(of) for name, of in seconds.items() if of})
+    return found
+
+
+def _lines_of_products(products: list[dict], step_seconds: float) -> list[str]:
+    from tools.claims.page import table
+
+    heads = ["product", "in a step", "GFLOP", "XLA GFLOP/s", "PyTorch GFLOP/s", "XLA % of step"]
+    rows = []
+    for of in products:
+        rates = [
+            f"{of['flops'] / of[name] / 1e9:,.0f}" if name in of else of.get("failed", "")
+            for name in ("xla", "torch")
+        ]
+        share = f"{100 * of['times'] * of['xla'] / step_seconds:.1f}" if "xla" in of else ""
+        rows.append([of["what"], str(of["times"]), f"{of['flops'] / 1e9:.3f}", *rates, share])
+    lines = table(heads, rows)
+    for name, title in (("xla", "XLA"), ("torch", "PyTorch")):
+        total = sum(of["times"] * of[name] for of in products if name in of)
+        if all(name in of for of in products):
+            share = 100 * total / step_seconds
+            lines.append(f"All products of a step in {title}: {total:.3f} s, {share:.0f} % of it")
+    return lines
 
 
 def _lines(measured: dict[str, dict], best: str) -> list[str]:
@@ -580,6 +652,7 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         processes = [stack.enter_context(started("albert", common | of)) for of in environments]
         ours, theirs = [], []
+        products: list[dict] = []
         for name, config, environment in variants:
             process = processes[environments.index(environment)]
             shared = sum(variant.environment == environment for variant in variants) > 1
@@ -601,6 +674,10 @@ def main() -> None:
                 one.measure(_STEPS.value)
         if _TRACE.value:
             ours[0].trace(_TRACE.value)
+        if _PRODUCTS.value:
+            xla = stack.enter_context(started("xla", common | environments[0]))
+            torch = stack.enter_context(started("torch", {})) if peers else None
+            products = measure_products(xla, torch, itself)
     peaks = {of["dtype"]: of["peak_flops"] for of in reversed(made)}
     measured = {one.name: one.figures(peaks) for one in ours + theirs}
     best = _best(measured, [one.name for one in theirs if "gathered" not in one.name])
@@ -622,6 +699,12 @@ def main() -> None:
         "variants": {one.name: measured[one.name] for one in ours},
         "peers": {one.name: measured[one.name] for one in theirs},
     }
+    if products:
+        for line in _lines_of_products(
+            products, next(of for of in measured.values() if "failed" not in of)["step_seconds"]
+        ):
+            print(line)
+        facts["products"] = products
     told = f"commit {facts['commit']}, {facts['devices']}, {made[0]['versions']}"
     first = measured[ours[0].name]
     for kind, peer in (("peer", best), ("gathered_peer", best_gathered)):

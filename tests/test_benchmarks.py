@@ -5,11 +5,15 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from absl import flags
 
 from albert.runtime import RunError
 from albert.runtime.fields import ConfigError
+from albert.tasks.pretraining import Pretraining
+from albert.train.config import check
+from benchmarks.products import products_of
 from configs import base
 from runs import ROOT
 
@@ -97,8 +101,6 @@ def test_peers_are_named_by_what_they_do():
 
 
 def test_padding_is_the_end_of_a_row_and_has_no_masks():
-    from albert.train.config import check
-
     values = base.get_config("tiny")
     batch = step_time.batch_of(check(values, needs_text=False), 0.75)
     assert (batch["attention_mask"].sum(1) == 16).all()
@@ -319,6 +321,29 @@ def test_variants_are_measured_in_turn_and_told_in_one_line_of_json():
     assert packed["real_tokens_per_second"] == packed["tokens_per_second"]
     assert "only on NVIDIA's GPUs" in refused["failed"]
     assert "xla_no_such_flag" in unknown["failed"]
+
+
+def test_products_are_those_whose_operations_are_counted():
+    config = check(base.get_config("tiny"), needs_text=False)
+    products = products_of(config)
+    counted = config.train.batch_size * Pretraining.flops_per_row(config)
+    # Pooler and the head's dense layer are left out.
+    assert 0.9 * counted < sum(one.times * one.flops for one in products) <= counted
+    a, b = np.ones(products[0].shapes[0]), np.ones(products[0].shapes[1])
+    assert 2 * np.einsum(products[0].equation, a, b).sum() == products[0].flops
+
+
+@pytest.mark.slow
+def test_each_product_is_timed_and_every_step_s_page_faults():
+    done = time_steps("--products")
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout.splitlines()[-1])
+    assert len(facts["products"]) == len(products_of(check(base.get_config("tiny"), False)))
+    assert all(of["xla"] > 0 for of in facts["products"])
+    assert "All products of a step in XLA" in done.stdout
+    (of,) = facts["variants"].values()
+    assert of["page_faults"] >= 0
+    assert of["user_seconds"] > 0
 
 
 @pytest.mark.slow

@@ -276,6 +276,20 @@ def test_a_folder_that_is_there_is_kept(tmp_path):
         export(random_weights(**SIZES), tmp_path / "out", "onnx")
 
 
+@pytest.mark.parametrize("pooling", ["mean", "cls", "pooled"])
+def test_sentence_vectors_are_of_what_was_trained(pooling, tmp_path):
+    heads = {"sentence": {"pooling": pooling, "projection": True}}
+    weights = tuned(heads)
+    model = interface.asked(weights)
+    assert model.heads == ("sentence",)
+    assert not any("sentence_head" in path for path in model.params)  # of training alone
+    _, run = written(model, Float32(), tmp_path)
+    inputs = rows(3, 12)
+    np.testing.assert_allclose(
+        run(*inputs)["sentence_embedding"], by_jax(model, inputs)["sentence_embedding"], atol=1e-5
+    )
+
+
 def test_a_model_of_squad_2_is_refused_by_name(tmp_path):
     with pytest.raises(CheckpointError, match=r"SQuAD 2\.0"):
         export(tuned({"conditional_span": {}}), tmp_path / "out", "onnx")

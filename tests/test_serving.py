@@ -83,7 +83,9 @@ class Gated:
     """A backend that computes a row's length, when it may."""
 
     def __init__(self, full=4):
-        self.card = Card("gated", ("encode",), None, "", 40, 96, 2, "classes", (), 0.0, ("mean",))
+        self.card = Card(
+            "gated", ("encode",), None, "", 40, 96, 2, "classes", (), 0.0, ("mean",), "mean"
+        )
         self.shapes = Shapes((1, full), (16, 40))
         self.open = threading.Event()
         self.taken = 0  # rows
@@ -665,29 +667,29 @@ def test_the_program_serves_until_sigterm_and_leaves_with_0(tmp_path, vocabulary
     weights.tokenizer = Tokenizer(vocabulary)
     formats.write(weights, tmp_path / "m", "huggingface")
     arguments = ("--port=0", "--batches=1,2", "--lengths=16", "--abilities=encode")
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "tools/serve.py", f"--model={tmp_path / 'm'}", *arguments],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
-    )
-    try:
-        lines = []
-        for line in process.stdout:
-            lines.append(line)
-            if found := re.match(r"http://127\.0\.0\.1:(\d+) says", line):
-                break
-        assert sum("compiled encode" in line for line in lines) == 4
-        port = int(found[1])
-        pool, futures = asking(port, 8, {"texts": ["river " * 20] * 16})
-        wait_until(lambda: futures[0].done())
-        process.send_signal(signal.SIGTERM)
-        # Those whose connection was not looked at yet are not taken; nothing is broken off.
-        answered = [f.result(WAIT)[0] for f in futures if f.exception(WAIT) is None]
-        assert set(answered) == {200}
-        pool.shutdown()
-        assert process.wait(WAIT) == 0
-        assert process.stdout.read() == "Stopped.\n"
-    finally:
-        process.kill()
-        process.wait()
+    ) as process:
+        try:
+            lines = []
+            for line in process.stdout:
+                lines.append(line)
+                if found := re.match(r"http://127\.0\.0\.1:(\d+) says", line):
+                    break
+            assert sum("compiled encode" in line for line in lines) == 4
+            port = int(found[1])
+            pool, futures = asking(port, 8, {"texts": ["river " * 20] * 16})
+            wait_until(lambda: futures[0].done())
+            process.send_signal(signal.SIGTERM)
+            # A connection that was not accepted yet is closed by the system.
+            answered = [f.result(WAIT)[0] for f in futures if f.exception(WAIT) is None]
+            assert set(answered) == {200}
+            pool.shutdown()
+            assert process.wait(WAIT) == 0
+            assert process.stdout.read() == "Stopped.\n"
+        finally:
+            process.kill()
+            process.wait()

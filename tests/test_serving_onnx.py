@@ -86,7 +86,7 @@ def test_a_card_says_what_the_program_gives(vectors, model):
     theirs = JaxBackend(model, "tiny", (1, 4), (), LIMITS.top).card
     assert backend.precision == "int8"
     assert backend.card.abilities == ("encode",)
-    assert backend.card.poolings == ("mean", "cls", "unit")
+    assert (backend.card.poolings, backend.card.pooling) == (("mean", "cls", "unit"), "mean")
     assert backend.card.tokenizer.encode("the river") == theirs.tokenizer.encode("the river")
     for name in ("name", "positions", "vocab_size", "type_vocab_size", "kind"):
         assert getattr(backend.card, name) == getattr(theirs, name)
@@ -124,6 +124,13 @@ def test_scores_of_every_piece_are_not_all_kept_at_once(model, tmp_path, monkeyp
         np.testing.assert_allclose(one[0], other[0], rtol=1e-4)
         np.testing.assert_array_equal(one[1], other[1])
         assert (np.diff(one[0], axis=-1) <= 0).all()
+
+
+def test_vectors_are_of_the_pooling_that_was_trained(vectors, tmp_path):
+    cls = opened(changed(vectors, tmp_path / "cls", pooling="cls")).card
+    assert (cls.poolings, cls.pooling) == (("mean", "cls", "unit"), "cls")
+    pooled = opened(changed(vectors, tmp_path / "pooled", pooling="pooled")).card
+    assert (pooled.poolings, pooled.pooling) == (("unit",), "unit")
 
 
 def changed(folder, copy, **values):

@@ -356,7 +356,7 @@ def test_three_steps_are_the_released_programs(version):
         sums, denominators = task.sums(params, batch, None), task.denominators(batch)
         return task.loss(sums, denominators)
 
-    check_updates(loss_of, params, run, arrays, heads, task.unused)
+    check_updates(loss_of, params, run, arrays, heads, task.unused(None))
 
 
 def test_words_without_meaning_and_answers_without_words():

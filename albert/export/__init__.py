@@ -106,6 +106,7 @@ def export(
             "programs": files,
             "fields": {head: dict(model.fields.get(head, {})) for head in model.heads},
             "labels": list(weights.labels),
+            "pooling": model.pooling,
             "parameters": int(sum(value.size for value in model.params.values())),
             "checks": checks,
             "made_by": _versions(format),

@@ -12,6 +12,7 @@ from albert.checkpoints import CheckpointError
 from albert.interop.weights import OPTIONAL_PARTS, Weights, part_of, predicting_pieces, stacked
 from albert.models.config import AlbertConfig
 from albert.models.encoder import Albert
+from albert.models.heads import pool
 
 SMALLEST_NORM = 1e-12  # of a row without any token
 
@@ -29,9 +30,7 @@ class Head(NamedTuple):
 
 HEADS = {
     "hidden": Head(("last_hidden_state",), (), "the encoder's states, [B, L, H]"),
-    "sentence": Head(
-        ("sentence_embedding",), (), "mean of the states of all tokens, of length 1, [B, H]"
-    ),
+    "sentence": Head(("sentence_embedding",), (), "a vector of length 1, [B, H]"),
     "mlm": Head(("logits",), ("mlm_head",), "scores of every piece at every place, [B, L, V]"),
     "sop": Head(("sop_logits",), ("pooler", "sop_head"), "in order or swapped, [B, 2]"),
     "classifier": Head(
@@ -57,6 +56,7 @@ class Model:
       heads: keys of HEADS, in the order of the outputs.
       fields: of the model's own heads, by name.
       choices: whether rows come as [B, C, L].
+      pooling: of `heads.POOLING`: what a sentence's vector is of.
     """
 
     config: AlbertConfig
@@ -64,6 +64,7 @@ class Model:
     heads: tuple[str, ...]
     fields: Mapping[str, Mapping[str, Any]]
     choices: bool
+    pooling: str
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -91,10 +92,14 @@ def asked(weights: Weights, heads: tuple[str, ...] = ()) -> Model:
             )
         tuned = [head for head in own if head not in ("mlm", "sop")]
         heads = tuple(tuned or [head for head in own if head == "mlm"] or ["hidden"])
+    pooling = weights.heads.get("sentence", {}).get("pooling", "mean")
+    needed = set()
     for head in heads:
         if head not in HEADS:
             raise CheckpointError(f"There is no head {head!r}; there is {', '.join(HEADS)}.")
-        lacking = [part for part in HEADS[head].parts if part in weights.missing]
+        parts = ("pooler",) if (head, pooling) == ("sentence", "pooled") else HEADS[head].parts
+        needed |= {*parts}
+        lacking = [part for part in parts if part in weights.missing]
         if lacking or (HEADS[head].parts and head not in weights.heads):
             raise CheckpointError(
                 f"The model has no {' and no '.join(lacking) or head + '_head'}, which the head "
@@ -120,13 +125,12 @@ def asked(weights: Weights, heads: tuple[str, ...] = ()) -> Model:
         attention="xla",
         scan_unroll=1,
     )
-    needed = {part for head in heads for part in HEADS[head].parts}
     params = {
         path: value
         for path, value in stacked(config, predicting_pieces(weights)).items()
         if part_of(path) not in OPTIONAL_PARTS or part_of(path) in needed
     }
-    return Model(config, params, heads, fields, choices)
+    return Model(config, params, heads, fields, choices, pooling)
 
 
 def function(model: Model) -> Callable[..., dict[str, jax.Array]]:
@@ -148,11 +152,10 @@ def function(model: Model) -> Callable[..., dict[str, jax.Array]]:
             if head == "hidden":
                 results.append(found.last_hidden_state)
             elif head == "sentence":
-                weights = rows[1][:, :, None].astype(jnp.float32)
-                # A mean has the direction of the sum, which is all that is left of it.
-                total = (found.last_hidden_state * weights).sum(1)
-                norm = jnp.linalg.norm(total, axis=-1, keepdims=True)
-                results.append(total / jnp.maximum(norm, SMALLEST_NORM))
+                hidden, pooled = found.last_hidden_state, found.pooled_output
+                vector = pool(model.pooling, hidden, pooled, rows[1])
+                norm = jnp.linalg.norm(vector, axis=-1, keepdims=True)
+                results.append(vector / jnp.maximum(norm, SMALLEST_NORM))
             elif head == "span":
                 results += [found.logits[head][..., 0], found.logits[head][..., 1]]
             elif model.choices:

@@ -17,6 +17,7 @@ _FIELDS: dict[str, type] = {
     "programs": dict,
     "fields": dict,
     "labels": list,
+    "pooling": str,
     "model": dict,
     "files": dict,
 }
@@ -34,6 +35,7 @@ class Exported:
       programs: files below the folder by precision.
       fields: of the heads by name, such as the kind of a classifier.
       labels: names of what a classifier tells apart, in the order of its logits.
+      pooling: what a sentence's vector is of, one of `albert.models.heads.POOLING`.
       model: the fields of an `AlbertConfig`.
       files: bytes and SHA-256 of every file.
     """
@@ -46,6 +48,7 @@ class Exported:
     programs: dict[str, str]
     fields: dict[str, dict[str, Any]]
     labels: tuple[str, ...]
+    pooling: str
     model: dict[str, Any]
     files: dict[str, dict[str, Any]]
 

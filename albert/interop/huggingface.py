@@ -18,8 +18,10 @@ from albert.interop.weights import (
     PRETRAINED,
     Weights,
     entries,
+    heads_elsewhere,
     read_config,
     released_groups,
+    sentence_head,
     take,
 )
 from albert.models import sharing as parameter_sharing
@@ -107,10 +109,10 @@ def read(folder: Path, vocabulary: Path | None = None) -> Weights:
     shapes = {whole: tensors[name].shape for whole, name in stored.items()}
 
     classifier = shapes.get("classifier.weight") if "classifier.bias" in shapes else None
-    heads: dict[str, dict] = dict(PRETRAINED)
+    values = read_json(folder / CONFIG)
+    heads: dict[str, dict] = sentence_head(values, folder / CONFIG) or dict(PRETRAINED)
     labels: tuple[str, ...] = ()
     if classifier:
-        values = read_json(folder / CONFIG)
         unsaid = "classes" if classifier[0] > 1 else "number"
         kind = _KINDS.get(str(values.get("problem_type")), unsaid)
         if "AlbertForMultipleChoice" in (values.get("architectures") or ()):
@@ -229,7 +231,8 @@ def write(weights: Weights, folder: Path) -> dict[str, str]:
         params[f"{_MAPPING}/kernel"] = np.eye(width, dtype=np.float32)
         params[f"{_MAPPING}/bias"] = np.zeros(width, np.float32)
         config = dataclasses.replace(config, map_equal_embeddings=True)
-    present = [entry for entry in entries(config, name_of, weights.heads) if entry.path in params]
+    heads, _ = heads_elsewhere(weights.heads)
+    present = [entry for entry in entries(config, name_of, heads) if entry.path in params]
     tensors = {entry.name: entry.write(params[entry.path]) for entry in present}
     # The metadata says whose layout it is; transformers refuses files without it. Not save_file,
     # whose files nobody but their owner may read.
@@ -256,6 +259,7 @@ def config_json(weights: Weights, architecture: str | None = None) -> dict:
     written = {
         "architectures": [architecture or _architecture(weights)],
         **_written_config(config, groups),
+        **heads_elsewhere(weights.heads)[1],
     }
     for head in {"classifier", "tokens"} & weights.heads.keys():
         fields, labels = weights.heads[head], weights.labels

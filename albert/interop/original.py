@@ -20,8 +20,10 @@ from albert.interop.weights import (
     PRETRAINED,
     Weights,
     entries,
+    heads_elsewhere,
     read_config,
     released_groups,
+    sentence_head,
     take,
 )
 from albert.models.config import AlbertConfig
@@ -138,7 +140,7 @@ def read(prefix: Path, with_moments: bool = False, vocabulary: Path | None = Non
     stored = {name.removeprefix(_HUB): name for name in shapes}
     shapes = {name: shapes[whole] for name, whole in stored.items()}
     classifier = shapes.get("output_weights") if "output_bias" in shapes else None
-    heads = dict(PRETRAINED)
+    heads = sentence_head(options, config_path) or dict(PRETRAINED)
     if classifier:
         pretrained = any(name.startswith("cls/") for name in shapes)
         heads = (heads if pretrained else {}) | {
@@ -205,9 +207,10 @@ def write(weights: Weights, folder: Path) -> dict[str, str]:
         )
     if "tokens" in weights.heads:
         raise CheckpointError("The released program has no head that labels tokens.")
-    written = released_config(config)
+    heads, said = heads_elsewhere(weights.heads)
+    written = {**released_config(config), **said}
     tf = _tensorflow()
-    present = [e for e in entries(config, name_of, weights.heads) if e.path in weights.params]
+    present = [e for e in entries(config, name_of, heads) if e.path in weights.params]
     # One file for the variables and one for each slot, so that only one of them is copied at once.
     shards = [("", weights.params)]
     if weights.mu is not None and weights.nu is not None:

@@ -22,12 +22,14 @@ from albert.interop.folders import read_json
 from albert.models import sharing as parameter_sharing
 from albert.models.config import AlbertConfig
 from albert.models.encoder import Albert, abstract_params
-from albert.models.heads import HEADS
+from albert.models.heads import HEADS, POOLING, has_parameters
 
 # Parts that a checkpoint may lack as a whole: nothing else is computed from them.
 OPTIONAL_PARTS = ("pooler", *(f"{name}_head" for name in HEADS))
 # Heads by name with their fields: what a model has that nobody has fine-tuned.
 PRETRAINED: dict[str, dict] = {"mlm": {}, "sop": {}}
+# Written into config files of other programs, which ignore it: how sentence vectors are pooled.
+_SENTENCE_POOLING = "sentence_pooling"
 _GROUPS = "num_hidden_groups"
 _STACKED = "encoder/layers/"  # where a run keeps its layers, one entry for each set of weights
 FLOATS = tuple(map(np.dtype, (np.float32, ml_dtypes.bfloat16, np.float16, np.float64)))
@@ -74,7 +76,11 @@ class Weights:
     @property
     def missing(self) -> list[str]:
         """The parts of the model that the file does not have."""
-        parts = "pooler", *(f"{name}_head" for name in PRETRAINED | self.heads)
+        heads = (PRETRAINED | self.heads).items()
+        parts = (
+            "pooler",
+            *(f"{name}_head" for name, fields in heads if has_parameters(name, fields)),
+        )
         return [part for part in parts if not any(part_of(path) == part for path in self.params)]
 
     @property
@@ -203,6 +209,27 @@ def entries(
         name, transposed = naming(path)
         found.append(Entry(path, name, shape, matrix, transposed))
     return found
+
+
+def heads_elsewhere(heads: Mapping[str, Mapping]) -> tuple[dict[str, Mapping], dict[str, str]]:
+    """The heads that other programs have tensors for, and what to write into their config instead
+    of the others: of sentence vectors the pooling. Their projection is of use in training alone."""
+    kept = {name: fields for name, fields in heads.items() if name != "sentence"}
+    said = {_SENTENCE_POOLING: heads["sentence"]["pooling"]} if "sentence" in heads else {}
+    return kept, said
+
+
+def sentence_head(values: Mapping, path: Path) -> dict[str, dict]:
+    """The head of sentence vectors that the config file of another program, read from `path`, tells
+    of; empty where there is none. Raises CheckpointError."""
+    if _SENTENCE_POOLING not in values:
+        return {}
+    pooling = values[_SENTENCE_POOLING]
+    if pooling not in POOLING:
+        raise CheckpointError(
+            f"{path}: {_SENTENCE_POOLING} is {pooling!r}; it must be one of {', '.join(POOLING)}."
+        )
+    return {"sentence": {"pooling": pooling}}
 
 
 def take(

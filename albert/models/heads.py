@@ -5,6 +5,8 @@ It is called with the encoder's output (`Encoded`) and with inputs of its own by
 them optional. Its parameters lie below its name and "_head".
 """
 
+from collections.abc import Mapping
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -206,6 +208,58 @@ class ConditionalSpan(nn.Module):
         }
 
 
+# What a text's one vector is of: the mean over all its tokens, [CLS] and [SEP] among them; the
+# pooler's output; or the last hidden state of [CLS].
+POOLING = ("mean", "pooled", "cls")
+
+
+def pool(pooling: str, last_hidden_state, pooled_output, attention_mask):
+    """One vector of each row, by a name of POOLING: float32 [B, H].
+
+    Args:
+      last_hidden_state: [B, L, H].
+      pooled_output: [B, H].
+      attention_mask: [B, L], 1 for a token.
+    """
+    if pooling == "pooled":
+        return pooled_output.astype(jnp.float32)
+    hidden = last_hidden_state.astype(jnp.float32)
+    if pooling == "cls":
+        return hidden[:, 0]
+    weights = attention_mask[:, :, None].astype(jnp.float32)
+    return (hidden * weights).sum(1) / weights.sum(1)
+
+
+class Sentence(nn.Module):
+    """The vector of a text; and, for training alone, what stands behind it: dropout and, with
+    `projection`, a dense layer and tanh in float32, which Gao et al. 2021 (arXiv 2104.08821) train
+    with and leave out afterwards."""
+
+    config: AlbertConfig
+    pooling: str = "mean"  # of POOLING: what whoever loads the model takes, too
+    projection: bool = False
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, encoded, attention_mask=None, keys=None):
+        """`attention_mask`: [B, L], None where all are tokens; `keys`: random keys [B], one for
+        each row, None turns dropout off.
+
+        Returns "vector" and, of it, "projected": float32 [B, H] each.
+        """
+        hidden = encoded.last_hidden_state
+        mask = jnp.ones(hidden.shape[:2]) if attention_mask is None else attention_mask
+        vector = pool(self.pooling, hidden, encoded.pooled_output, mask)
+        projected = dropout(vector, self.dropout, keys, 0)
+        if self.projection:
+            shape = self.config.hidden_size, self.config.hidden_size
+            dense = Dense(
+                shape, ("hidden", "pooled"), self.config, dtype=jnp.float32, name="projection"
+            )
+            projected = jnp.tanh(dense(projected))
+        return {"vector": vector, "projected": projected}
+
+
 HEADS: dict[str, type[nn.Module]] = {
     "mlm": MaskedLanguageModel,
     "sop": SentenceOrder,
@@ -213,4 +267,10 @@ HEADS: dict[str, type[nn.Module]] = {
     "tokens": Tokens,
     "span": Span,
     "conditional_span": ConditionalSpan,
+    "sentence": Sentence,
 }
+
+
+def has_parameters(name: str, fields: Mapping) -> bool:
+    """Whether a head with these fields has parameters, which a checkpoint may lack."""
+    return name != "sentence" or bool(fields.get("projection"))

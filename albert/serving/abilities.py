@@ -23,7 +23,7 @@ _POOLINGS = {
     "mean": "of the last hidden states of all pieces",
     "cls": "the last hidden state of [CLS]",
     "pooled": "the pooler's output",
-    "unit": "the mean, of length 1",
+    "unit": "the one that the model was trained with, or the mean, of length 1",
 }
 
 
@@ -181,7 +181,7 @@ def abilities_of(card: Card, limits: Limits) -> list[Ability]:
             "types": optional(rows, "Token types of the ids, 0 or 1; without them all are 0."),
         }
 
-    poolings = card.poolings or ("mean",)  # of a model without vectors, which is not asked
+    poolings = card.poolings or (card.pooling,)  # of a model without vectors, which is not asked
     words = {"texts": ["Paris is the capital of France."]}
     question = {
         "question": "Who wrote the letter?",
@@ -270,7 +270,7 @@ def abilities_of(card: Card, limits: Limits) -> list[Ability]:
                 pooling=(
                     cast(Any, Literal)[poolings],
                     Field(
-                        poolings[0],
+                        card.pooling,
                         description="; ".join(f"{name}: {_POOLINGS[name]}" for name in poolings)
                         + ".",
                     ),

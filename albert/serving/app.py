@@ -25,7 +25,7 @@ _PAGES = ("/", "/docs", "/openapi.json", "/health", "/metrics")
 _OPEN = ("/", "/docs", "/openapi.json", "/health")
 _TOLD = 3  # mistakes in a request that are named
 # Of the seconds of a request so many may be spent in the queue, by what batches took lately.
-_SHARE = 0.5
+_SHARE = 0.25
 _GONE = 499  # as other servers count it: nobody gets it
 
 

@@ -27,7 +27,7 @@ class Card:
       kind: of the classifier, one of `kinds.KINDS`.
       labels: what the classifier tells apart, or what words are, by names where they have some.
       threshold: of SQuAD 2.0: there is no answer where the odds are over it.
-      poolings: of its sentence vectors.
+      poolings: of its sentence vectors; `pooling`: the one that they were trained with.
     """
 
     name: str
@@ -41,6 +41,7 @@ class Card:
     labels: tuple[str, ...]
     threshold: float
     poolings: tuple[str, ...]
+    pooling: str
 
 
 class Row(NamedTuple):

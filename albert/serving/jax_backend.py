@@ -11,7 +11,6 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from albert.answers import POOLING
 from albert.data.padding import bucket
 from albert.inference import Pretrained, padded_length
 from albert.serving.backend import MASKS, Card, Row, Shapes, padded
@@ -70,7 +69,8 @@ class JaxBackend:
             kind=fields.get("kind", "classes"),
             labels=names,
             threshold=model.heads.get("conditional_span", {}).get("threshold", 0.0),
-            poolings=tuple(p for p in POOLING if p != "pooled" or "pooler" not in model.missing),
+            poolings=model.poolings,
+            pooling=model.pooling,
         )
 
     def digest(self) -> str:

@@ -98,6 +98,9 @@ class OnnxBackend:
             labels=_labels(found),
             threshold=_NO_THRESHOLD,
             poolings=tuple(self._poolings),
+            pooling=found.pooling
+            if found.pooling in self._poolings
+            else next(iter(self._poolings), found.pooling),
         )
 
     def digest(self) -> str:
@@ -216,7 +219,8 @@ def _labels(found: Exported) -> tuple[str, ...]:
 def _poolings(found: Exported) -> dict[str, Callable[[dict, np.ndarray], np.ndarray]]:
     """How vectors are made of the outputs and the mask, by their name."""
     made: dict[str, Callable[[dict, np.ndarray], np.ndarray]] = {}
-    if "hidden" in found.heads:
+    # Of states alone the pooler's output cannot be made, and another pooling was not trained.
+    if "hidden" in found.heads and found.pooling != "pooled":
         made["mean"] = lambda outputs, mask: _mean(outputs["last_hidden_state"], mask)
         made["cls"] = lambda outputs, mask: outputs["last_hidden_state"][:, 0]
     if "sentence" in found.heads:

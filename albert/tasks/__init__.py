@@ -12,6 +12,7 @@ TASKS: dict[str, str | type[Task]] = {
     "choice": "albert.tasks.race:MultipleChoice",
     "squad": "albert.tasks.squad:Squad",
     "tokens": "albert.tasks.tokens:TokenLabels",
+    "contrastive": "albert.tasks.contrastive:Contrastive",
 }
 _REQUIRED = (
     "Section",

@@ -141,8 +141,6 @@ class Task(abc.ABC):
     Section: ClassVar[type]  # of `config.data`: a frozen dataclass with `problems() -> list[str]`
     # Metrics that are amounts, logged per second as well; the console shows the first.
     amounts: ClassVar[tuple[str, ...]] = ()
-    # Parts of the model that it does not use, such as "pooler": they stay as they are.
-    unused: ClassVar[tuple[str, ...]] = ()
     # What is loaded and evaluated of a run unless a step is named: its best checkpoint, by `best`,
     # or its newest.
     serves_best: ClassVar[bool] = False
@@ -184,6 +182,12 @@ class Task(abc.ABC):
         refused."""
         del config
         return None
+
+    @classmethod
+    def unused(cls, config: RunConfig) -> tuple[str, ...]:
+        """Parts of the model that it does not use, such as "pooler": they stay as they are."""
+        del config
+        return ()
 
     @classmethod
     @abc.abstractmethod
@@ -264,7 +268,8 @@ class Task(abc.ABC):
         """
 
     # Pure functions of one step. The parts of a batch add up: `sums` are additive over rows, and
-    # `loss` is linear in them.
+    # `loss` is linear in them. A task whose rows need the others of their batch says in `problems`
+    # that it knows no parts (`train.accumulation`, `train.reduce_dtype`).
 
     @abc.abstractmethod
     def denominators(self, batch: Batch) -> dict[str, jax.Array]:

@@ -169,8 +169,8 @@ def example_of(
     none. Raises SourceError."""
     return Example(
         str(_cell(record, key, where, "id")) if key else str(number),
-        _text(record, text, where, "text"),
-        _text(record, pair, where, "pair") if pair else None,
+        text_of(record, text, where, "text"),
+        text_of(record, pair, where, "pair") if pair else None,
         label,
     )
 
@@ -200,7 +200,8 @@ def _cell(record: dict, column: str, where: str, field: str):
     return record[column]
 
 
-def _text(record: dict, column: str, where: str, field: str) -> str:
+def text_of(record: dict, column: str, where: str, field: str) -> str:
+    """The text in a column of a record; raises SourceError where there is none."""
     value = _cell(record, column, where, field)
     if not isinstance(value, str):
         raise SourceError(

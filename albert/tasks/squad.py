@@ -114,7 +114,6 @@ class Squad(FineTuning):
 
     Section = SquadConfig
     deciding: ClassVar = {"data_options": "version, seq_length, doc_stride, max_question"}
-    unused = ("pooler",)
     best = Best("dev", "f1", higher_is_better=True)
 
     def __init__(self, config, tokenizer=None, train=None, dev=None):
@@ -157,6 +156,11 @@ class Squad(FineTuning):
             ]
 
     # Asked before there is any data or device.
+
+    @classmethod
+    def unused(cls, config):
+        del config
+        return ("pooler",)
 
     @classmethod
     def evaluation_problems(cls, config, model):

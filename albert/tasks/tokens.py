@@ -173,7 +173,6 @@ class TokenLabels(FineTuning):
 
     Section = TokensConfig
     deciding: ClassVar = {"labels": "the labels"}
-    unused = ("pooler",)
 
     def __init__(self, config, labels: Sequence[str], tokenizer=None, train=None, dev=None):
         """Without sentences nothing can be trained on or evaluated."""
@@ -219,6 +218,11 @@ class TokenLabels(FineTuning):
         return {"confusion": confusion(self.labels, targets, chosen)}
 
     # Asked before there is any data or device.
+
+    @classmethod
+    def unused(cls, config):
+        del config
+        return ("pooler",)
 
     @classmethod
     def evaluation_problems(cls, config, model):

@@ -62,6 +62,16 @@ class Sequences:
         return arrays
 
 
+def first_alike(sequences: Sequences) -> np.ndarray:
+    """The number of the first row with the same ids, for every row: int32 [rows]."""
+    first: dict[bytes, int] = {}
+    found = np.zeros(len(sequences), np.int32)
+    for row in range(len(sequences)):
+        ids = sequences.ids[sequences.starts[row] : sequences.starts[row + 1]]
+        found[row] = first.setdefault(ids.tobytes(), row)
+    return found
+
+
 Cut = Callable[[list[int], list[int], int], tuple[list[int], list[int]]]
 
 

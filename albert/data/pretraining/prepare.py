@@ -82,11 +82,8 @@ class DataConfig:
             )
         for name in ("train_sources", "valid_sources"):
             for spec in getattr(self, name):
-                try:
-                    parse_source(spec, self.text_field)
-                except SourceError as error:
-                    if not prepared_corpora(spec, self.text_field, self.prepared_folder):
-                        found.append(f"{name}: {error}")
+                if problem := source_problem(spec, self.text_field, self.prepared_folder):
+                    found.append(f"{name}: {problem}")
         if self.tokenizer and not place(self.tokenizer).is_file():
             found.append(f"tokenizer: there is no file {self.tokenizer}")
         return found
@@ -169,6 +166,15 @@ class DataConfig:
         return ExampleOptions(**{name: getattr(self, name) for name in names})
 
 
+def source_problem(spec: str, text_field: str, folder: Path) -> str | None:
+    """Why neither a source is there nor what was prepared from it in `folder`; reads no text."""
+    try:
+        parse_source(spec, text_field)
+    except SourceError as error:
+        return None if prepared_corpora(spec, text_field, folder) else str(error)
+    return None
+
+
 @dataclasses.dataclass(frozen=True)
 class PreparedData:
     tokenizer: Tokenizer
@@ -213,7 +219,7 @@ def prepare(
         tokenizer = open_tokenizer(path, config, vocab_size)
     corpora = _prepare_all(sources, config, tokenizer)
     for corpus in corpora:
-        _check_unknown(corpus, tokenizer, config.max_unknown_share)
+        check_unknown(corpus, tokenizer, config.max_unknown_share)
     valid = prepare_valid(config, tokenizer, corpora, wanted)
     if config.valid_sources:
         warn_of_overlap(corpora, [plan.corpus for plan in valid.plans])
@@ -315,7 +321,7 @@ def prepare_valid(
         sources = _open_sources(config.valid_sources, config, wanted)
         corpora = _prepare_all(sources, config, tokenizer)
         for corpus in corpora:
-            _check_unknown(corpus, tokenizer, 1.0)  # told: any text may be evaluated on
+            check_unknown(corpus, tokenizer, 1.0)  # told: any text may be evaluated on
         documents = [np.arange(corpus.num_documents) for corpus in corpora]
     else:
         corpora = train_corpora or _prepare_all(
@@ -347,7 +353,7 @@ def _prepare_all(
     ]
 
 
-def _check_unknown(corpus: Corpus, tokenizer: Tokenizer, most: float) -> None:
+def check_unknown(corpus: Corpus, tokenizer: Tokenizer, most: float) -> None:
     """Tells of a text whose characters the vocabulary does not know.
 
     Raises VocabularyError when they are a larger share than `most`.

@@ -51,7 +51,7 @@ class _Writer:
             ids, mask, types = (g("Reshape", name, as_rows) for name in INPUTS)
         hidden = self._layers(self._embeddings(ids, types), mask)
         pooled = ""
-        if any(head in ("sop", "classifier") for head in of.heads):
+        if "pooler/kernel" in self.params:
             first = g("Gather", hidden, g.constant("zero", np.int64(0)), axis=1)
             pooled = g("Tanh", self._dense(g, first, "pooler"))
         outputs: list[onnx.ValueInfoProto] = []
@@ -66,7 +66,7 @@ class _Writer:
             if head == "hidden":
                 give(hidden, ["batch", "length", width])
             elif head == "sentence":
-                give(self._sentence(hidden, mask), ["batch", width])
+                give(self._sentence(hidden, pooled, mask), ["batch", width])
             elif head == "mlm":
                 give(self._mlm(hidden), ["batch", "length", self.config.vocab_size])
             elif head == "span":
@@ -120,13 +120,18 @@ class _Writer:
         count = g.constant("layers", np.int64(c.depth))
         return g.loop(count, x, body, "depth", "x", ends)
 
-    def _sentence(self, hidden: str, mask: str) -> str:
+    def _sentence(self, hidden: str, pooled: str, mask: str) -> str:
+        """A text's vector, of length 1."""
         g = self.graph
-        weights = g("Unsqueeze", g("Cast", mask, to=TensorProto.FLOAT), g.integers(2))
-        total = g("ReduceSum", g("Mul", hidden, weights), g.integers(1), keepdims=0)
-        squares = g("ReduceSum", g("Mul", total, total), g.integers(1), keepdims=1)
-        norm = g("Max", g("Sqrt", squares), g.number(SMALLEST_NORM))
-        return g("Div", total, norm)
+        if self.of.pooling == "pooled":
+            vector = pooled
+        elif self.of.pooling == "cls":
+            vector = g("Gather", hidden, g.constant("zero", np.int64(0)), axis=1)
+        else:  # the mean has the direction of the sum, which is all that is left of it
+            weights = g("Unsqueeze", g("Cast", mask, to=TensorProto.FLOAT), g.integers(2))
+            vector = g("ReduceSum", g("Mul", hidden, weights), g.integers(1), keepdims=0)
+        squares = g("ReduceSum", g("Mul", vector, vector), g.integers(1), keepdims=1)
+        return g("Div", vector, g("Max", g("Sqrt", squares), g.number(SMALLEST_NORM)))
 
     def _mlm(self, hidden: str) -> str:
         g, name = self.graph, "embeddings/word_embeddings"
