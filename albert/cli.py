@@ -241,12 +241,14 @@ def matters_of_use() -> tuple[type[Exception], ...]:
     from albert.runtime import RunError
     from albert.runtime.fields import ConfigError
     from albert.runtime.paths import PlaceError
+    from albert.search import SearchError
 
     return (
         CheckpointError,
         ConfigError,
         PlaceError,
         RunError,
+        SearchError,
         SourceError,
         StoreError,
         VocabularyError,

@@ -28,10 +28,10 @@ WAIT = 60  # seconds that a test waits for anything before it fails
 
 
 @contextlib.contextmanager
-def serving(backend, limits=LIMITS, window=0.005, token=None):
+def serving(backend, limits=LIMITS, window=0.005, token=None, index=None):
     """Yields (port, server); when it ends, the server is stopped and has answered."""
     claimed = server.claim("127.0.0.1", 0)
-    app = make_app(backend, limits, window, token)
+    app = make_app(backend, limits, window, token, index)
     running = server.make_server(app, WAIT)
     thread = threading.Thread(target=running.run, kwargs={"sockets": [claimed]})
     thread.start()

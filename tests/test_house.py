@@ -22,6 +22,7 @@ FOLDERS = [
     "diagnostics",
     "answers",
     "inference",
+    "search",
     "serving",
     "cli",
     "programs",
@@ -107,6 +108,7 @@ def test_importing_starts_no_device_and_no_tensorflow(module):
         "tools/squad.py",
         "tools/check_checkpoint.py",
         "tools/serve.py",
+        "tools/search_index.py",
     ],
 )
 def test_help_teaches_without_loading_jax(program):

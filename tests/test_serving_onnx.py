@@ -20,6 +20,7 @@ for package in ("onnx", "onnxruntime"):
 from albert.checkpoints import CheckpointError
 from albert.export import export
 from albert.interop.weights import PRETRAINED
+from albert.runtime.digests import file_digest
 from albert.runtime.fields import ConfigError
 from albert.serving import onnx_backend
 from albert.serving.backend import Shapes, row_of
@@ -167,10 +168,13 @@ def test_folders_that_are_damaged_or_of_another_format_are_refused(vectors, mode
     (tmp_path / "cut" / "manifest.json").write_text("{")
     with pytest.raises(CheckpointError, match="is not a JSON file"):
         open_backend(str(tmp_path / "cut"), (1,), (16,))
-    unchecked = changed(vectors, tmp_path / "unchecked", files={})
-    (unchecked / "onnx/model_quantized.onnx").write_bytes(b"nothing")
+    files = json.loads((vectors / "manifest.json").read_text())["files"]
+    size, digest = file_digest(vectors / "README.md")
+    files["onnx/model_quantized.onnx"] = {"bytes": size, "sha256": digest}
+    text = changed(vectors, tmp_path / "text", files=files)
+    shutil.copy(vectors / "README.md", text / "onnx/model_quantized.onnx")
     with pytest.raises(CheckpointError, match="ONNX Runtime cannot run it"):
-        opened(unchecked)
+        opened(text)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
   python tools/serve.py --model=runs/base
   python tools/serve.py --model=runs/reviews --port=9000 --batches=1,2,4,8,16,32
   python tools/serve.py --model=reviews-onnx
+  python tools/serve.py --model=runs/vectors --index=books-index
   ALBERT_TOKEN=$(openssl rand -hex 24) python tools/serve.py --model=runs/base --host=0.0.0.0
 
 Needs pip install -r requirements-serve.txt. The model is anything that albert.load takes. Programs
@@ -43,6 +44,9 @@ _PRECISION = flags.DEFINE_enum(
     None,
     ["int8", "float32"],
     "Of an ONNX folder: which file. Default: int8 where it is there.",
+)
+_INDEX = flags.DEFINE_string(
+    "index", None, "An index of tools/search_index.py, to be searched at /search."
 )
 _HOST = flags.DEFINE_string(
     "host", "127.0.0.1", "Whose address to listen on; 0.0.0.0: on all. Others need a token."
@@ -137,9 +141,16 @@ def main() -> None:
         _DTYPE.value,
         _PRECISION.value,
     )
+    index = None
+    if _INDEX.value is not None:
+        from albert.search.index import Index
+
+        index = Index(Path(_INDEX.value).expanduser())
+    app = make_app(backend, limits, _WINDOW.value / 1000, token, index)
     tell(f"{_MODEL.value}: {', '.join(backend.card.abilities)}")
+    if index is not None:
+        tell(f"{_INDEX.value}: {len(index):,} sentences, asked at /search")
     backend.warm_up(lambda line: tell(f"  compiled {line}"))
-    app = make_app(backend, limits, _WINDOW.value / 1000, token)
     host = f"[{_HOST.value}]" if ":" in _HOST.value else _HOST.value
     address = f"http://{host}:{port.getsockname()[1]}"
     server.run(

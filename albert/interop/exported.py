@@ -55,10 +55,10 @@ class Exported:
     def checked(self, name: str) -> Path:
         """A file of the folder; raises CheckpointError where it is not the one that was written."""
         path = self.folder / name
-        facts = self.files.get(name)
+        facts = self.files.get(name, {})
         if not path.is_file():
             raise CheckpointError(f"{path} is missing; {MANIFEST} beside it names it.")
-        if facts is not None and file_digest(path) != [facts.get("bytes"), facts.get("sha256")]:
+        if file_digest(path) != [facts.get("bytes"), facts.get("sha256")]:
             raise CheckpointError(
                 f"{path} is damaged or was changed: size and digest are not those in {MANIFEST}. "
                 "Export the model again."

@@ -15,7 +15,7 @@ from albert.data.labelled.squad import Options, Question, make_windows
 from albert.data.labelled.words import word_sequences
 from albert.data.sources.base import SourceError
 from albert.data.tokenizer import MASK, Tokenizer
-from albert.serving.backend import MASKS, Card, Row, row_of
+from albert.serving.backend import MASKS, Card, Row, row_of, rows_of_texts
 
 _MAX_QUESTION = 64  # pieces of a question on a text, as `Pretrained.answer` has it
 _DOC_STRIDE = 128
@@ -157,6 +157,11 @@ class Embedded(BaseModel):
 # Requests.
 
 
+def request_model(name: str, /, **fields: Any) -> type[BaseModel]:
+    """A request with these fields, and no others."""
+    return create_model(name, __config__=ConfigDict(strict=True, extra="forbid"), **fields)
+
+
 def abilities_of(card: Card, limits: Limits) -> list[Ability]:
     """Everything that can be asked of any model, with the limits as part of the schema; of `card`
     the examples and what may be chosen."""
@@ -164,10 +169,6 @@ def abilities_of(card: Card, limits: Limits) -> list[Ability]:
     texts = Annotated[list[text], Field(min_length=1, max_length=limits.texts)]
     row = Annotated[list[int], Field(min_length=1, max_length=card.positions)]
     rows = Annotated[list[row], Field(min_length=1, max_length=limits.texts)]
-
-    def request(name: str, /, **fields) -> type[BaseModel]:
-        config = ConfigDict(strict=True, extra="forbid")
-        return create_model(name, __config__=config, **fields)
 
     def optional(kind: Any, description: str) -> Any:
         return kind | None, Field(None, description=description)
@@ -192,7 +193,7 @@ def abilities_of(card: Card, limits: Limits) -> list[Ability]:
             "fill_mask",
             "/fill-mask",
             "Say what could stand at every [MASK] of some texts.",
-            request(
+            request_model(
                 "FillMask",
                 texts=optional(texts, "Texts with [MASK] in them."),
                 **ids(""),
@@ -206,7 +207,7 @@ def abilities_of(card: Card, limits: Limits) -> list[Ability]:
             "classify",
             "/classify",
             "Say which label some texts, or pairs of texts, have.",
-            request(
+            request_model(
                 "Classify",
                 texts=optional(texts, "Texts."),
                 pairs=optional(texts, "As many second texts, for a model of pairs."),
@@ -220,7 +221,7 @@ def abilities_of(card: Card, limits: Limits) -> list[Ability]:
             "choose",
             "/choose",
             "Say which of several options answers a question on a text.",
-            request(
+            request_model(
                 "Choose",
                 context=(text, Field(description="A text.")),
                 question=(text, Field(description='A question; an option takes the place of "_".')),
@@ -237,7 +238,7 @@ def abilities_of(card: Card, limits: Limits) -> list[Ability]:
             "tag",
             "/tag",
             "Say what every word of some texts is.",
-            request("TagWords", texts=(texts, Field(description="Texts."))),
+            request_model("TagWords", texts=(texts, Field(description="Texts."))),
             Tagged,
             words,
             _tag,
@@ -246,7 +247,7 @@ def abilities_of(card: Card, limits: Limits) -> list[Ability]:
             "answer",
             "/answer",
             "Find the answer to a question in a text.",
-            request(
+            request_model(
                 "Answer",
                 question=(text, Field(description="A question.")),
                 context=(text, Field(description="The text in which the answer stands.")),
@@ -263,7 +264,7 @@ def abilities_of(card: Card, limits: Limits) -> list[Ability]:
             "encode",
             "/embed",
             "Give a vector for each of some texts.",
-            request(
+            request_model(
                 "Embed",
                 texts=optional(texts, "Texts."),
                 **ids(""),
@@ -289,7 +290,7 @@ def abilities_of(card: Card, limits: Limits) -> list[Ability]:
 def _fill_mask(request: Any, card: Card) -> Prepared:
     sequences = _ids_or_none(request, card)
     if sequences is None:
-        tokenizer = _vocabulary(card)
+        tokenizer = vocabulary_of(card)
         sequences = [tokenizer.encode_pair(text) for text in request.texts]
     rows: list[Row] = []
     of_text = []  # masks of each
@@ -345,7 +346,7 @@ def _classify(request: Any, card: Card) -> Prepared:
         pairs = request.pairs or [None] * len(request.texts)
         if len(pairs) != len(request.texts):
             raise Refused(422, f"There are {len(request.texts)} texts and {len(pairs)} pairs.")
-        tokenizer = _vocabulary(card)
+        tokenizer = vocabulary_of(card)
         made = [
             make_sequences([pair], tokenizer, card.positions)
             for pair in zip(request.texts, pairs, strict=True)
@@ -361,7 +362,7 @@ def _classify(request: Any, card: Card) -> Prepared:
 
 
 def _choose(request: Any, card: Card) -> Prepared:
-    tokenizer = _vocabulary(card)
+    tokenizer = vocabulary_of(card)
     made = [
         choice_sequences([(request.context, request.question, [option])], tokenizer, card.positions)
         for option in request.options
@@ -376,7 +377,7 @@ def _choose(request: Any, card: Card) -> Prepared:
 
 
 def _tag(request: Any, card: Card) -> Prepared:
-    tokenizer = _vocabulary(card)
+    tokenizer = vocabulary_of(card)
     made = [
         word_sequences([[word for word, _ in answers.words_of(text)]], tokenizer, card.positions)
         for text in request.texts
@@ -395,7 +396,7 @@ def _tag(request: Any, card: Card) -> Prepared:
 
 
 def _answer(request: Any, card: Card) -> Prepared:
-    tokenizer = _vocabulary(card)
+    tokenizer = vocabulary_of(card)
     if not request.context.strip():
         raise Refused(422, "context is empty.")
     longest = min(_MAX_QUESTION, card.positions // 2)
@@ -422,18 +423,17 @@ def _answer(request: Any, card: Card) -> Prepared:
 
 
 def _embed(request: Any, card: Card) -> Prepared:
-    sequences = _ids_or_none(request, card)
-    cut = []
-    if sequences is None:
-        tokenizer = _vocabulary(card)
-        pieces = [tokenizer.encode_special(text) for text in request.texts]
-        cut = [number for number, ids in enumerate(pieces) if len(ids) + 2 > card.positions]
-        sequences = [tokenizer.with_ends([ids], card.positions) for ids in pieces]
+    given = _ids_or_none(request, card)
+    if given is not None:
+        rows = [row_of(*each) for each in given]
+        cut: list[int] = []
+    else:
+        rows, cut = rows_of_texts(vocabulary_of(card), request.texts, card.positions)
 
     def answer(outputs: list[Any]) -> Embedded:
         return Embedded(results=[each[request.pooling].tolist() for each in outputs], cut=cut)
 
-    return Prepared([row_of(*each) for each in sequences], answer)
+    return Prepared(rows, answer)
 
 
 def _rows_of(sequences: Sequences, length: int = 0) -> list[Row]:
@@ -446,7 +446,8 @@ def _rows_of(sequences: Sequences, length: int = 0) -> list[Row]:
     return rows
 
 
-def _vocabulary(card: Card) -> Tokenizer:
+def vocabulary_of(card: Card) -> Tokenizer:
+    """Raises Refused where there is none."""
     if card.tokenizer is None:
         raise Refused(
             409,

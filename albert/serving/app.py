@@ -13,12 +13,14 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from albert import __version__
+from albert.search.index import Index
 from albert.serving import pages
 from albert.serving.abilities import Ability, Limits, Prepared, Refused, abilities_of
 from albert.serving.backend import Backend
 from albert.serving.batching import Batcher, QueueFull
 from albert.serving.guard import Guard, refusal
 from albert.serving.metrics import CONTENT_TYPE, Metrics
+from albert.serving.search import search_ability
 
 _PAGES = ("/", "/docs", "/openapi.json", "/health", "/metrics")
 # What is shown without a token: it says what the model can do, and nothing that it has seen.
@@ -30,16 +32,29 @@ _GONE = 499  # as other servers count it: nobody gets it
 
 
 def make_app(
-    backend: Backend, limits: Limits, window: float = 0.005, token: str | None = None
+    backend: Backend,
+    limits: Limits,
+    window: float = 0.005,
+    token: str | None = None,
+    index: Index | None = None,
 ) -> ASGIApp:
     """The service as an ASGI app; its batches are computed until its lifespan ends.
 
     Args:
-      backend: the model, warm.
+      backend: the model.
       limits: of requests.
       window: seconds that a row waits for others.
       token: that requests must bear; None: requests of this machine are taken.
+      index: of sentences that may be searched, with the model's vectors; None: none.
+
+    Raises SearchError where the index is of another model, or the model is not asked for vectors.
     """
+    card = backend.card
+    everything = abilities_of(card, limits)
+    searching = [] if index is None else [search_ability(index, backend, limits)]
+    everything += searching
+    more_pages = tuple(ability.path for ability in searching)  # each has a page to ask it
+    served = [ability for ability in everything if ability.name in card.abilities]
     batcher = Batcher(
         backend,
         window,
@@ -57,9 +72,6 @@ def make_app(
         await asyncio.to_thread(batcher.close)
         texts.shutdown()
 
-    card = backend.card
-    everything = abilities_of(card, limits)
-    served = [ability for ability in everything if ability.name in card.abilities]
     app = FastAPI(
         title="ALBERT",
         description=f"What {card.name} says of texts.",
@@ -97,13 +109,19 @@ def make_app(
         return Response(metrics.text(), media_type=CONTENT_TYPE)
 
     @app.get("/", include_in_schema=False)
-    async def index(request: Request) -> HTMLResponse:
+    async def home(request: Request) -> HTMLResponse:
         base = str(request.base_url).rstrip("/")
         return pages.respond(pages.index(card, served, base, token is not None))
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
         return pages.respond(pages.reference(app.openapi()))
+
+    if index is not None:
+
+        @app.get("/search", include_in_schema=False)
+        async def search_page() -> HTMLResponse:
+            return pages.respond(pages.search(card, len(index)))
 
     @app.exception_handler(RequestValidationError)
     async def not_as_described(request: Request, error: Exception) -> Response:
@@ -115,7 +133,7 @@ def make_app(
         assert isinstance(error, HTTPException)
         sentence = str(error.detail)
         if error.status_code == 404:
-            paths = ", ".join([*(f"POST {each.path}" for each in served), *_PAGES])
+            paths = ", ".join([*(f"POST {each.path}" for each in served), *_PAGES, *more_pages])
             sentence = f"There is no {request.url.path}; there are {paths}."
         elif error.status_code == 405:
             allowed = (error.headers or {}).get("Allow", "POST")
@@ -139,7 +157,7 @@ def make_app(
         # Everything that may wait and be computed, and some that are read or written meanwhile.
         limits.queue + 2 * backend.shapes.full,
         [*_PAGES, *(ability.path for ability in everything)],
-        _OPEN,
+        [*_OPEN, *more_pages],
         metrics,
     )
 

@@ -67,6 +67,15 @@ def row_of(
     return Row(ids, types, max(length, len(ids)), tuple(positions))
 
 
+def rows_of_texts(
+    tokenizer: Tokenizer, texts: Sequence[str], positions: int
+) -> tuple[list[Row], list[int]]:
+    """[CLS] text [SEP] of each, and the numbers of those that were cut to the positions."""
+    pieces = [tokenizer.encode_special(text) for text in texts]
+    cut = [number for number, ids in enumerate(pieces) if len(ids) + 2 > positions]
+    return [row_of(*tokenizer.with_ends([ids], positions)) for ids in pieces], cut
+
+
 class Shapes(NamedTuple):
     """What programs are compiled for: every batch has one of these sizes and lengths, ascending."""
 
@@ -91,6 +100,7 @@ class Backend(Protocol):
 
     card: Card
     shapes: Shapes
+    precision: str | None  # of its program, where there may be several
 
     def warm_up(self, on_program: Callable[[str], None]) -> None:
         """Makes ready every program of `shapes`; calls `on_program` with a line for each."""

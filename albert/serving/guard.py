@@ -40,7 +40,7 @@ class Guard:
     Args:
       app: behind it.
       limits: of body, time, and requests at once.
-      token: that requests must bear, but for the pages in `open_paths`; None: none.
+      token: that requests must bear, but for reading the pages in `open_paths`; None: none.
       at_once: requests with a body that may be on their way.
       paths: what there is, for counting.
       open_paths: that need no token.
@@ -110,7 +110,7 @@ class Guard:
                     f"This service answers on this machine alone, and not under the name "
                     f"{host!r}; started with --token it answers under any.",
                 )
-        elif scope["path"] not in self._open_paths:
+        elif scope["method"] == "POST" or scope["path"] not in self._open_paths:
             given = headers.get(b"authorization", "")
             kind, _, token = given.partition(" ")
             right = hmac.compare_digest(token.strip().encode(), self._token.encode())

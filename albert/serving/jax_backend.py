@@ -49,6 +49,7 @@ class JaxBackend:
                 f"The model cannot {', '.join(unknown)}; it can {', '.join(model.abilities)}."
             )
         self.model = model
+        self.precision: str | None = None
         self.top = min(top, model.config.vocab_size)
         if model.tokenizer:
             self.top = min(top, model.tokenizer.vocab_size)

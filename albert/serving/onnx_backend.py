@@ -65,8 +65,9 @@ class OnnxBackend:
             )
         tokenizer, note = _vocabulary(found, vocabulary)
         limit, vocab_size = found.model["max_position_embeddings"], found.model["vocab_size"]
-        self.precision = _chosen(found, precision)
-        self._file = found.programs[self.precision]
+        chosen = _chosen(found, precision)
+        self.precision: str | None = chosen
+        self._file = found.programs[chosen]
         self._session = _session(found.checked(self._file))
         self._exported = found
         self._poolings = _poolings(found)
@@ -104,7 +105,7 @@ class OnnxBackend:
         )
 
     def digest(self) -> str:
-        parts = [self._exported.files[self._file]["sha256"], self.precision]
+        parts = [self._exported.files[self._file]["sha256"]]
         if self.card.tokenizer:
             tokenizer = self.card.tokenizer
             parts += [tokenizer.fingerprint, tokenizer.lower_case, tokenizer.strip_accents]

@@ -1,4 +1,4 @@
-"""Two pages for people: what the model can do, and every address with a form to try it.
+"""Pages for people: what the model can do, every address with a form to try it, and a search box.
 
 Nothing on them is loaded from elsewhere, so that they show on a machine without internet; a header
 forbids it.
@@ -39,6 +39,9 @@ pre, textarea, input {{ font: 13px/1.4 ui-monospace, monospace; box-sizing: bord
 pre {{ padding: .6rem; background: #8882; border-radius: 4px; white-space: pre-wrap;
   overflow-wrap: anywhere; }}
 table {{ border-collapse: collapse; width: 100%; font-size: .9rem; }}
+.inline input {{ width: auto; }}
+li {{ margin: .6rem 0; overflow-wrap: anywhere; }}
+small {{ opacity: .7; }}
 th, td {{ text-align: left; vertical-align: top; padding: .2rem .6rem .2rem 0;
   border-bottom: 1px solid #8884; }}
 </style>
@@ -73,6 +76,37 @@ for (const form of document.querySelectorAll("form")) {
 </script>"""
 
 
+_SEARCH = """<script>
+const byId = (name) => document.getElementById(name);
+byId("search").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const headers = {"Content-Type": "application/json"};
+  if (byId("token").value) headers.Authorization = "Bearer " + byId("token").value;
+  const body = JSON.stringify({query: byId("query").value, exact: byId("exact").checked});
+  byId("found").replaceChildren();
+  byId("told").textContent = "...";
+  const begin = performance.now();
+  try {
+    const got = await fetch("search", {method: "POST", headers, body});
+    const answer = await got.json();
+    if (!got.ok) throw new Error(answer.error);
+    for (const each of answer.results) {
+      const item = document.createElement("li");
+      const place = document.createElement("small");
+      place.textContent = each.score.toFixed(3) + ", " + each.file + ", line " + each.line;
+      item.append(each.text, document.createElement("br"), place);
+      byId("found").append(item);
+    }
+    const took = Math.round(performance.now() - begin);
+    byId("told").textContent = answer.results.length + " sentences, " + took + " ms" +
+      (answer.cut.length ? "; the query is longer than the model reads, its end was cut" : "");
+  } catch (error) {
+    byId("told").textContent = error.message;
+  }
+});
+</script>"""
+
+
 def respond(text: str) -> HTMLResponse:
     return HTMLResponse(text, headers=_HEADERS)
 
@@ -85,6 +119,8 @@ def index(card: Card, served: Sequence[Ability], base: str, needs_token: bool) -
         '<a href="docs">Every field, and forms to try it</a>; <a href="openapi.json">the schema'
         '</a>; <a href="health">health</a>; <a href="metrics">metrics</a>.</p>',
     ]
+    if any(ability.path == "/search" for ability in served):
+        told.append('<p><a href="search">Search the index</a> from a page.</p>')
     if needs_token:
         told.append("<p>Requests bear a token: set TOKEN to it.</p>")
     for ability in served:
@@ -98,6 +134,21 @@ def index(card: Card, served: Sequence[Ability], base: str, needs_token: bool) -
             f"<pre>{html.escape(command)}</pre>",
         ]
     return _PAGE.format(title=html.escape(card.name), body="\n".join(told))
+
+
+def search(card: Card, sentences: int) -> str:
+    """A box for a query, and what is found below it."""
+    told = [
+        "<h1>Search</h1>",
+        f"<p>{sentences:,} sentences, by their meaning as {html.escape(card.name)} has it.</p>",
+        '<form id="search"><input id="query" type="search" aria-label="Query" autofocus required '
+        'placeholder="What is looked for"><p><button>Search</button> '
+        '<label class="inline"><input id="exact" type="checkbox"> look at every sentence</label> '
+        '<label class="inline">token, where one is needed: <input id="token" type="password" '
+        'autocomplete="off"></label></p></form>',
+        '<p id="told" role="status"></p><ol id="found"></ol>',
+    ]
+    return _PAGE.format(title="ALBERT: search", body="\n".join([*told, _SEARCH]))
 
 
 def reference(schema: Mapping[str, Any]) -> str:

@@ -43,6 +43,9 @@ class Parsed(NamedTuple):
     records: int  # lines of text, JSON lines, rows of tables: what can be bad on its own
     bad: int  # of them, left out
     examples: tuple[BadRecord, ...]  # the first bad ones
+    # Of every string of the documents its line, as a bad record's is counted; none of sources that
+    # have no lines.
+    lines: tuple[list[int], ...] = ()
 
 
 class Source(Protocol):
@@ -94,8 +97,10 @@ class Bad:
             self.examples.append(record)
         self.count += 1
 
-    def parsed(self, documents: list[list[str]], good: int) -> Parsed:
-        return Parsed(documents, good + self.count, self.count, tuple(self.examples))
+    def parsed(
+        self, documents: list[list[str]], good: int, lines: Sequence[list[int]] = ()
+    ) -> Parsed:
+        return Parsed(documents, good + self.count, self.count, tuple(self.examples), tuple(lines))
 
 
 @dataclasses.dataclass

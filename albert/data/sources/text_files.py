@@ -236,13 +236,17 @@ class TextSource(_LineFiles):
             bad.add(BadRecord(block.file, block.problem, block.begin, block.line))
             return bad.parsed([], 0)
         documents: list[list[str]] = [[]]
-        for _, line in self._lines(block, bad):
+        lines: list[list[int]] = [[]]
+        for number, line in self._lines(block, bad):
             if line:
                 documents[-1].append(line)
+                lines[-1].append(block.line + number)
             elif documents[-1]:
                 documents.append([])
-        documents = documents if documents[-1] else documents[:-1]
-        return bad.parsed(documents, sum(map(len, documents)))
+                lines.append([])
+        if not documents[-1]:
+            del documents[-1], lines[-1]
+        return bad.parsed(documents, sum(map(len, documents)), lines)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -269,6 +273,7 @@ class JsonSource(_LineFiles):
             bad.add(BadRecord(block.file, block.problem, block.begin, block.line))
             return bad.parsed([], 0)
         documents = []
+        lines = []
         for number, line in self._lines(block, bad):
             if not line:
                 continue
@@ -282,9 +287,10 @@ class JsonSource(_LineFiles):
                 document, reason = document_of(text, self.text_field)
             if document:
                 documents.append(document)
+                lines.append([block.line + number] * len(document))
             else:
                 bad.add(BadRecord(block.file, reason, block.begin, block.line + number))
-        return bad.parsed(documents, len(documents))
+        return bad.parsed(documents, len(documents), lines)
 
 
 def _end_of_first_line(data: bytes) -> int:
