@@ -18,7 +18,8 @@ from albert.checkpoints import CheckpointError
 from albert.export import check, export, interface, stablehlo
 from albert.export import onnx as onnx_format
 from albert.interop import formats
-from albert.interop.weights import Weights, open_vocabulary, parameter_shapes
+from albert.interop.folders import open_vocabulary
+from albert.interop.weights import Weights, parameter_shapes
 from models import TINY, random_weights
 from runs import ROOT
 from texts import VOCABULARY

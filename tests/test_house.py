@@ -20,6 +20,7 @@ FOLDERS = [
     "tasks",
     "train",
     "diagnostics",
+    "answers",
     "inference",
     "serving",
     "cli",

@@ -58,7 +58,7 @@ def main() -> None:
     # Names and layouts only: no accelerator is needed, or taken from a run.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from albert.interop import formats
-    from albert.interop.weights import check_new
+    from albert.interop.folders import check_new
 
     check_new(Path(_OUTPUT.value).expanduser())
     weights = formats.read(

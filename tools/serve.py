@@ -2,12 +2,15 @@
 
   python tools/serve.py --model=runs/base
   python tools/serve.py --model=runs/reviews --port=9000 --batches=1,2,4,8,16,32
+  python tools/serve.py --model=reviews-onnx
   ALBERT_TOKEN=$(openssl rand -hex 24) python tools/serve.py --model=runs/base --host=0.0.0.0
 
 Needs pip install -r requirements-serve.txt. The model is anything that albert.load takes. Programs
 for every size in --batches and --lengths are compiled first; then the port opens, and nothing is
-compiled any more. http://127.0.0.1:8000 says what the model can do, with a command for each thing;
-/docs has every field and a form; /openapi.json the schema; /metrics is for Prometheus.
+compiled any more. Or it is a folder of tools/export.py --format=onnx, which ONNX Runtime computes
+(pip install onnxruntime): nothing is compiled, and the port is open in a second or two.
+http://127.0.0.1:8000 says what the model can do, with a command for each thing; /docs has every
+field and a form; /openapi.json the schema; /metrics is for Prometheus.
 
 Without a token only this machine is answered. Requests that come together are computed together:
 one waits at most --window_ms for others. What does not fit into the queue is refused with 429 and
@@ -26,12 +29,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from albert import cli
 
-_MODEL = flags.DEFINE_string("model", None, "Anything that albert.load takes.", required=True)
+_MODEL = flags.DEFINE_string(
+    "model", None, "Anything that albert.load takes, or an ONNX folder.", required=True
+)
 _TOKENIZER = flags.DEFINE_string(
     "tokenizer", None, "SentencePiece .model file. Default: the one beside the model."
 )
 _DTYPE = flags.DEFINE_enum(
-    "dtype", "float32", ["float32", "bfloat16", "float16"], "Of activations."
+    "dtype", None, ["float32", "bfloat16", "float16"], "Of activations. Default: float32."
+)
+_PRECISION = flags.DEFINE_enum(
+    "precision",
+    None,
+    ["int8", "float32"],
+    "Of an ONNX folder: which file. Default: int8 where it is there.",
 )
 _HOST = flags.DEFINE_string(
     "host", "127.0.0.1", "Whose address to listen on; 0.0.0.0: on all. Others need a token."
@@ -104,10 +115,9 @@ def main() -> None:
     lengths = whole_numbers("lengths", _LENGTHS.value)
     port = server.claim(_HOST.value, _PORT.value)
 
-    import albert
     from albert.serving.abilities import Limits
     from albert.serving.app import make_app
-    from albert.serving.jax_backend import JaxBackend
+    from albert.serving.loading import open_backend
 
     limits = Limits(
         body_bytes=_BODY.value,
@@ -117,12 +127,16 @@ def main() -> None:
         queue=_QUEUE.value,
         seconds=_SECONDS.value,
     )
-    model = albert.load(_MODEL.value, _TOKENIZER.value, _DTYPE.value)
-    name = Path(_MODEL.value).name or _MODEL.value
-    try:
-        backend = JaxBackend(model, name, batches, lengths, limits.top, _ABILITIES.value)
-    except ValueError as error:
-        raise ConfigError([str(error)]) from error
+    backend = open_backend(
+        _MODEL.value,
+        batches,
+        lengths,
+        limits.top,
+        _ABILITIES.value,
+        _TOKENIZER.value,
+        _DTYPE.value,
+        _PRECISION.value,
+    )
     tell(f"{_MODEL.value}: {', '.join(backend.card.abilities)}")
     backend.warm_up(lambda line: tell(f"  compiled {line}"))
     app = make_app(backend, limits, _WINDOW.value / 1000, token)

@@ -16,14 +16,15 @@ from typing import Any
 
 from albert.checkpoints import CheckpointError
 from albert.export import check, onnx, stablehlo
-from albert.export.interface import HEADS, Model, asked
+from albert.export.interface import HEADS, INPUTS, Model, asked
 from albert.interop import huggingface, huggingface_tokenizer
-from albert.interop.weights import Weights, check_new, new_folder
+from albert.interop.exported import MANIFEST
+from albert.interop.folders import check_new, new_folder
+from albert.interop.weights import Weights
 from albert.runtime.digests import file_digest
 from albert.runtime.paths import is_remote
 
 FORMATS: dict[str, ModuleType] = {"onnx": onnx, "stablehlo": stablehlo}
-MANIFEST = "manifest.json"
 # What the mean cosine of the states of an int8 model with those of the model must be at least.
 LEAST_COSINE = 0.999
 
@@ -100,7 +101,12 @@ def export(
         manifest = {
             "format": format,
             "heads": {head: HEADS[head].says for head in model.heads},
+            "inputs": list(INPUTS),
             "outputs": list(model.outputs),
+            "programs": files,
+            "fields": {head: dict(model.fields.get(head, {})) for head in model.heads},
+            "labels": list(weights.labels),
+            "pooling": model.pooling,
             "parameters": int(sum(value.size for value in model.params.values())),
             "checks": checks,
             "made_by": _versions(format),

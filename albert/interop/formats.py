@@ -4,7 +4,8 @@ from pathlib import Path
 
 from albert.checkpoints import CheckpointError
 from albert.interop import huggingface, original, workdir
-from albert.interop.weights import Weights, check_vocabulary, new_folder
+from albert.interop.folders import new_folder
+from albert.interop.weights import Weights, check_vocabulary
 from albert.runtime.paths import is_remote
 
 # A folder like a run's own, that transformers reads, that the released program reads.

@@ -13,13 +13,13 @@ import safetensors.numpy
 from albert.checkpoints import CheckpointError
 from albert.data.tokenizer import SPECIAL
 from albert.interop import huggingface_tokenizer
+from albert.interop.folders import read_json
 from albert.interop.weights import (
     PRETRAINED,
     Weights,
     entries,
     heads_elsewhere,
     read_config,
-    read_json,
     released_groups,
     sentence_head,
     take,
@@ -37,7 +37,7 @@ ACTIVATIONS = {
     "gelu": "gelu_erf",
     "relu": "relu",
 }
-# What a classifier tells: problem_type there -> `albert.models.heads.KINDS`.
+# What a classifier tells: problem_type there -> `albert.models.kinds.KINDS`.
 _KINDS = {
     "single_label_classification": "classes",
     "regression": "number",

@@ -20,7 +20,7 @@ from albert.data.tokenizer import (
     VocabularyError,
     ends_in_digit_comma,
 )
-from albert.interop.weights import open_vocabulary, read_json
+from albert.interop.folders import open_vocabulary, read_json
 
 SENTENCEPIECE, PIPELINE, OPTIONS = "spiece.model", "tokenizer.json", "tokenizer_config.json"
 ADDED = "added_tokens.json"  # of older versions

@@ -15,14 +15,13 @@ from pathlib import Path
 import numpy as np
 
 from albert.checkpoints import CheckpointError
+from albert.interop.folders import open_vocabulary, read_json
 from albert.interop.weights import (
     PRETRAINED,
     Weights,
     entries,
     heads_elsewhere,
-    open_vocabulary,
     read_config,
-    read_json,
     released_groups,
     sentence_head,
     take,

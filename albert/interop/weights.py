@@ -4,13 +4,9 @@ A format gives one function, from a path in this project's parameter tree to the
 tensor in its files; everything else about names and layouts follows from it here.
 """
 
-import contextlib
 import dataclasses
-import json
 import math
 import re
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +17,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from albert.checkpoints import CheckpointError
-from albert.data.tokenizer import Tokenizer, VocabularyError, is_padding
+from albert.data.tokenizer import Tokenizer, is_padding
+from albert.interop.folders import read_json
 from albert.models import sharing as parameter_sharing
 from albert.models.config import AlbertConfig
 from albert.models.encoder import Albert, abstract_params
@@ -288,16 +285,6 @@ def _some(items: list[str], separator: str = ", ") -> str:
     return separator.join(items[:5]) + more
 
 
-def read_json(path: Path) -> dict:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} is not a JSON file, or is cut off: {error}.") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path} is not a JSON object.")
-    return values
-
-
 def read_config(path: Path, activations: Mapping[str, str]) -> AlbertConfig:
     """The model in an `albert_config.json` or a Hugging Face `config.json`.
 
@@ -348,16 +335,6 @@ def read_config(path: Path, activations: Mapping[str, str]) -> AlbertConfig:
     return config
 
 
-def open_vocabulary(path: Path, lower_case: bool = True, strip_accents: bool = True) -> Tokenizer:
-    """The vocabulary of a model; raises CheckpointError."""
-    if not path.is_file():
-        raise CheckpointError(f"There is no vocabulary file {path}.")
-    try:
-        return Tokenizer(path, lower_case, strip_accents)
-    except VocabularyError as error:
-        raise CheckpointError(str(error)) from error
-
-
 def check_vocabulary(weights: Weights, where: str | Path) -> None:
     """Notes rows of the model that are no piece; raises CheckpointError when the vocabulary is of
     another model."""
@@ -383,28 +360,3 @@ def predicting_pieces(weights: Weights) -> dict[str, np.ndarray]:
     bias = np.array(weights.params[name], np.float32)
     bias[weights.tokenizer.vocab_size :] = -1e30
     return weights.params | {name: bias}
-
-
-def check_new(path: Path) -> None:
-    """Raises CheckpointError when `path` is there already, other than as an empty folder."""
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise CheckpointError(f"{path} is there already; choose another place or remove it.")
-
-
-@contextlib.contextmanager
-def new_folder(path: Path):
-    """Yields a folder to fill, which becomes `path` in one rename; nothing is left on failure.
-
-    Raises CheckpointError when `path` is there already.
-    """
-    check_new(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-        temporary.chmod(0o755)  # mkdtemp keeps others out
-        yield temporary
-        if path.exists():
-            path.rmdir()
-        temporary.rename(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

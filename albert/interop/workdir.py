@@ -11,11 +11,11 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from albert.checkpoints import CheckpointError
+from albert.interop.folders import open_vocabulary
 from albert.interop.weights import (
     PRETRAINED,
     Weights,
     entries,
-    open_vocabulary,
     stacked,
     take,
     unstacked,

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from albert.models import lean
 from albert.models.config import ACTIVATIONS, DTYPES, AlbertConfig
@@ -56,18 +55,13 @@ class SentenceOrder(nn.Module):
         return self.linear(encoded.pooled_output)
 
 
-# What a classifier tells: one of several classes; a number, which is its one logit; or any of
-# several labels, each by itself. A choice is one logit for each of several candidates, each a row.
-KINDS = ("classes", "number", "several", "choice")
-
-
 class Classifier(nn.Module):
     """Dropout and a dense layer on the pooled output, in float32."""
 
     config: AlbertConfig
     labels: int
     dropout: float = 0.0
-    kind: str = "classes"  # of KINDS: what the logits mean
+    kind: str = "classes"  # of `kinds.KINDS`: what the logits mean
 
     def setup(self):
         shape = self.config.hidden_size, self.labels
@@ -280,12 +274,3 @@ HEADS: dict[str, type[nn.Module]] = {
 def has_parameters(name: str, fields: Mapping) -> bool:
     """Whether a head with these fields has parameters, which a checkpoint may lack."""
     return name != "sentence" or bool(fields.get("projection"))
-
-
-def label_probabilities(kind: str, logits: np.ndarray) -> np.ndarray:
-    """What a classifier's logits, [..., labels], are worth: probabilities of classes, which add up
-    to 1, or of each of several labels. In NumPy."""
-    if kind == "several":
-        return 1 / (1 + np.exp(-logits))
-    shifted = np.exp(logits - logits.max(-1, keepdims=True))
-    return shifted / shifted.sum(-1, keepdims=True)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, NamedTuple, cast
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
-from albert import inference
+from albert import answers
 from albert.data.labelled.choices import choice_sequences
 from albert.data.labelled.sequences import Sequences, make_sequences
 from albert.data.labelled.squad import Options, Question, make_windows
@@ -19,6 +19,12 @@ from albert.serving.backend import MASKS, Card, Row, row_of
 
 _MAX_QUESTION = 64  # pieces of a question on a text, as `Pretrained.answer` has it
 _DOC_STRIDE = 128
+_POOLINGS = {
+    "mean": "of the last hidden states of all pieces",
+    "cls": "the last hidden state of [CLS]",
+    "pooled": "the pooler's output",
+    "unit": "the one that the model was trained with, or the mean, of length 1",
+}
 
 
 class Refused(Exception):
@@ -60,7 +66,7 @@ class Prepared(NamedTuple):
 class Ability(NamedTuple):
     """One thing that can be asked."""
 
-    name: str  # of `inference.ABILITIES`
+    name: str  # of `answers.ABILITIES`
     path: str
     summary: str  # what it does, in the imperative
     request: type[BaseModel]
@@ -175,6 +181,7 @@ def abilities_of(card: Card, limits: Limits) -> list[Ability]:
             "types": optional(rows, "Token types of the ids, 0 or 1; without them all are 0."),
         }
 
+    poolings = card.poolings or (card.pooling,)  # of a model without vectors, which is not asked
     words = {"texts": ["Paris is the capital of France."]}
     question = {
         "question": "Who wrote the letter?",
@@ -261,11 +268,11 @@ def abilities_of(card: Card, limits: Limits) -> list[Ability]:
                 texts=optional(texts, "Texts."),
                 **ids(""),
                 pooling=(
-                    cast(Any, Literal)[card.poolings],
+                    cast(Any, Literal)[poolings],
                     Field(
                         card.pooling,
-                        description="mean: of the last hidden states of all pieces; cls: that of "
-                        "[CLS]; pooled: the pooler's output.",
+                        description="; ".join(f"{name}: {_POOLINGS[name]}" for name in poolings)
+                        + ".",
                     ),
                 ),
             ),
@@ -318,7 +325,7 @@ def _fill_mask(request: Any, card: Card) -> Prepared:
     def _guesses(card: Card, probabilities: np.ndarray, ids: np.ndarray) -> list[Guess]:
         probabilities, ids = probabilities[: request.top], ids[: request.top]
         if card.tokenizer:
-            found = inference.guesses_of(card.tokenizer, probabilities, ids)
+            found = answers.guesses_of(card.tokenizer, probabilities, ids)
             return [Guess(**guess._asdict()) for guess in found]
         return [
             Guess(text="", probability=float(p), id=int(i))
@@ -347,7 +354,7 @@ def _classify(request: Any, card: Card) -> Prepared:
         cut = [number for number, sequences in enumerate(made) if sequences.cut]
 
     def answer(outputs: list[Any]) -> Classified:
-        found = [inference.class_of(card.kind, card.labels, logits) for logits in outputs]
+        found = [answers.class_of(card.kind, card.labels, logits) for logits in outputs]
         return Classified(results=[Class(**each._asdict()) for each in found], cut=cut)
 
     return Prepared(rows, answer)
@@ -361,7 +368,7 @@ def _choose(request: Any, card: Card) -> Prepared:
     ]
 
     def answer(outputs: list[Any]) -> Chosen:
-        found = inference.chosen_of(request.options, np.stack(outputs))
+        found = answers.chosen_of(request.options, np.stack(outputs))
         cut = [number for number, sequences in enumerate(made) if sequences.cut]
         return Chosen(**found._asdict(), cut=cut)
 
@@ -371,7 +378,7 @@ def _choose(request: Any, card: Card) -> Prepared:
 def _tag(request: Any, card: Card) -> Prepared:
     tokenizer = _vocabulary(card)
     made = [
-        word_sequences([[word for word, _ in inference.words_of(text)]], tokenizer, card.positions)
+        word_sequences([[word for word, _ in answers.words_of(text)]], tokenizer, card.positions)
         for text in request.texts
     ]
 
@@ -380,7 +387,7 @@ def _tag(request: Any, card: Card) -> Prepared:
         results = []
         for text, rows in zip(request.texts, made, strict=True):
             logits = [next(found) for _ in range(len(rows.rows))]
-            tags = inference.tags_of(text, rows, card.labels, logits)
+            tags = answers.tags_of(text, rows, card.labels, logits)
             results.append([Tag(**tag._asdict()) for tag in tags])
         return Tagged(results=results, cut=[n for n, rows in enumerate(made) if rows.cut])
 
@@ -407,7 +414,7 @@ def _answer(request: Any, card: Card) -> Prepared:
             if isinstance(outputs[0], dict)
             else np.stack(outputs)[:, :length]
         )
-        best = inference.answer_of(asked, windows, found, request.max_answer, card.threshold)
+        best = answers.answer_of(asked, windows, found, request.max_answer, card.threshold)
         fields = best._asdict()
         return Answered(answer=fields.pop("text"), **fields, cut=cut)
 

@@ -18,13 +18,13 @@ class Card:
 
     Attributes:
       name: what it is called on the pages.
-      abilities: of `inference.ABILITIES`.
+      abilities: of `answers.ABILITIES`.
       tokenizer: its vocabulary; None: only ids can be given.
       no_vocabulary: why there is none.
       positions: tokens of a row at most.
       vocab_size: ids are below it.
       type_vocab_size: token types are below it.
-      kind: of the classifier, one of `heads.KINDS`.
+      kind: of the classifier, one of `kinds.KINDS`.
       labels: what the classifier tells apart, or what words are, by names where they have some.
       threshold: of SQuAD 2.0: there is no answer where the odds are over it.
       poolings: of its sentence vectors; `pooling`: the one that they were trained with.
@@ -99,8 +99,12 @@ class Backend(Protocol):
         """For every row what `Pretrained.compute` says of one, in a batch of a shape of `shapes`.
 
         "fill_mask": (probabilities, ids), [MASKS, top] each. "tag" and "answer" have numbers for
-        as many positions as the shape.
+        at least the positions of the row's `length`.
         """
+
+    def digest(self) -> str:
+        """Of all that its sentence vectors depend on: those of two backends may be compared where
+        it is the same."""
 
 
 def padded(rows: Sequence[Row], shape: tuple[int, int]) -> dict[str, np.ndarray]:

@@ -1,11 +1,15 @@
 """The model of `albert.load`, computed by JAX."""
 
+import dataclasses
 import functools
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from albert.data.padding import bucket
 from albert.inference import Pretrained, padded_length
@@ -68,6 +72,18 @@ class JaxBackend:
             poolings=model.poolings,
             pooling=model.pooling,
         )
+
+    def digest(self) -> str:
+        tokenizer = self.card.tokenizer
+        facts = {"model": dataclasses.asdict(self.model.config)}
+        if tokenizer:
+            flags = [tokenizer.lower_case, tokenizer.strip_accents]
+            facts["vocabulary"] = {"pieces": tokenizer.fingerprint, "flags": flags}
+        found = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+        for path, array in sorted(flatten_dict(self.model.params, sep="/").items()):
+            found.update(path.encode())
+            found.update(np.ascontiguousarray(array).data)
+        return found.hexdigest()
 
     def warm_up(self, on_program: Callable[[str], None]) -> None:
         self.model.warm_up(

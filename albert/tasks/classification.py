@@ -12,7 +12,7 @@ import numpy as np
 
 from albert.data.labelled.tables import records, table_problem
 from albert.data.sources.base import SourceError
-from albert.models.heads import label_probabilities
+from albert.models.kinds import label_probabilities
 from albert.runtime.console import warn
 from albert.tasks.finetuning import FineTuningConfig, held_out
 from albert.tasks.texts import (

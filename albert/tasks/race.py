@@ -22,7 +22,7 @@ from albert.data.labelled.tables import records
 from albert.data.sources.base import SourceError
 from albert.data.tokenizer import Tokenizer
 from albert.models.encoder import Albert
-from albert.models.heads import label_probabilities
+from albert.models.kinds import label_probabilities
 from albert.runtime.paths import place
 from albert.tasks.finetuning import FineTuningConfig
 from albert.tasks.texts import HEAD, LabelledData, Split, TextTask

@@ -23,7 +23,7 @@ from albert.data.labelled.rows import LabelledRows
 from albert.data.labelled.sequences import Sequences
 from albert.data.sources.base import SourceError
 from albert.models.encoder import Albert
-from albert.models.heads import label_probabilities
+from albert.models.kinds import label_probabilities
 from albert.runtime.console import warn
 from albert.runtime.paths import place
 from albert.tasks.base import Best, Evaluation, Predictions

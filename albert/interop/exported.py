@@ -1,0 +1,85 @@
+"""Folders that `albert.export` has written, as their manifest describes them. Never imports jax."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from albert.checkpoints import CheckpointError
+from albert.interop.folders import read_json
+from albert.runtime.digests import file_digest
+
+MANIFEST = "manifest.json"
+_FIELDS: dict[str, type] = {
+    "format": str,
+    "heads": dict,
+    "inputs": list,
+    "outputs": list,
+    "programs": dict,
+    "fields": dict,
+    "labels": list,
+    "pooling": str,
+    "model": dict,
+    "files": dict,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """What a folder holds.
+
+    Attributes:
+      folder: where it is.
+      format: a key of `albert.export.FORMATS`.
+      heads: what the program gives, keys of `albert.export.interface.HEADS`.
+      inputs, outputs: names of the program's.
+      programs: files below the folder by precision.
+      fields: of the heads by name, such as the kind of a classifier.
+      labels: names of what a classifier tells apart, in the order of its logits.
+      pooling: what a sentence's vector is of, one of `albert.models.heads.POOLING`.
+      model: the fields of an `AlbertConfig`.
+      files: bytes and SHA-256 of every file.
+    """
+
+    folder: Path
+    format: str
+    heads: tuple[str, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    programs: dict[str, str]
+    fields: dict[str, dict[str, Any]]
+    labels: tuple[str, ...]
+    pooling: str
+    model: dict[str, Any]
+    files: dict[str, dict[str, Any]]
+
+    def checked(self, name: str) -> Path:
+        """A file of the folder; raises CheckpointError where it is not the one that was written."""
+        path = self.folder / name
+        facts = self.files.get(name)
+        if not path.is_file():
+            raise CheckpointError(f"{path} is missing; {MANIFEST} beside it names it.")
+        if facts is not None and file_digest(path) != [facts.get("bytes"), facts.get("sha256")]:
+            raise CheckpointError(
+                f"{path} is damaged or was changed: size and digest are not those in {MANIFEST}. "
+                "Export the model again."
+            )
+        return path
+
+
+def is_exported(folder: Path) -> bool:
+    """Whether it looks like such a folder."""
+    return (folder / MANIFEST).is_file() and "format" in read_json(folder / MANIFEST)
+
+
+def read(folder: Path) -> Exported:
+    """Raises CheckpointError where the manifest is damaged or lacks something."""
+    path = folder / MANIFEST
+    values = read_json(path)
+    for name, kind in _FIELDS.items():
+        if not isinstance(values.get(name), kind):
+            raise CheckpointError(
+                f"{path} has no {name!r}: it is damaged, or of an older version. Export the model "
+                "again with tools/export.py."
+            )
+    tuples = {name: tuple(values[name]) for name in ("heads", "inputs", "outputs", "labels")}
+    return Exported(folder, **{name: values[name] for name in _FIELDS} | tuples)
