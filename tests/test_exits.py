@@ -70,7 +70,8 @@ def every_depth(weights, rows):
 def walked(row, text, kind):
     """One row, [N, labels], through its depths by hand: (logits, layers)."""
     rule, *numbers = text.split(":")
-    same = 0
+    answer = confidence = None
+    same, before = 0, None
     for depth, logits in enumerate(row, 1):
         if kind == "several":
             answer, shares = tuple(logits > 0), 1 / (1 + np.exp(-np.abs(logits)))
@@ -84,13 +85,14 @@ def walked(row, text, kind):
             else:
                 agrees = answer == before
             same = same + 1 if agrees else 0
-        before = None if kind == "number" else answer
-        enough = {
-            "patience": lambda: same >= int(numbers[0]),
-            "confidence": lambda: confidence >= float(numbers[0]),
-            "depth": lambda: depth >= int(numbers[0]),
-        }
-        if enough[rule]():
+        before = answer
+        if rule == "patience":
+            enough = same >= int(numbers[0])
+        elif rule == "confidence":
+            enough = confidence >= float(numbers[0])
+        else:
+            enough = depth >= int(numbers[0])
+        if enough:
             break
     return logits, depth
 

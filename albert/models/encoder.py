@@ -5,6 +5,7 @@ The letters of shapes are those of `albert/models/layers.py`.
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import flax
 import flax.linen as nn
@@ -195,7 +196,8 @@ class Encoder(nn.Module):
         params = {"params": self.pooler.variables["params"]}
 
         def look_at(state, depth, first):
-            return look(state, depth, jnp.tanh(pooler.apply(params, first)))
+            pooled: Any = pooler.apply(params, first)
+            return look(state, depth, jnp.tanh(pooled))
 
         return self.encoder(x, visible, None, None, until=(state, look_at))
 
@@ -272,7 +274,7 @@ class Albert(nn.Module):
         Returns:
           float32 [B, labels]; and how many layers each row took, int32 [B].
         """
-        c, rows = self.config, len(input_ids)
+        c, rows = self.config, input_ids.shape[0]
         kind, labels = self.classifier_head.kind, self.classifier_head.labels
         kernels, biases = (
             jnp.stack([exit_of[leaf] for exit_of in self.every_exit]) for leaf in ("kernel", "bias")

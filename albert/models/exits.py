@@ -2,8 +2,8 @@
 every depth.
 
   patience:K      K depths in a row gave the same answer as the one before (Zhou et al. 2020, PABEE,
-                  arXiv 2006.04152); of a number patience:K:T, where answers that differ by less than
-                  T are the same
+                  arXiv 2006.04152); of a number patience:K:T, where answers that differ by less
+                  than T are the same
   confidence:P    the answer has a probability of at least P; of several labels, each of them, for
                   or against it
   depth:D         after D layers, whatever they gave
@@ -68,8 +68,8 @@ def problem(exit: Exit, kind: str, depth: int) -> str | None:
     """
     if exit.rule == "patience" and not 1 <= exit.value < depth:
         return (
-            f"exit is {exit}; the patience must be from 1 to {depth - 1}: of {depth} layers no more "
-            "than that can agree with the one before"
+            f"exit is {exit}; the patience must be from 1 to {depth - 1}: of {depth} layers no "
+            "more than that can agree with the one before"
         )
     if exit.rule == "depth" and not 1 <= exit.value <= depth:
         return f"exit is {exit}; the model has the depths 1 to {depth}"
@@ -136,7 +136,7 @@ def _same(kind: str, before, logits, exit: Exit):
     """bool [B]: whether two depths give the same answer."""
     if kind == "number":
         if exit.tolerance is None:
-            return jnp.zeros(len(logits), bool)
+            return jnp.zeros(logits.shape[0], bool)
         return jnp.abs(before - logits)[:, 0] < exit.tolerance
     if kind == "several":
         return ((before > 0) == (logits > 0)).all(-1)

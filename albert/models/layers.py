@@ -399,7 +399,7 @@ class LayerStack(nn.Module):
                 x, _ = apply_layer(c, x, depth, {}, shared | own, cast, visible)
                 return depth + 1, x, *look(state, depth, x[:, 0])
 
-            none = jnp.zeros(len(x), bool)
+            none = jnp.zeros(x.shape[0], bool)
             return jax.lax.while_loop(goes_on, deeper, (jnp.int32(0), x, state, none))[2]
         policy = REMAT_POLICIES[c.remat] or keep_all_but_weights(layers.values())
         step = nn.scan(

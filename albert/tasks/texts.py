@@ -23,7 +23,6 @@ from albert.data.labelled.rows import LabelledRows
 from albert.data.labelled.sequences import Sequences
 from albert.data.sources.base import SourceError
 from albert.models.encoder import Albert
-from albert.models import exits
 from albert.models.heads import label_probabilities
 from albert.runtime.console import warn
 from albert.runtime.paths import place
@@ -229,16 +228,17 @@ class TextTask(FineTuning):
     def prepare(cls, config, workdir: Path, saved, start):
         tokenizer = tokenizer_of(config, workdir, saved, start)
         data = cls.read(config, training=True)
-        task = cls(config, data, tokenizer, training=True)._enough()
+        task = cls(config, data, tokenizer, training=True)
+        task._enough()
         if (
             start is not None
             and cls.exits(config) == "frozen"
             and (f"{HEAD}_head" in task.left_out(start))
         ):
             raise SourceError(
-                f"data.exits is 'frozen' and the classifier of init_from, {config.init_from}, tells "
-                f"other things apart ({', '.join(start.labels) or 'no names'}) than the training "
-                f"examples ({', '.join(task.labels) or 'numbers'})."
+                f"data.exits is 'frozen' and the classifier of init_from, {config.init_from}, "
+                f"tells other things apart ({', '.join(start.labels) or 'no names'}) than the "
+                f"training examples ({', '.join(task.labels) or 'numbers'})."
             )
         return task
 
@@ -459,8 +459,8 @@ class TextTask(FineTuning):
     # What a run is.
 
     def left_out(self, start):
-        """The heads of a model that tells other things apart, and what it learned of depths where it
-        has another number of them."""
+        """The heads of a model that tells other things apart, and what it learned of depths where
+        it has another number of them."""
         kind = start.heads.get(HEAD, {}).get("kind")
         same = self.labels and start.labels == self.labels and kind == self.kind
         if not same:

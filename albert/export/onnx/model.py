@@ -49,6 +49,18 @@ class _Writer:
         if of.choices:
             as_rows = g("Concat", g.integers(-1), self._length(ids, axis=2), axis=0)
             ids, mask, types = (g("Reshape", name, as_rows) for name in INPUTS)
+        if of.exit is not None:
+            logits, depths = self._leaving(self._embeddings(ids, types), mask)
+            labels = of.fields["classifier"]["labels"]
+            shapes = {
+                logits: (TensorProto.FLOAT, ["batch", labels]),
+                depths: (TensorProto.INT64, ["batch"]),
+            }
+            left = []
+            for name, (value, (kind, shape)) in zip(of.outputs, shapes.items(), strict=True):
+                g.name_last(value, name)
+                left.append(helper.make_tensor_value_info(name, kind, shape))
+            return g.model(inputs, left, self.products.opset, self.fused, dict(facts))
         hidden = self._layers(self._embeddings(ids, types), mask)
         pooled = ""
         if any(head in ("sop", "classifier") for head in of.heads):
@@ -107,18 +119,120 @@ class _Writer:
 
     def _layers(self, x: str, mask: str) -> str:
         """The mapping E -> H, if any, and the layers: [B, L, E] -> [B, L, H]."""
-        g, c = self.graph, self.config
-        if c.maps_embeddings:
+        x, visible = self._begin(x, mask)
+        body = Graph(outer=self.graph)
+        ends = _Layer(self, body, "depth", visible).nodes("x")
+        return self.graph.loop(self._depths(), [(x, "x", ends, TensorProto.FLOAT)], body, "depth")
+
+    def _begin(self, x: str, mask: str) -> tuple[str, str]:
+        """What the layers begin with, [B, L, H], and which tokens they see."""
+        g = self.graph
+        if self.config.maps_embeddings:
             x = self._dense(g, x, "encoder/embedding_hidden_mapping_in")
         if self.fused:
-            visible = g("Cast", mask, to=TensorProto.INT32)
-        else:
-            hides = g("Sub", g.number(1.0), g("Cast", mask, to=TensorProto.FLOAT))
-            visible = g("Unsqueeze", g("Mul", hides, g.number(-10000.0)), g.integers(1, 2))
+            return x, g("Cast", mask, to=TensorProto.INT32)
+        hides = g("Sub", g.number(1.0), g("Cast", mask, to=TensorProto.FLOAT))
+        return x, g("Unsqueeze", g("Mul", hides, g.number(-10000.0)), g.integers(1, 2))
+
+    def _depths(self) -> str:
+        return self.graph.constant("layers", np.int64(self.config.depth))
+
+    def _leaving(self, x: str, mask: str) -> tuple[str, str]:
+        """The layers until the last row has left: logits [B, labels], and how many layers each row
+        took, int64 [B]. The state of the loop is that of `albert.models.exits`."""
+        g, depths = self.graph, self.config.depth
+        labels = self.of.fields["classifier"]["labels"]
+        rows = self._length(INPUTS[0], axis=0)
+        zeros = g(
+            "ConstantOfShape", rows, value=helper.make_tensor("zero", TensorProto.INT64, [1], [0])
+        )
+        states = {
+            "answer": g("ConstantOfShape", g("Concat", rows, g.integers(labels), axis=0)),
+            "same": zeros,
+            "took": zeros,
+            "left": g("Cast", zeros, to=TensorProto.BOOL),
+        }
+        kinds = TensorProto.FLOAT, TensorProto.INT64, TensorProto.INT64, TensorProto.BOOL
+        x, visible = self._begin(x, mask)
         body = Graph(outer=g)
-        ends = _Layer(self, body, "depth", visible).nodes("x")
-        count = g.constant("layers", np.int64(c.depth))
-        return g.loop(count, x, body, "depth", "x", ends)
+        deeper = _Layer(self, body, "depth", visible).nodes("x")
+        first = body("Gather", deeper, g.constant("zero", np.int64(0)), axis=1)
+        pooled = body("Tanh", self._dense(body, first, "pooler"))
+        paths = [*(f"exits_head/depth_{n}" for n in range(1, depths)), "classifier_head"]
+        kernel, bias = (
+            body(
+                "Gather",
+                g.constant(
+                    f"exits/{leaf}", np.stack([self.params[f"{path}/{leaf}"] for path in paths])
+                ),
+                "depth",
+                axis=0,
+            )
+            for leaf in ("kernel", "bias")
+        )
+        logits = body("Add", body("MatMul", pooled, kernel), bias)
+        ends = self._look(body, logits)
+        waiting = body("Cast", body("Not", ends[-1]), to=TensorProto.INT64)
+        again = body(
+            "Greater", body("ReduceSum", waiting, keepdims=0), g.constant("zero", np.int64(0))
+        )
+        found = g.loop(
+            self._depths(),
+            [
+                (x, "x", deeper, TensorProto.FLOAT),
+                *zip(states.values(), states, ends, kinds, strict=True),
+            ],
+            body,
+            "depth",
+            again,
+        )
+        return found[1], found[3]
+
+    def _look(self, g: Graph, logits: str) -> tuple[str, str, str, str]:
+        """`exits.look` in the body of the loop: the next logits, same, took and left."""
+        rule, kind = self.of.exit, self.of.fields["classifier"]["kind"]
+        assert rule is not None
+        one, deep = g.constant("one", np.int64(1)), g.constant("zero", np.int64(0))
+        number = g("Add", "depth", one)
+        agrees = g("And", self._agrees(g, kind, logits), g("Greater", "depth", deep))
+        same = g("Mul", g("Add", "same", one), g("Cast", agrees, to=TensorProto.INT64))
+        if rule.rule == "confidence":
+            confidence = self._confidence(g, kind, logits)
+            leaves = g("GreaterOrEqual", confidence, g.number(rule.value))
+        else:
+            least = g.constant("leaves_at", np.int64(rule.value))
+            leaves = g("GreaterOrEqual", same if rule.rule == "patience" else number, least)
+        return (
+            g("Where", g("Unsqueeze", "left", g.integers(1)), "answer", logits),
+            same,
+            g("Where", "left", "took", number),
+            g("Or", "left", leaves),
+        )
+
+    def _agrees(self, g: Graph, kind: str, logits: str) -> str:
+        """bool [B]: whether the answer is that of the depth before."""
+        rule = self.of.exit
+        assert rule is not None
+        if kind == "number":
+            difference = g("Squeeze", g("Abs", g("Sub", "answer", logits)), g.integers(1))
+            return g("Less", difference, g.number(rule.tolerance or 0.0))
+        if kind == "several":
+            nothing = g.number(0.0)
+            other = g("Xor", g("Greater", "answer", nothing), g("Greater", logits, nothing))
+            others = g("Cast", other, to=TensorProto.FLOAT)
+            return g("Equal", g("ReduceSum", others, g.integers(1), keepdims=0), nothing)
+        answers = (g("ArgMax", x, axis=1, keepdims=0) for x in ("answer", logits))
+        return g("Equal", *answers)
+
+    def _confidence(self, g: Graph, kind: str, logits: str) -> str:
+        """float32 [B]: the probability of the answer."""
+        # Not ReduceMax, whose axes are an attribute in one opset and an input in the next.
+        if kind == "several":
+            shares, largest = g("Sigmoid", g("Abs", logits)), 0
+        else:
+            shares, largest = g("Softmax", logits, axis=-1), 1
+        found, _ = g("TopK", shares, g.integers(1), axis=-1, largest=largest, outputs=2)
+        return g("Squeeze", found, g.integers(1))
 
     def _sentence(self, hidden: str, mask: str) -> str:
         g = self.graph
