@@ -2,6 +2,10 @@
 refused."""
 
 import dataclasses
+import json
+import shutil
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import jax
@@ -12,6 +16,7 @@ from flax.core import meta
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 import albert
+from albert.data.sources.base import SourceError
 from albert.inference import Pretrained
 from albert.interop import formats
 from albert.interop.reshare import reshare
@@ -20,13 +25,16 @@ from albert.models import exits
 from albert.models.encoder import Albert, init_params
 from albert.runtime import RunError
 from albert.runtime.fields import ConfigError
+from albert.tasks import exits as exit_curve
 from albert.tasks.classification import OwnTexts
 from albert.train.config import check
+from albert.train.evaluate import Options, evaluate_run
 from albert.train.loop import train
+from albert.train.pictures import png_of
 from configs.finetune import texts as texts_config
 from faults import killed_at
 from models import TINY, random_rows
-from runs import assert_bit_equal, final_params, records
+from runs import ROOT, assert_bit_equal, final_params, records
 from steps import PLAIN
 from texts import _WORDS, VOCABULARY
 
@@ -80,7 +88,7 @@ def walked(row, text, kind):
             answer = int(np.argmax(logits))
             confidence = float(np.exp(logits.max()) / np.exp(logits).sum())
         if depth > 1:
-            if kind == "number":
+            if kind == "number" and rule == "patience":
                 agrees = abs(logits[0] - row[depth - 2][0]) < float(numbers[1])
             else:
                 agrees = answer == before
@@ -412,3 +420,52 @@ def test_what_cannot_be_learned_is_told(config, tmp_path):
         check(config, needs_text=False), weights_of({"mlm": {}}, num_hidden_layers=1)
     )[-2:-1]
     assert "has one layer" in told
+
+
+def test_a_classifier_of_other_labels_is_not_frozen(config, learned, tmp_path):
+    other = tmp_path / "other.tsv"
+    other.write_text(write_texts(tmp_path / "texts.tsv").read_text().replace("\ta", "\tc"))
+    config.init_from, config.init_model = str(learned), True
+    config.data.exits, config.data.train = "frozen", (str(other),)
+    with pytest.raises(SourceError, match=r"tells other things apart \(a, b\) than .* \(b, c\)"):
+        train(check(config), tmp_path / "run")
+
+
+@pytest.mark.parametrize("kind", RULES)
+def test_the_curve_is_what_rows_get(kind):
+    rng = np.random.default_rng(0)
+    labels = 1 if kind == "number" else 3
+    logits = rng.normal(0, 0.4, (40, 5, labels)).cumsum(1).astype(np.float32)
+    found = exit_curve.points(kind, logits, lambda left: {"sum": float(left.sum())})
+    assert len(found) == 5 + 4 + (0 if kind == "number" else 6)
+    for point in found:
+        walks = [walked(row, point.exit, kind) for row in logits]
+        assert point.mean_depth == np.mean([depth for _, depth in walks])
+        assert point.figures["sum"] == pytest.approx(sum(row.sum() for row, _ in walks), abs=1e-3)
+    lines = exit_curve.table(found, {"ms": [1.5] * len(found)})
+    assert lines[0] == "| exit | layers, mean | sum, % | ms |"
+    assert lines[2].startswith("| depth:1 | 1.00 | ")
+    assert lines[2].endswith(" | 1.5 |")
+    assert png_of(exit_curve.draw(found, "sum")).startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_the_curve_of_a_run(learned, tmp_path):
+    def tool(*flags):
+        command = [sys.executable, str(ROOT / "tools" / "exits.py"), *flags]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    shutil.copytree(learned, tmp_path / "run")
+    done = tool("--workdir=run", "--latency", "--texts=3", "--repeats=2")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "run" / "exits_20.json").read_text())
+    assert len(found["points"]) == len(found["ms"]) == 3 + 2 + 6
+    # The last depth is what the run's evaluation says.
+    (last,) = (point for point in found["points"] if point["exit"] == "depth:3")
+    assert last["figures"]["accuracy"] == records(learned, "dev")[-1]["accuracy"]
+    assert f"{100 * last['figures']['accuracy']:.1f}" in done.stdout
+    for name in ("exits_20.png", "exits_20_ms.png"):
+        assert (tmp_path / "run" / name).read_bytes().startswith(b"\x89PNG")
+    evaluate_run(tmp_path / "run", None, Options())
+    assert (tmp_path / "run" / "pictures_20" / "dev_exits.png").is_file()
+    assert tool("--workdir=nowhere").returncode == 2

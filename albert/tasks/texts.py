@@ -26,6 +26,7 @@ from albert.models.encoder import Albert
 from albert.models.heads import label_probabilities
 from albert.runtime.console import warn
 from albert.runtime.paths import place
+from albert.tasks import exits as exit_curve
 from albert.tasks.base import Best, Evaluation, Predictions
 from albert.tasks.finetuning import FineTuning, FineTuningConfig, digest_of
 from albert.tasks.metrics import METRICS, expected_calibration_error
@@ -328,7 +329,7 @@ class TextTask(FineTuning):
             partial(_line_of, split.name, split.metrics),
             partial(_table, split.name, split.metrics),
             gathers=True,
-            pictures=partial(self._pictures, targets[:count]),
+            pictures=partial(self._pictures, targets[:count], split.metrics),
         )
 
     def _opening(self, sequences: Sequences) -> list[str]:
@@ -430,8 +431,31 @@ class TextTask(FineTuning):
             )
         return found
 
-    def _pictures(self, targets: np.ndarray, logits: np.ndarray) -> dict[str, Draw]:
-        logits = logits[:, -1] if logits.ndim == 3 else logits
+    def exit_points(self, split: str, logits: np.ndarray) -> list[exit_curve.Point]:
+        """What leaving early costs in the metrics of a split, and saves in layers.
+
+        logits: what its evaluation gathers of a model with a classifier on every depth, float32
+        [n, N, labels].
+        """
+        assert self._data is not None
+        (of,) = (each for each in self._data.evaluated if each.name == split)
+        return self._points(self._targets(of.examples[: len(logits)]), of.metrics, logits)
+
+    def _points(self, targets: np.ndarray, metrics: tuple[str, ...], logits: np.ndarray):
+        def figures(left):
+            predictions = predictions_of(self.kind, left)
+            found = {name: METRICS[name](targets, predictions) for name in metrics}
+            return {name: value if math.isfinite(value) else 0.0 for name, value in found.items()}
+
+        return exit_curve.points(self.kind, logits, figures)
+
+    def _pictures(
+        self, targets: np.ndarray, metrics: tuple[str, ...], logits: np.ndarray
+    ) -> dict[str, Draw]:
+        if logits.ndim == 3:
+            points = self._points(targets, metrics, logits)
+            more = {"exits": exit_curve.draw(points, metrics[0])}
+            return self._pictures(targets, metrics, logits[:, -1]) | more
         predictions = predictions_of(self.kind, logits)
         if self.kind == "number":
             error = predictions - targets

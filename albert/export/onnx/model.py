@@ -50,7 +50,8 @@ class _Writer:
             as_rows = g("Concat", g.integers(-1), self._length(ids, axis=2), axis=0)
             ids, mask, types = (g("Reshape", name, as_rows) for name in INPUTS)
         if of.exit is not None:
-            logits, depths = self._leaving(self._embeddings(ids, types), mask)
+            leave = self._leaving_at if of.exit.rule == "depth" else self._leaving
+            logits, depths = leave(self._embeddings(ids, types), mask)
             labels = of.fields["classifier"]["labels"]
             shapes = {
                 logits: (TensorProto.FLOAT, ["batch", labels]),
@@ -117,12 +118,14 @@ class _Writer:
         total = g("Add", g("Add", words, kinds), positions)
         return self._layer_norm(g, total, "embeddings/layer_norm")
 
-    def _layers(self, x: str, mask: str) -> str:
-        """The mapping E -> H, if any, and the layers: [B, L, E] -> [B, L, H]."""
+    def _layers(self, x: str, mask: str, depth: int | None = None) -> str:
+        """The mapping E -> H, if any, and the layers, the first `depth` or all: [B, L, E] ->
+        [B, L, H]."""
         x, visible = self._begin(x, mask)
-        body = Graph(outer=self.graph)
+        g, body = self.graph, Graph(outer=self.graph)
         ends = _Layer(self, body, "depth", visible).nodes("x")
-        return self.graph.loop(self._depths(), [(x, "x", ends, TensorProto.FLOAT)], body, "depth")
+        count = g.constant("layers", np.int64(depth or self.config.depth))
+        return g.loop(count, [(x, "x", ends, TensorProto.FLOAT)], body, "depth")
 
     def _begin(self, x: str, mask: str) -> tuple[str, str]:
         """What the layers begin with, [B, L, H], and which tokens they see."""
@@ -134,36 +137,52 @@ class _Writer:
         hides = g("Sub", g.number(1.0), g("Cast", mask, to=TensorProto.FLOAT))
         return x, g("Unsqueeze", g("Mul", hides, g.number(-10000.0)), g.integers(1, 2))
 
-    def _depths(self) -> str:
-        return self.graph.constant("layers", np.int64(self.config.depth))
+    def _exits(self) -> list[str]:
+        """Where the classifier of each depth is."""
+        before = range(1, self.config.depth)
+        return [*(f"exits_head/depth_{n}" for n in before), "classifier_head"]
+
+    def _leaving_at(self, x: str, mask: str) -> tuple[str, str]:
+        """What `_leaving` gives, where all rows take as many layers: the loop looks at nothing."""
+        g, rule = self.graph, self.of.exit
+        assert rule is not None
+        depth = int(rule.value)
+        hidden = self._layers(x, mask, depth)
+        first = g("Gather", hidden, g.constant("zero", np.int64(0)), axis=1)
+        pooled = g("Tanh", self._dense(g, first, "pooler"))
+        took = helper.make_tensor("took", TensorProto.INT64, [1], [depth])
+        depths = g("ConstantOfShape", self._length(INPUTS[0], axis=0), value=took)
+        return self._exact(pooled, self._exits()[depth - 1]), depths
 
     def _leaving(self, x: str, mask: str) -> tuple[str, str]:
         """The layers until the last row has left: logits [B, labels], and how many layers each row
-        took, int64 [B]. The state of the loop is that of `albert.models.exits`."""
-        g, depths = self.graph, self.config.depth
+        took, int64 [B]. The state of the loop is that of `albert.models.exits`, as far as the rule
+        asks for it."""
+        g, rule = self.graph, self.of.exit
+        assert rule is not None
         labels = self.of.fields["classifier"]["labels"]
         rows = self._length(INPUTS[0], axis=0)
-        zeros = g(
-            "ConstantOfShape", rows, value=helper.make_tensor("zero", TensorProto.INT64, [1], [0])
-        )
-        states = {
-            "answer": g("ConstantOfShape", g("Concat", rows, g.integers(labels), axis=0)),
-            "same": zeros,
-            "took": zeros,
-            "left": g("Cast", zeros, to=TensorProto.BOOL),
-        }
-        kinds = TensorProto.FLOAT, TensorProto.INT64, TensorProto.INT64, TensorProto.BOOL
+        none = helper.make_tensor("none", TensorProto.INT64, [1], [0])
+        zeros = g("ConstantOfShape", rows, value=none)
+        nothing = g("ConstantOfShape", g("Concat", rows, g.integers(labels), axis=0))
+        states = [
+            (nothing, "answer", TensorProto.FLOAT),
+            (zeros, "took", TensorProto.INT64),
+            (g("Cast", zeros, to=TensorProto.BOOL), "left", TensorProto.BOOL),
+        ]
+        if rule.rule == "patience":
+            states.append((zeros, "same", TensorProto.INT64))
         x, visible = self._begin(x, mask)
         body = Graph(outer=g)
         deeper = _Layer(self, body, "depth", visible).nodes("x")
         first = body("Gather", deeper, g.constant("zero", np.int64(0)), axis=1)
         pooled = body("Tanh", self._dense(body, first, "pooler"))
-        paths = [*(f"exits_head/depth_{n}" for n in range(1, depths)), "classifier_head"]
         kernel, bias = (
             body(
                 "Gather",
                 g.constant(
-                    f"exits/{leaf}", np.stack([self.params[f"{path}/{leaf}"] for path in paths])
+                    f"exits/{leaf}",
+                    np.stack([self.params[f"{path}/{leaf}"] for path in self._exits()]),
                 ),
                 "depth",
                 axis=0,
@@ -172,42 +191,40 @@ class _Writer:
         )
         logits = body("Add", body("MatMul", pooled, kernel), bias)
         ends = self._look(body, logits)
-        waiting = body("Cast", body("Not", ends[-1]), to=TensorProto.INT64)
+        waiting = body("Cast", body("Not", ends["left"]), to=TensorProto.INT64)
         again = body(
             "Greater", body("ReduceSum", waiting, keepdims=0), g.constant("zero", np.int64(0))
         )
         found = g.loop(
-            self._depths(),
+            g.constant("layers", np.int64(self.config.depth)),
             [
                 (x, "x", deeper, TensorProto.FLOAT),
-                *zip(states.values(), states, ends, kinds, strict=True),
+                *((value, name, ends[name], kind) for value, name, kind in states),
             ],
             body,
             "depth",
             again,
         )
-        return found[1], found[3]
+        return found[1], found[2]
 
-    def _look(self, g: Graph, logits: str) -> tuple[str, str, str, str]:
-        """`exits.look` in the body of the loop: the next logits, same, took and left."""
+    def _look(self, g: Graph, logits: str) -> dict[str, str]:
+        """`exits.look` in the body of the loop: the next state, by the names of its parts."""
         rule, kind = self.of.exit, self.of.fields["classifier"]["kind"]
         assert rule is not None
-        one, deep = g.constant("one", np.int64(1)), g.constant("zero", np.int64(0))
-        number = g("Add", "depth", one)
-        agrees = g("And", self._agrees(g, kind, logits), g("Greater", "depth", deep))
-        same = g("Mul", g("Add", "same", one), g("Cast", agrees, to=TensorProto.INT64))
+        one, none = g.constant("one", np.int64(1)), g.constant("zero", np.int64(0))
+        ends = {}
         if rule.rule == "confidence":
             confidence = self._confidence(g, kind, logits)
             leaves = g("GreaterOrEqual", confidence, g.number(rule.value))
         else:
-            least = g.constant("leaves_at", np.int64(rule.value))
-            leaves = g("GreaterOrEqual", same if rule.rule == "patience" else number, least)
-        return (
-            g("Where", g("Unsqueeze", "left", g.integers(1)), "answer", logits),
-            same,
-            g("Where", "left", "took", number),
-            g("Or", "left", leaves),
-        )
+            agrees = g("And", self._agrees(g, kind, logits), g("Greater", "depth", none))
+            ends["same"] = g("Mul", g("Add", "same", one), g("Cast", agrees, to=TensorProto.INT64))
+            leaves = g("GreaterOrEqual", ends["same"], g.constant("patience", np.int64(rule.value)))
+        return ends | {
+            "answer": g("Where", g("Unsqueeze", "left", g.integers(1)), "answer", logits),
+            "took": g("Where", "left", "took", g("Add", "depth", one)),
+            "left": g("Or", "left", leaves),
+        }
 
     def _agrees(self, g: Graph, kind: str, logits: str) -> str:
         """bool [B]: whether the answer is that of the depth before."""
