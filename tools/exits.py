@@ -45,13 +45,15 @@ def main() -> None:
     from albert.tasks.texts import EXITS
     from albert.train.pictures import png_of
 
+    if _STEP.value == "all":
+        raise ConfigError(["--step is all; the curve is of one checkpoint"])
     workdir = place(_WORKDIR.value)
     step, task, logits = every_depth(workdir)
     if logits is None:
         raise ConfigError(
             [
-                f"{workdir} has one classifier, behind its last layer; fine-tune with data.{EXITS}="
-                "together, or with frozen from this run"
+                f"{workdir} has no classifiers on the depths before the last: fine-tune on texts "
+                f"with data.{EXITS}=together, or with frozen from a fine-tuned run"
             ]
         )
     evaluation = task.evaluations[0]
