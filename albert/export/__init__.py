@@ -116,7 +116,9 @@ def export(
             "made_by": _versions(format),
             "model": dataclasses.asdict(model.config),
         }
-        (folder / "README.md").write_text(_readme(path.name, weights, model, kind, files, manifest))
+        has_pipeline = (folder / huggingface_tokenizer.PIPELINE).is_file()
+        readme = _readme(path.name, weights, model, kind, files, manifest, has_pipeline)
+        (folder / "README.md").write_text(readme)
         manifest["files"] = {
             str(file.relative_to(folder)): dict(
                 zip(("bytes", "sha256"), file_digest(file), strict=True)
@@ -159,7 +161,15 @@ def _beside(weights: Weights, model: Model, folder: Path) -> None:
         huggingface_tokenizer.write(weights.tokenizer, limit, folder, named="AlbertTokenizer")
 
 
-def _readme(name: str, weights: Weights, model: Model, kind, files: dict, manifest: dict) -> str:
+def _readme(
+    name: str,
+    weights: Weights,
+    model: Model,
+    kind: ModuleType,
+    files: dict[str, str],
+    manifest: dict[str, Any],
+    has_pipeline: bool,
+) -> str:
     usage = kind.usage(model, files) if kind is onnx else kind.usage(model)
     lines = [f"# {name}", ""]
     config = model.config
@@ -182,7 +192,13 @@ def _readme(name: str, weights: Weights, model: Model, kind, files: dict, manife
     if weights.labels:
         lines += [f"Labels, in the order of the logits: {', '.join(weights.labels)}.", ""]
     if weights.tokenizer is None:
-        lines += ["The model had no vocabulary beside it, so there is none here.", ""]
+        lines += ["The model had no vocabulary beside it, so there is no tokenizer.json here.", ""]
+    elif not has_pipeline:
+        lines += [
+            "The vocabulary is not of SentencePiece's unigram kind, of which alone a "
+            "tokenizer.json can be made: read text with sentencepiece and `spiece.model`.",
+            "",
+        ]
     else:
         lines += [
             "`tokenizer.json` gives the ids that the model was trained with. transformers (Python) "
