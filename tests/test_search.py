@@ -164,6 +164,8 @@ def test_what_is_no_index_or_damaged_or_of_another_model_is_refused(tmp_path):
     for values, words in (
         ({"kind": "a model"}, "something else than an index"),
         ({"version": 9}, "version 9; this program reads 1"),
+        ({"vectors": {"digest": "digest"}}, "manifest.json is damaged"),
+        ({"bytes_and_sha256": {}}, "manifest.json is damaged"),
     ):
         (tmp_path / "i" / "manifest.json").write_text(json.dumps(manifest | values))
         with pytest.raises(SearchError, match=words):
@@ -294,6 +296,7 @@ def test_the_service_searches_an_index(built, exported):
         page = ask(port, "/search")
         assert page[0] == 200
         assert b'type="search"' in page[1]
+        assert b'id="token"' not in page[1]
         assert not re.search(rb"(src|href)=\"?(https?:)?//", page[1])
         assert page[2]["Content-Security-Policy"].startswith("default-src 'none'")
         assert b'href="search"' in ask(port, "/")[1]
@@ -305,7 +308,9 @@ def test_the_service_searches_an_index(built, exported):
 
 def test_a_page_needs_no_token_and_a_query_does(built, exported):
     with serving(opened(exported), token="a-secret", index=Index(built)) as (port, _):
-        assert ask(port, "/search")[0] == 200
+        status, page, _ = ask(port, "/search")
+        assert status == 200
+        assert b'id="token"' in page
         assert ask(port, "/search", {"query": "a"})[0] == 401
         right = {"Authorization": "Bearer a-secret"}
         assert ask(port, "/search", {"query": "a"}, **right)[0] == 200

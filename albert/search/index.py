@@ -33,6 +33,7 @@ MANIFEST = "manifest.json"
 PRECISIONS = {"float32": "f32", "float16": "f16", "int8": "i8"}  # and their names in usearch
 _KIND, _VERSION = "search index", 1
 _TEXTS, _ENDS, _PLACES, _VECTORS = "texts.bin", "ends.npy", "places.npy", "vectors.usearch"
+_FILES = (_TEXTS, _ENDS, _PLACES, _VECTORS)
 _AT_ONCE = 2048  # sentences whose vectors are asked for
 # Of the graph: neighbours of a vector, and how many candidates are kept while it is built and
 # while it is searched. docs/results.md has the recall that they give.
@@ -88,15 +89,21 @@ class Index:
                 f"{folder} is an index of version {manifest.get('version')}; this program reads "
                 f"{_VERSION}. Build it again with tools/search_index.py."
             )
-        for name, facts in manifest["bytes_and_sha256"].items():
+        self.folder = folder
+        try:
+            self.vectors = Vectors(**manifest["vectors"])
+            self.precision: str = manifest["precision"]
+            self._files: list[str] = manifest["files"]
+            digests = {name: manifest["bytes_and_sha256"][name] for name in _FILES}
+        except (KeyError, TypeError) as error:
+            raise SearchError(
+                f"{folder / MANIFEST} is damaged ({error!r}). Build the index again."
+            ) from error
+        for name, facts in digests.items():
             if not (folder / name).is_file() or file_digest(folder / name) != facts:
                 raise SearchError(
                     f"{folder / name} is missing, damaged or cut off. Build the index again."
                 )
-        self.folder = folder
-        self.vectors = Vectors(**manifest["vectors"])
-        self.precision: str = manifest["precision"]
-        self._files: list[str] = manifest["files"]
         self._ends = np.load(folder / _ENDS, mmap_mode="r")
         self._places = np.load(folder / _PLACES, mmap_mode="r")
         with (folder / _TEXTS).open("rb") as file:
@@ -188,7 +195,6 @@ def build(
         np.save(folder / _ENDS, np.frombuffer(ends, np.int64))
         np.save(folder / _PLACES, np.frombuffer(places, np.int64).reshape(-1, 2))
         graph.save(str(folder / _VECTORS))
-        names = (_TEXTS, _ENDS, _PLACES, _VECTORS)
         manifest = {
             "kind": _KIND,
             "version": _VERSION,
@@ -196,7 +202,7 @@ def build(
             "precision": precision,
             "vectors": vectors._asdict(),
             "files": list(files),
-            "bytes_and_sha256": {name: file_digest(folder / name) for name in names},
+            "bytes_and_sha256": {name: file_digest(folder / name) for name in _FILES},
         }
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     return len(ends)

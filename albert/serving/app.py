@@ -121,7 +121,7 @@ def make_app(
 
         @app.get("/search", include_in_schema=False)
         async def search_page() -> HTMLResponse:
-            return pages.respond(pages.search(card, len(index)))
+            return pages.respond(pages.search(card, len(index), token is not None))
 
     @app.exception_handler(RequestValidationError)
     async def not_as_described(request: Request, error: Exception) -> Response:

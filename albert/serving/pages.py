@@ -81,7 +81,8 @@ const byId = (name) => document.getElementById(name);
 byId("search").addEventListener("submit", async (event) => {
   event.preventDefault();
   const headers = {"Content-Type": "application/json"};
-  if (byId("token").value) headers.Authorization = "Bearer " + byId("token").value;
+  const token = byId("token")?.value;
+  if (token) headers.Authorization = "Bearer " + token;
   const body = JSON.stringify({query: byId("query").value, exact: byId("exact").checked});
   byId("found").replaceChildren();
   byId("told").textContent = "...";
@@ -136,16 +137,20 @@ def index(card: Card, served: Sequence[Ability], base: str, needs_token: bool) -
     return _PAGE.format(title=html.escape(card.name), body="\n".join(told))
 
 
-def search(card: Card, sentences: int) -> str:
+def search(card: Card, sentences: int, needs_token: bool) -> str:
     """A box for a query, and what is found below it."""
     told = [
         "<h1>Search</h1>",
         f"<p>{sentences:,} sentences, by their meaning as {html.escape(card.name)} has it.</p>",
         '<form id="search"><input id="query" type="search" aria-label="Query" autofocus required '
         'placeholder="What is looked for"><p><button>Search</button> '
-        '<label class="inline"><input id="exact" type="checkbox"> look at every sentence</label> '
-        '<label class="inline">token, where one is needed: <input id="token" type="password" '
-        'autocomplete="off"></label></p></form>',
+        '<label class="inline"><input id="exact" type="checkbox"> look at every sentence</label>'
+        "</p>",
+        '<p><label class="inline">Token: <input id="token" type="password" autocomplete="off">'
+        "</label></p>"
+        if needs_token
+        else "",
+        "</form>",
         '<p id="told" role="status"></p><ol id="found"></ol>',
     ]
     return _PAGE.format(title="ALBERT: search", body="\n".join([*told, _SEARCH]))
