@@ -30,6 +30,7 @@ class Class(NamedTuple):
 
     label: str | float | list[str]  # a name; a number; or the names of all labels that fit
     probabilities: dict[str, float]  # of every label by its name; none for a number
+    depth: int | None = None  # layers that it took, where it was asked to leave early
 
 
 class Tag(NamedTuple):

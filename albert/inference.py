@@ -37,6 +37,7 @@ from albert.data.padding import bucket
 from albert.data.tokenizer import MASK, PAD, UNK, Tokenizer
 from albert.interop import formats
 from albert.interop.weights import OPTIONAL_PARTS, Weights, parameter_shapes, part_of, unstacked
+from albert.models import exits
 from albert.models.config import DTYPES, AlbertConfig
 from albert.models.encoder import Albert
 from albert.models.heads import HEADS, POOLING, outside_of_paragraph, pool
@@ -563,15 +564,19 @@ class Pretrained:
 
     @overload
     def classify(  # type: ignore[overload-overlap]  # a str is an Iterable[str] as well
-        self, text: str, pair: str | None = None, batch_size: int = 32
+        self, text: str, pair: str | None = None, batch_size: int = 32, exit: str | None = None
     ) -> "Class": ...
 
     @overload
     def classify(
-        self, text: Iterable[str], pair: Iterable[str] | None = None, batch_size: int = 32
+        self,
+        text: Iterable[str],
+        pair: Iterable[str] | None = None,
+        batch_size: int = 32,
+        exit: str | None = None,
     ) -> "list[Class]": ...
 
-    def classify(self, text, pair=None, batch_size=32):
+    def classify(self, text, pair=None, batch_size=32, exit=None):
         """What a fine-tuned model says of a text, or of a pair of texts.
 
         Args:
@@ -579,27 +584,54 @@ class Pretrained:
             characters, as in fine-tuning; texts longer than the model's positions are cut, with a
             warning.
           pair: as many second texts, for a model that was fine-tuned on pairs.
-          batch_size: texts that are computed at once.
+          batch_size: texts that are computed at once. Leaving early, they are done when the slowest
+            of them has left: with 1 each takes the time of its own depth.
+          exit: when a text has gone through enough layers, for a model that was fine-tuned with
+            data.exits: "patience:3", when three depths in a row gave the answer of the one before
+            ("patience:3:0.1" where numbers that differ by less than 0.1 are the same);
+            "confidence:0.9"; "depth:4". None: all layers.
 
         Returns:
           A `Class` of one text; of several a list of them, in their order.
 
         Raises:
-          ValueError: the model has no classifier or no vocabulary, or something is not a text.
+          ValueError: the model has no classifier or no vocabulary, something is not a text, or it
+            cannot be left so.
         """
         if "classifier_head" in self._lacking:
             raise ValueError(
                 "This model has no classifier: fine-tune it on labelled texts first, such as with "
                 "configs/finetune/texts.py."
             )
+        rule = None if exit is None else self._checked_exit(exit)
         texts = _texts(text, "text")
         pairs = [None] * len(texts) if pair is None else _texts(pair, "pair")
         if len(texts) != len(pairs):
             raise ValueError(f"There are {len(texts)} texts and {len(pairs)} pairs.")
-        logits = self.classifier_logits(texts, pairs, batch_size)
         kind = self.heads["classifier"].get("kind", "classes")
-        found = [class_of(kind, self.label_names, row) for row in logits]
+        if rule is None:
+            logits = self.classifier_logits(texts, pairs, batch_size)
+            found = [class_of(kind, self.label_names, row) for row in logits]
+        else:
+            rows = self._pairs(texts, pairs)
+            logits, depths = self._left(rows, _at_least_one(batch_size, "batch_size"), rule)
+            found = [
+                class_of(kind, self.label_names, row)._replace(depth=int(depth))
+                for row, depth in zip(logits, depths, strict=True)
+            ]
         return found[0] if isinstance(text, str) else found
+
+    def _checked_exit(self, text: str) -> exits.Exit:
+        if "exits" not in self.heads:
+            raise ValueError(
+                f"exit is {text!r} and this model has one classifier, behind its last layer: "
+                "fine-tune it with data.exits=together, or this model itself with "
+                "data.exits=frozen."
+            )
+        rule = exits.parse(text)
+        if found := exits.problem(rule, self.heads["classifier"]["kind"], self.config.depth):
+            raise ValueError(f"{found}.")
+        return rule
 
     def choose(self, context: str, question: str, options: Iterable[str]) -> "Chosen":
         """Which of several options answers a question on a text.
@@ -743,27 +775,63 @@ class Pretrained:
     ) -> np.ndarray:
         """float32 [texts, labels], of texts or of pairs; see `classify`."""
         batch_size = _at_least_one(batch_size, "batch_size")
+        return self._logits_of(self._pairs(texts, pairs), batch_size)
+
+    def _pairs(self, texts: Sequence[str], pairs: Sequence[str | None]) -> Sequences:
         limit = self.config.max_position_embeddings
-        rows = make_sequences(list(zip(texts, pairs, strict=True)), self._vocabulary(), limit)
-        return self._logits_of(rows, batch_size)
+        return make_sequences(list(zip(texts, pairs, strict=True)), self._vocabulary(), limit)
 
     def _logits_of(self, rows: Sequences, batch_size: int) -> np.ndarray:
         """The classifier's, float32 [rows, labels]."""
+        fields = self.heads["classifier"]
+        ability = "choose" if fields.get("kind") == "choice" else "classify"
+        found = np.zeros((len(rows), fields["labels"]), np.float32)
+        for chosen, batch in self._batches(rows, batch_size):
+            found[chosen] = self.compute(ability, batch)
+        return found
+
+    def _left(
+        self, rows: Sequences, batch_size: int, rule: exits.Exit
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The logits with which rows leave, float32 [rows, labels], and after how many layers."""
+        logits = np.zeros((len(rows), self.heads["classifier"]["labels"]), np.float32)
+        depths = np.zeros(len(rows), np.int32)
+        for chosen, batch in self._batches(rows, batch_size):
+            padded = _padded(batch, self.config.max_position_embeddings)
+            real = np.arange(len(padded["input_ids"])) < len(chosen)
+            outputs = self._leaving(self.params, padded, real, rule=rule)
+            logits[chosen], depths[chosen] = (np.asarray(x)[: len(chosen)] for x in outputs)
+        return logits, depths
+
+    def _batches(self, rows: Sequences, batch_size: int) -> Iterator[tuple[np.ndarray, dict]]:
+        """Numbers of rows of alike lengths, and the rows, padded to the longest."""
         limit = self.config.max_position_embeddings
         if rows.cut:
             warnings.warn(
                 f"{rows.cut} of {len(rows)} texts are cut to the model's {limit} positions.",
-                stacklevel=4,
+                stacklevel=5,
             )
-        fields = self.heads["classifier"]
-        ability = "choose" if fields.get("kind") == "choice" else "classify"
-        found = np.zeros((len(rows), fields["labels"]), np.float32)
         order = np.argsort(rows.lengths, kind="stable")
         for begin in range(0, len(order), batch_size):
             chosen = order[begin : begin + batch_size]
-            batch = rows.padded(chosen, int(rows.lengths[chosen].max()))
-            found[chosen] = self.compute(ability, batch)
-        return found
+            yield chosen, rows.padded(chosen, int(rows.lengths[chosen].max()))
+
+    @functools.cached_property
+    def _leaving(self):
+        @functools.partial(jax.jit, static_argnames="rule")
+        def leaving(params, rows, real, rule):
+            found: Any = Albert(self.config, tuple(self.heads), self.heads).apply(
+                {"params": params},
+                rows["input_ids"],
+                rows["attention_mask"],
+                rows["token_type_ids"],
+                rule,
+                real,
+                method="leave",
+            )
+            return found
+
+        return leaving
 
     def save(self, path: str | os.PathLike, format: str = "albert") -> None:
         """Writes the model with its vocabulary as a new folder, whole or not at all.
@@ -842,7 +910,14 @@ class Pretrained:
 
 
 # Attributes that hold compiled programs.
-_COMPILED = ("_forward", "_sentence_vectors", "_likeliest", "_span_outputs", "_token_logits")
+_COMPILED = (
+    "_forward",
+    "_leaving",
+    "_likeliest",
+    "_sentence_vectors",
+    "_span_outputs",
+    "_token_logits",
+)
 
 
 def load(

@@ -33,21 +33,18 @@ Prints a table, and one JSON line.
 """
 
 import contextlib
-import ctypes
 import hashlib
 import json
 import os
 import re
 import resource
 import shlex
-import signal
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import NamedTuple
 
 from absl import flags
 
@@ -55,6 +52,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from albert import cli
 from albert.runtime.console import tell
+from benchmarks import processes
 from benchmarks.products import torch_product, xla_product
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -380,93 +378,54 @@ _ROLES = {
 }
 
 
-def serve(make, memory) -> None:
-    """Answers every request on standard input, a line of JSON, with one on standard output."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started this one ends it
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # or it ends with whoever started it
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
+def steps_of(make, memory):
+    """Makes steps and runs them, as `answer` of processes.py is asked to; see `Process.ask`."""
     made: dict = {}
-    for line in sys.stdin:
-        request = json.loads(line)
+
+    def handle(request: dict) -> dict:
         name = request["name"]
         try:
             if "make" in request:
-                *made[name], answer = make(**request["make"])
-            elif "trace" in request:
-                step, wait = made[name]
+                *made[name], facts = make(**request["make"])
+                return facts
+            step, wait = made[name]
+            if "trace" in request:
                 our_trace(step, wait, request["trace"])
-                answer = {}
-            else:
-                step, wait = made[name]
-                steps = request["steps"]
-                used = resource.getrusage(resource.RUSAGE_SELF)
-                begin = time.perf_counter()
-                for _ in range(steps):
-                    step()
-                wait()
-                answer = {"seconds": (time.perf_counter() - begin) / steps}
-                now = resource.getrusage(resource.RUSAGE_SELF)
-                answer["page_faults"] = (now.ru_minflt - used.ru_minflt) / steps
-                answer["system_seconds"] = (now.ru_stime - used.ru_stime) / steps
-                answer["user_seconds"] = (now.ru_utime - used.ru_utime) / steps
-                answer["memory_bytes"] = memory()
-        except Exception as error:
+                return {}
+            return timed(step, wait, request["steps"]) | {"memory_bytes": memory()}
+        except Exception:
             made.pop(name, None)
-            lines = getattr(error, "problems", str(error).split("\n"))
-            answer = {"failed": f"{type(error).__name__}: {' '.join(lines)}"[:400]}
-        print(json.dumps(answer), file=answers, flush=True)
+            raise
+
+    return handle
+
+
+def timed(step, wait, steps: int) -> dict:
+    """Seconds of a step, the mean of `steps`, and what it asks of the system."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    begin = time.perf_counter()
+    for _ in range(steps):
+        step()
+    wait()
+    seconds = time.perf_counter() - begin
+    now = resource.getrusage(resource.RUSAGE_SELF)
+    return {
+        "seconds": seconds / steps,
+        "page_faults": (now.ru_minflt - used.ru_minflt) / steps,
+        "system_seconds": (now.ru_stime - used.ru_stime) / steps,
+        "user_seconds": (now.ru_utime - used.ru_utime) / steps,
+    }
 
 
 # What starts these processes, and asks them in turn.
 
 
-@contextlib.contextmanager
 def started(role: str, environment: dict[str, str]):
     """A process of a role, which ends with the context."""
     more = dict(environment)
     if "XLA_FLAGS" in more:
         more["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {more['XLA_FLAGS']}".strip()
-    with (
-        tempfile.TemporaryFile("w+", errors="replace") as said,
-        subprocess.Popen(
-            [sys.executable, __file__, f"--role={role}"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=said,
-            text=True,
-            env=os.environ | more,
-        ) as process,
-    ):
-        try:
-            yield Process(process, said)
-        finally:
-            process.kill()
-
-
-class Process:
-    """Steps of a framework in a process of its own."""
-
-    def __init__(self, process: subprocess.Popen, said: TextIO):
-        self._process = process
-        self._said = said
-
-    def ask(self, name: str, **request) -> dict:
-        """Its answer about one of its steps; of a process that is gone, why."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):  # a process that is gone gives no answer
-            self._process.stdin.write(json.dumps({"name": name, **request}) + "\n")
-            self._process.stdin.flush()
-        if answer := self._process.stdout.readline():
-            return json.loads(answer)
-        code = self._process.wait()
-        self._said.seek(0)
-        lines = [line.strip() for line in self._said if line.strip()]
-        telling = [line for line in lines if re.match(r"F\d{4} |\w*Error: ", line)]
-        last = re.sub(r"^F\d{4} .*?\] ", "", (telling or lines or ["nothing"])[-1])
-        return {"failed": f"its process left with {code} and said: {last[:400]}"}
+    return processes.started(__file__, [f"--role={role}"], more)
 
 
 class Timed:
@@ -480,7 +439,7 @@ class Timed:
       make: more for the function that makes the step.
     """
 
-    def __init__(self, name: str, process: Process, config: dict, shared: bool, **make):
+    def __init__(self, name: str, process: processes.Process, config: dict, shared: bool, **make):
         from albert.tasks.pretraining import flops_per_token
         from albert.train.config import from_json
 
@@ -494,7 +453,7 @@ class Timed:
         self._flops = self._tokens * flops_per_token(
             of.model, of.data.seq_length, of.data.max_predictions
         )
-        self.facts = process.ask(name, make={"config": config, **make})
+        self.facts = process.ask(name=name, make={"config": config, **make})
         for _ in range(2):  # PyTorch's compiler may want a second look
             self.measure(1)
         self._seconds.clear()
@@ -504,7 +463,7 @@ class Timed:
     def measure(self, steps: int) -> None:
         if "failed" in self.facts:
             return
-        answer = self._process.ask(self.name, steps=steps)
+        answer = self._process.ask(name=self.name, steps=steps)
         if "failed" in answer:
             self.facts = answer
             return
@@ -514,7 +473,7 @@ class Timed:
             self.facts["memory_bytes"] = answer["memory_bytes"]
 
     def trace(self, folder: str) -> None:
-        if "failed" in (answer := self._process.ask(self.name, trace=folder)):
+        if "failed" in (answer := self._process.ask(name=self.name, trace=folder)):
             tell(f"No trace of {self.name}: {answer['failed']}")
 
     def figures(self, peaks: dict[str, float]) -> dict:
@@ -537,24 +496,26 @@ class Timed:
         }
 
 
-def measure_products(xla: Process, torch: Process | None, config: dict) -> list[dict]:
+def measure_products(
+    xla: processes.Process, torch: processes.Process | None, config: dict
+) -> list[dict]:
     """Seconds of every product, the median of as many as of a step, a framework after the other."""
     from albert.train.config import from_json
     from benchmarks.products import products_of
 
     found = []
     for number, one in enumerate(products_of(from_json(config))):
-        made = xla.ask(one.name, make={"config": config, "number": number})
+        made = xla.ask(name=one.name, make={"config": config, "number": number})
         asked = [("xla", xla)]
         if torch and "failed" not in made:
             what = {"config": config, "number": number, "dtype": made["dtype"]}
-            made |= torch.ask(one.name, make=what)
+            made |= torch.ask(name=one.name, make=what)
             asked.append(("torch", torch))
         row: dict = {"what": one.name, "times": one.times, "flops": one.flops}
         seconds: dict[str, list[float]] = {name: [] for name, _ in asked}
         for turn in range(1 + _REPEATS.value if "failed" not in made else 0):
             for name, process in asked:
-                of = process.ask(one.name, steps=5)
+                of = process.ask(name=one.name, steps=5)
                 if turn and "failed" not in of:
                     seconds[name].append(of["seconds"])
         if "failed" in made:
@@ -634,7 +595,7 @@ def commit() -> str:
 
 def main() -> None:
     if _ROLE.value:
-        serve(*_ROLES[_ROLE.value])
+        processes.answer(steps_of(*_ROLES[_ROLE.value]))
         return
     from albert.models.config import AUTO_DTYPE
     from albert.runtime import RunError
@@ -650,11 +611,11 @@ def main() -> None:
     several = bool(_PEER.value or peers) or len(environments) > 1
     common = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} if several else {}
     with contextlib.ExitStack() as stack:
-        processes = [stack.enter_context(started("albert", common | of)) for of in environments]
+        started_for = [stack.enter_context(started("albert", common | of)) for of in environments]
         ours, theirs = [], []
         products: list[dict] = []
         for name, config, environment in variants:
-            process = processes[environments.index(environment)]
+            process = started_for[environments.index(environment)]
             shared = sum(variant.environment == environment for variant in variants) > 1
             ours.append(Timed(name, process, config, shared, padding=_PADDING.value))
         made = [one.facts for one in ours if "failed" not in one.facts]

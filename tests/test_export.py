@@ -41,12 +41,12 @@ VARIANTS = [
 ]
 
 
-def tuned(heads, labels=(), **changes) -> Weights:
+def tuned(heads, labels=(), spread=0.2, **changes) -> Weights:
     """Random weights of a model with other heads."""
     config = dataclasses.replace(TINY, **{**SIZES, **changes})
     rng = np.random.default_rng(1)
     params = {
-        path: rng.normal(path.endswith("scale"), 0.2, shape).astype(np.float32)
+        path: rng.normal(path.endswith("scale"), spread, shape).astype(np.float32)
         for path, shape in parameter_shapes(config, heads).items()
     }
     return Weights(config, params, heads=heads, labels=labels)
@@ -174,6 +174,40 @@ def test_heads_of_fine_tuned_models(fields, head, format, tmp_path):
     assert manifest["outputs"] == names
 
 
+EXITS = [
+    ("patience:2", "classes", {"num_hidden_layers": 9}),
+    ("patience:1", "classes", {"sharing": "none"}),
+    ("confidence:0.7", "classes", {"sharing": "groups:2", "per_layer_norm": True}),
+    ("depth:3", "classes", {}),
+    ("patience:1", "several", {}),
+    ("confidence:0.6", "several", {}),
+    ("patience:1:0.5", "number", {}),
+]
+
+
+@pytest.mark.parametrize(("exit", "kind", "changes"), EXITS, ids=str)
+def test_rows_leave_a_graph_where_they_leave_the_model(exit, kind, changes, tmp_path):
+    labels = 1 if kind == "number" else 3
+    fields = {"classifier": {"labels": labels, "kind": kind}, "exits": {"labels": labels}}
+    model = interface.asked(tuned(fields, spread=0.6, **changes), exit=exit)
+    assert model.outputs == ("logits", "exit_depth")
+    inputs = rows(12, 30)
+    wanted = by_jax(model, inputs)
+    for fused in (False, True):
+        graph, run = written(model, Float32(), tmp_path, fused)
+        onnx.checker.check_model(graph, full_check=not fused)
+        found = run(*inputs)
+        # Large weights, so that depths differ; they enlarge rounding too.
+        np.testing.assert_allclose(found["logits"], wanted["logits"], atol=1e-4, rtol=1e-4)
+        assert found["exit_depth"].tolist() == wanted["exit_depth"].tolist()
+    assert len({*found["exit_depth"].tolist()}) > (exit != "depth:3")
+    # A call with one row gives what a row among others gets.
+    alone = run(*(row[5:6] for row in inputs))
+    np.testing.assert_allclose(alone["logits"], wanted["logits"][5:6], atol=1e-4, rtol=1e-4)
+    size = sum(len(tensor.raw_data) for tensor in graph.graph.initializer)
+    assert size <= 1.01 * sum(value.nbytes for value in model.params.values()) + 200
+
+
 @pytest.fixture
 def with_vocabulary(vocabulary) -> Weights:
     weights = random_weights(vocab_size=VOCABULARY, **SIZES)
@@ -245,7 +279,37 @@ def test_stablehlo_is_small_and_free_in_batch_and_length(tmp_path):
     np.testing.assert_array_equal(run(*inputs)["logits"], by_jax(model, inputs)["logits"])
 
 
+@pytest.mark.parametrize("format", ["onnx", "stablehlo"])
+def test_a_folder_of_a_model_that_is_left_early(format, tmp_path):
+    fields = {"classifier": {"labels": 2, "kind": "classes"}, "exits": {"labels": 2}}
+    weights = tuned(fields, labels=("no", "yes"))
+    precisions = ("float32", "int8") if format == "onnx" else ("float32",)
+    manifest = export(weights, tmp_path / "out", format, (), precisions, exit="patience:1")
+    assert manifest["outputs"] == ["logits", "exit_depth"]
+    assert manifest["exit"] == "patience:1"
+    report = next(iter(manifest["checks"].values()))["float32"]
+    assert report["difference"] < 1e-5
+    assert report["tokens"] > 500
+    assert "A row leaves early, by patience:1" in (tmp_path / "out/README.md").read_text()
+    if format == "stablehlo":
+        model = interface.asked(weights, exit="patience:1")
+        inputs = rows(5, 20)
+        found = stablehlo.runner(tmp_path / "out" / stablehlo.PROGRAM)(*inputs)
+        wanted = by_jax(model, inputs)
+        np.testing.assert_array_equal(found["exit_depth"], wanted["exit_depth"])
+        np.testing.assert_array_equal(found["logits"], wanted["logits"])
+        assert manifest["files"][stablehlo.PROGRAM]["bytes"] < 65536
+        return
+    with pytest.raises(CheckpointError, match="Ask for --heads=classifier alone"):
+        interface.asked(weights, ("classifier", "sentence"), exit="patience:1")
+    with pytest.raises(CheckpointError, match="the patience must be from 1 to 3"):
+        interface.asked(weights, exit="patience:4")
+    with pytest.raises(CheckpointError, match="it must be patience:K"):
+        interface.asked(weights, exit="soon")
+
+
 BAD = [
+    ({"exit": "patience:1"}, "no classifiers on the depths before the last"),
     ({"heads": ("classifier",)}, "has no classifier_head"),
     ({"heads": ("nothing",)}, "no head 'nothing'; there is hidden, sentence, mlm"),
     ({"heads": ("hidden", "hidden")}, "name an output alike, last_hidden_state"),

@@ -106,6 +106,7 @@ def test_importing_starts_no_device_and_no_tensorflow(module):
         "tools/sweep.py",
         "tools/report.py",
         "tools/squad.py",
+        "tools/exits.py",
         "tools/check_checkpoint.py",
         "tools/serve.py",
         "tools/search_index.py",

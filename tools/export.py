@@ -3,6 +3,7 @@
   python tools/export.py --input=runs/base --output=base-onnx --format=onnx
   python tools/export.py --input=runs/sst2 --output=sst2-onnx --format=onnx --int8 --float32
   python tools/export.py --input=runs/base --output=vectors --format=onnx --heads=sentence --int8
+  python tools/export.py --input=runs/sst2 --output=sst2-quick --format=onnx --exit=patience:2
   python tools/export.py --input=runs/base --output=base-hlo --format=stablehlo
 
 The input is anything that albert.load takes. Without --heads the program gives what the model was
@@ -42,6 +43,12 @@ _PER_TOKEN = flags.DEFINE_bool(
 _WEIGHT_BITS = flags.DEFINE_integer(
     "weight_bits", 8, "int8: 7 for x86 without VNNI, where products of 8 bits saturate."
 )
+_EXIT = flags.DEFINE_string(
+    "exit",
+    None,
+    "Leave early: patience:K, confidence:P or depth:D, of a model that was fine-tuned with "
+    "data.exits. The program then gives exit_depth too, the layers that each row took.",
+)
 _TOKENIZER = flags.DEFINE_string(
     "tokenizer", None, "SentencePiece .model file. Default: the one beside the input."
 )
@@ -80,6 +87,7 @@ def main() -> None:
         fused=_FUSED.value,
         per_token=_PER_TOKEN.value,
         weight_bits=_WEIGHT_BITS.value,
+        exit=_EXIT.value,
         check_text=place(_CHECK_TEXT.value),
         least_cosine=_LEAST_COSINE.value,
     )

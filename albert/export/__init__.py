@@ -16,7 +16,7 @@ from typing import Any
 
 from albert.checkpoints import CheckpointError
 from albert.export import check, onnx, stablehlo
-from albert.export.interface import HEADS, INPUTS, Model, asked
+from albert.export.interface import EXIT_DEPTH, HEADS, INPUTS, Model, asked
 from albert.interop import huggingface, huggingface_tokenizer
 from albert.interop.exported import MANIFEST
 from albert.interop.folders import check_new, new_folder
@@ -39,6 +39,7 @@ def export(
     fused: bool = False,
     per_token: bool = False,
     weight_bits: int = 8,
+    exit: str | None = None,
     check_text: Path | None = None,
     least_cosine: float = LEAST_COSINE,
 ) -> dict[str, Any]:
@@ -51,6 +52,8 @@ def export(
       heads: what the program gives, keys of HEADS; none: what the model was trained for.
       precisions: of the format's PRECISIONS, one file for each.
       fused, per_token, weight_bits: see `albert.export.onnx.Options`.
+      exit: when a row leaves, such as "patience:3" (`albert.models.exits`), of a model that was
+        fine-tuned with data.exits; None: behind the last layer.
       check_text: a text file to check with; None: the language reference of Python.
       least_cosine: what int8 is refused below; see `Report.cosine`.
 
@@ -73,7 +76,7 @@ def export(
     if format != "onnx" and options != onnx.Options():
         raise CheckpointError("fused, per_token and weight_bits are options of onnx alone.")
     check_new(path)
-    model = asked(weights, tuple(heads))
+    model = asked(weights, tuple(heads), exit)
     texts = check.sample(check_text)
     calls = check.batches(model, weights.tokenizer, texts)
     with new_folder(path) as folder:
@@ -107,12 +110,15 @@ def export(
             "fields": {head: dict(model.fields.get(head, {})) for head in model.heads},
             "labels": list(weights.labels),
             "pooling": model.pooling,
+            "exit": exit,
             "parameters": int(sum(value.size for value in model.params.values())),
             "checks": checks,
             "made_by": _versions(format),
             "model": dataclasses.asdict(model.config),
         }
-        (folder / "README.md").write_text(_readme(path.name, weights, model, kind, files, manifest))
+        has_pipeline = (folder / huggingface_tokenizer.PIPELINE).is_file()
+        readme = _readme(path.name, weights, model, kind, files, manifest, has_pipeline)
+        (folder / "README.md").write_text(readme)
         manifest["files"] = {
             str(file.relative_to(folder)): dict(
                 zip(("bytes", "sha256"), file_digest(file), strict=True)
@@ -155,7 +161,15 @@ def _beside(weights: Weights, model: Model, folder: Path) -> None:
         huggingface_tokenizer.write(weights.tokenizer, limit, folder, named="AlbertTokenizer")
 
 
-def _readme(name: str, weights: Weights, model: Model, kind, files: dict, manifest: dict) -> str:
+def _readme(
+    name: str,
+    weights: Weights,
+    model: Model,
+    kind: ModuleType,
+    files: dict[str, str],
+    manifest: dict[str, Any],
+    has_pipeline: bool,
+) -> str:
     usage = kind.usage(model, files) if kind is onnx else kind.usage(model)
     lines = [f"# {name}", ""]
     config = model.config
@@ -168,10 +182,23 @@ def _readme(name: str, weights: Weights, model: Model, kind, files: dict, manife
         usage,
         "",
     ]
+    if model.exit is not None:
+        lines += [
+            f"A row leaves early, by {model.exit}: `{EXIT_DEPTH}` says after how many of the "
+            f"{config.depth} layers. A call runs until its slowest row has left, so quick answers "
+            "come of calls with one row.",
+            "",
+        ]
     if weights.labels:
         lines += [f"Labels, in the order of the logits: {', '.join(weights.labels)}.", ""]
     if weights.tokenizer is None:
-        lines += ["The model had no vocabulary beside it, so there is none here.", ""]
+        lines += ["The model had no vocabulary beside it, so there is no tokenizer.json here.", ""]
+    elif not has_pipeline:
+        lines += [
+            "The vocabulary is not of SentencePiece's unigram kind, of which alone a "
+            "tokenizer.json can be made: read text with sentencepiece and `spiece.model`.",
+            "",
+        ]
     else:
         lines += [
             "`tokenizer.json` gives the ids that the model was trained with. transformers (Python) "

@@ -10,10 +10,13 @@ import jax.numpy as jnp
 
 from albert.checkpoints import CheckpointError
 from albert.interop.weights import OPTIONAL_PARTS, Weights, part_of, predicting_pieces, stacked
+from albert.models import exits
 from albert.models.config import AlbertConfig
 from albert.models.encoder import Albert
 from albert.models.heads import pool
 
+# Beside the logits of a model that is left early: how many layers each row took, int [B].
+EXIT_DEPTH = "exit_depth"
 SMALLEST_NORM = 1e-12  # of a row without any token
 
 # Of every format, int [B, L] each; [B, C, L] where a model chooses among C options.
@@ -57,6 +60,7 @@ class Model:
       fields: of the model's own heads, by name.
       choices: whether rows come as [B, C, L].
       pooling: of `heads.POOLING`: what a sentence's vector is of.
+      exit: when a row leaves; None: behind the last layer.
     """
 
     config: AlbertConfig
@@ -65,20 +69,24 @@ class Model:
     fields: Mapping[str, Mapping[str, Any]]
     choices: bool
     pooling: str
+    exit: exits.Exit | None = None
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        return tuple(name for head in self.heads for name in HEADS[head].outputs)
+        names = tuple(name for head in self.heads for name in HEADS[head].outputs)
+        return names if self.exit is None else (*names, EXIT_DEPTH)
 
 
-def asked(weights: Weights, heads: tuple[str, ...] = ()) -> Model:
+def asked(weights: Weights, heads: tuple[str, ...] = (), exit: str | None = None) -> Model:
     """The model of these weights with the heads that are asked for.
 
     Args:
+      exit: when a row leaves, as `albert.models.exits` has it; None: behind the last layer.
       heads: keys of HEADS; none: what the model was trained for, which is the head that it was
         fine-tuned with, or else mlm, or else, where it has no head, hidden.
 
-    Raises CheckpointError: a head is not known, not in these weights, or two give the same output.
+    Raises CheckpointError: a head is not known, not in these weights, or two give the same output;
+    or the model cannot be left so.
     """
     own = [
         head for head in HEADS if head in weights.heads and f"{head}_head" not in weights.missing
@@ -117,6 +125,7 @@ def asked(weights: Weights, heads: tuple[str, ...] = ()) -> Model:
         raise CheckpointError(
             "The head of a model that chooses among options takes rows of its own; export it alone."
         )
+    rule = None if exit is None else _rule(weights, heads, exit)
     config = dataclasses.replace(
         weights.config,
         dtype="float32",
@@ -125,17 +134,43 @@ def asked(weights: Weights, heads: tuple[str, ...] = ()) -> Model:
         attention="xla",
         scan_unroll=1,
     )
+    if rule is not None:
+        needed.add("exits_head")
     params = {
         path: value
         for path, value in stacked(config, predicting_pieces(weights)).items()
         if part_of(path) not in OPTIONAL_PARTS or part_of(path) in needed
     }
-    return Model(config, params, heads, fields, choices, pooling)
+    return Model(config, params, heads, fields, choices, pooling, rule)
+
+
+def _rule(weights: Weights, heads: tuple[str, ...], text: str) -> exits.Exit:
+    """Raises CheckpointError."""
+    if "exits" not in weights.heads or "exits_head" in weights.missing:
+        raise CheckpointError(
+            f"exit is {text!r} and the model has no classifiers on the depths before the last: "
+            "fine-tune it with data.exits=together, or this model itself with data.exits=frozen."
+        )
+    if heads != ("classifier",):
+        raise CheckpointError(
+            f"exit is {text!r} and the heads are {', '.join(heads)}: of rows that leave early "
+            "there is what the classifier says, and nothing else. Ask for --heads=classifier alone."
+        )
+    try:
+        rule = exits.parse(text)
+    except ValueError as error:
+        raise CheckpointError(f"{error}.") from error
+    kind = weights.heads["classifier"]["kind"]
+    if found := exits.problem(rule, kind, weights.config.depth):
+        raise CheckpointError(f"{found}.")
+    return rule
 
 
 def function(model: Model) -> Callable[..., dict[str, jax.Array]]:
     """What every format computes: (params as a tree, the INPUTS as int32) -> outputs by name."""
     modules = tuple(head for head in model.heads if HEADS[head].parts)
+    if model.exit is not None:
+        modules = (*modules, "exits")
     albert = Albert(model.config, modules, {name: model.fields[name] for name in modules})
 
     def outputs(params, input_ids, attention_mask, token_type_ids):
@@ -143,6 +178,9 @@ def function(model: Model) -> Callable[..., dict[str, jax.Array]]:
         rows = [input_ids, attention_mask, token_type_ids]
         if model.choices:
             rows = [row.reshape(-1, row.shape[-1]) for row in rows]
+        if model.exit is not None:
+            results: Any = albert.apply({"params": params}, *rows, model.exit, method="leave")
+            return dict(zip(model.outputs, results, strict=True))
         # The module has a pooler, whose result is then not used.
         width = model.config.hidden_size
         pooler = {"kernel": jnp.zeros((width, width)), "bias": jnp.zeros(width)}

@@ -5,7 +5,8 @@ from pathlib import Path
 from albert.checkpoints import CheckpointError
 from albert.interop import huggingface, original, workdir
 from albert.interop.folders import new_folder
-from albert.interop.weights import Weights, check_vocabulary
+from albert.interop.weights import Weights, check_vocabulary, without_exits
+from albert.runtime.console import warn
 from albert.runtime.paths import is_remote
 
 # A folder like a run's own, that transformers reads, that the released program reads.
@@ -61,6 +62,8 @@ def read(path: Path, with_moments: bool = False, vocabulary: Path | None = None)
 def write(weights: Weights, path: Path, kind: str) -> dict[str, str]:
     """Writes a model as a new folder, whole or not at all; returns path -> name of every tensor.
 
+    Of a model with a classifier on every depth other programs get the last one, which is told.
+
     Raises:
       CheckpointError: the folder is there already, or the format cannot hold such a model.
       ValueError: `kind` is not one of FORMATS.
@@ -69,5 +72,11 @@ def write(weights: Weights, path: Path, kind: str) -> dict[str, str]:
         raise ValueError(f"format is {kind!r}; it must be one of {', '.join(FORMATS)}")
     if is_remote(path):
         raise CheckpointError(f"{path}: models are written to this machine; copy it there.")
+    if kind != "albert" and "exits" in weights.heads:
+        warn(
+            f"No other program leaves early: what is written as {kind} has the last of the model's "
+            f"{weights.config.depth} classifiers alone."
+        )
+        weights = without_exits(weights)
     with new_folder(path) as folder:
         return _WRITERS[kind](weights, folder)

@@ -11,7 +11,7 @@ import dataclasses
 
 import numpy as np
 
-from albert.interop.weights import Weights, layer_path, parameter_shapes
+from albert.interop.weights import Weights, layer_path, parameter_shapes, without_exits
 from albert.models.config import AlbertConfig
 from albert.models.sharing import LOW_RANK
 
@@ -50,6 +50,11 @@ def reshare(weights: Weights, config: AlbertConfig, method: str = "average") -> 
     """
     if method not in INIT_METHODS:
         raise ValueError(f"method is {method!r}; it must be one of {', '.join(INIT_METHODS)}")
+    if "exits" in weights.heads and config.depth != weights.config.depth:
+        # What a classifier learned of one depth says nothing of another.
+        weights = without_exits(weights)
+        left = "the classifiers of the depths before the last are left out"
+        weights = dataclasses.replace(weights, notes=[*weights.notes, left])
     rng = np.random.default_rng(0)
     old = weights.config
     layers = [_layer(weights, d) for d in _sources(old.depth, config.depth)]

@@ -351,6 +351,21 @@ def check_vocabulary(weights: Weights, where: str | Path) -> None:
     weights.vocabulary_note = " ".join(filter(None, [note, weights.vocabulary_note]))
 
 
+def without_exits(weights: Weights) -> Weights:
+    """The model with the classifier of its last depth alone."""
+
+    def rest(values):
+        return values and {p: v for p, v in values.items() if part_of(p) != "exits_head"}
+
+    return dataclasses.replace(
+        weights,
+        params=rest(weights.params),
+        mu=rest(weights.mu),
+        nu=rest(weights.nu),
+        heads={name: fields for name, fields in weights.heads.items() if name != "exits"},
+    )
+
+
 def predicting_pieces(weights: Weights) -> dict[str, np.ndarray]:
     """`params` with a bias in the MLM head by which rows that are no piece are never predicted and
     take no share of the probability."""

@@ -5,13 +5,14 @@ The letters of shapes are those of `albert/models/layers.py`.
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from albert.models import attention
+from albert.models import attention, exits
 from albert.models.attention import xla
 from albert.models.config import AUTO_DTYPE, DTYPES, AlbertConfig
 from albert.models.heads import HEADS
@@ -27,6 +28,9 @@ class Encoded:
     hidden_states: jax.Array | None  # [N + 1, B, L, H]: the input of the layers, then every output
     attention_entropy: jax.Array | None  # float32 [N, B, A, L], in nats
     word_embeddings: jax.Array  # [V, E], which heads may share
+    pooled_before: (
+        jax.Array | None
+    )  # [N - 1, B, H]: what the pooler makes of all depths but the last
 
 
 @flax.struct.dataclass
@@ -123,6 +127,7 @@ class Encoder(nn.Module):
         dropout_keys=None,
         output_hidden_states=False,
         output_attention_entropy=False,
+        output_pooled_before=False,
     ) -> Encoded:
         """Runs the encoder.
 
@@ -136,33 +141,29 @@ class Encoder(nn.Module):
           dropout_keys: random keys [B], one for each row; None turns dropout off.
           output_hidden_states: also return the layers' input and every layer's output.
           output_attention_entropy: also return the entropy of every layer's attention.
+          output_pooled_before: also return what the pooler makes of all depths but the last; of
+            rows that are not packed.
 
         Raises:
-          ValueError: L is over `max_position_embeddings`.
+          ValueError: L is over `max_position_embeddings`, or what all depths give is asked for of
+            packed rows.
         """
         c = self.config
+        if output_pooled_before and cls_positions is not None:
+            raise ValueError("what the pooler makes of every depth is there for unpacked rows only")
         layer_keys = embedding_keys = None
         if dropout_keys is not None:
             fold = jax.vmap(jax.random.fold_in, (0, None))
             layer_keys, embedding_keys = fold(dropout_keys, 0), fold(dropout_keys, 1)
         x = self.embeddings(input_ids, token_type_ids, position_ids, embedding_keys)
-        use = attention.Use(
-            length=input_ids.shape[1],
-            head_dim=c.hidden_size // c.num_attention_heads,
-            dtype=c.dtype,
-            dropout=c.attention_probs_dropout_prob if dropout_keys is not None else 0.0,
-            packed=segment_ids is not None,
-            backend=None,
-        )
+        rate = c.attention_probs_dropout_prob if dropout_keys is not None else 0.0
         most = input_ids.shape[1] if cls_positions is None else cls_positions.shape[1]
-        visible = attention.prepare(
-            c.attention, attention.here(use), attention_mask, segment_ids, most
-        )
+        visible = self._visible(attention_mask, rate, segment_ids, most)
         entropy_bias = (
             xla.prepare(attention_mask, segment_ids) if output_attention_entropy else None
         )
-        hidden, hidden_states, entropies = self.encoder(
-            x, visible, layer_keys, entropy_bias, output_hidden_states
+        hidden, hidden_states, firsts, entropies = self.encoder(
+            x, visible, layer_keys, entropy_bias, output_hidden_states, output_pooled_before
         )
         if cls_positions is None:
             first = hidden[:, 0]
@@ -174,6 +175,45 @@ class Encoder(nn.Module):
             hidden_states=hidden_states,
             attention_entropy=entropies,
             word_embeddings=self.embeddings.word_embeddings,
+            pooled_before=None if firsts is None else jnp.tanh(self.pooler(firsts[:-1])),
+        )
+
+    def until(self, input_ids, attention_mask, token_type_ids, state, look):
+        """Runs layers until every row has what it needs, and the pooler behind each of them.
+
+        Args:
+          input_ids, attention_mask, token_type_ids: as above.
+          state, look: of `LayerStack`, but `look` is given the pooled output, [B, H].
+
+        Returns:
+          The last state.
+        """
+        c = self.config
+        x = self.embeddings(input_ids, token_type_ids)
+        visible = self._visible(attention_mask, 0.0, None, input_ids.shape[1])
+        # Of a module that belongs to no other, since a loop of jax runs it.
+        pooler = Dense((c.hidden_size, c.hidden_size), ("hidden", "pooled"), c, parent=None)
+        params = {"params": self.pooler.variables["params"]}
+
+        def look_at(state, depth, first):
+            pooled: Any = pooler.apply(params, first)
+            return look(state, depth, jnp.tanh(pooled))
+
+        return self.encoder(x, visible, None, None, until=(state, look_at))
+
+    def _visible(self, attention_mask, dropout_rate: float, segment_ids, most: int):
+        """Who sees whom, and the kernel; `most`: examples in a row at most."""
+        c = self.config
+        use = attention.Use(
+            length=attention_mask.shape[1],
+            head_dim=c.hidden_size // c.num_attention_heads,
+            dtype=c.dtype,
+            dropout=dropout_rate,
+            packed=segment_ids is not None,
+            backend=None,
+        )
+        return attention.prepare(
+            c.attention, attention.here(use), attention_mask, segment_ids, most
         )
 
 
@@ -208,7 +248,7 @@ class Albert(nn.Module):
           head_inputs: what heads take beside the encoder's output, by the head's name: a dict of
             arrays such as {"mlm": {"positions": int [B, P]}}.
         """
-        encoded = self.trunk(*rows, **more)
+        encoded = self.trunk(*rows, **more, output_pooled_before="exits" in self.heads)
         inputs = head_inputs or {}
         return AlbertOutput(
             last_hidden_state=encoded.last_hidden_state,
@@ -220,6 +260,50 @@ class Albert(nn.Module):
                 for name in self.heads
             },
         )
+
+    def leave(self, input_ids, attention_mask, token_type_ids, exit: exits.Exit, real=None):
+        """What the classifier of the depth says at which each row leaves.
+
+        Layers are run until the last row has left; what a row gets is what its own depth gave.
+
+        Args:
+          input_ids, attention_mask, token_type_ids: as `Encoder` takes them.
+          exit: when a row leaves; one that `exits.problem` finds nothing wrong with.
+          real: bool [B], False for rows of padding, which nobody waits for; None: all are real.
+
+        Returns:
+          float32 [B, labels]; and how many layers each row took, int32 [B].
+        """
+        c, rows = self.config, input_ids.shape[0]
+        kind, labels = self.classifier_head.kind, self.classifier_head.labels
+        kernels, biases = (
+            jnp.stack([exit_of[leaf] for exit_of in self.every_exit]) for leaf in ("kernel", "bias")
+        )
+        classifier = Dense(
+            (c.hidden_size, labels), ("pooled", "label"), c, dtype=jnp.float32, parent=None
+        )
+
+        def look(seen, depth, pooled):
+            params = {"kernel": kernels[depth], "bias": biases[depth]}
+            seen = exits.look(exit, kind, seen, depth, classifier.apply({"params": params}, pooled))
+            return seen, seen.left
+
+        left = jnp.zeros(rows, bool) if real is None else ~real
+        start = exits.Seen(
+            jnp.zeros((rows, labels), jnp.float32),
+            jnp.zeros(rows, jnp.int32),
+            jnp.zeros(rows, jnp.int32),
+            left,
+        )
+        seen = self.trunk.until(input_ids, attention_mask, token_type_ids, start, look)
+        return seen.logits, seen.depth
+
+    @property
+    def every_exit(self) -> list[dict]:
+        """Kernel and bias of the classifier of every depth, the last one's behind the others."""
+        before = self.exits_head.variables["params"]
+        last = self.classifier_head.variables["params"]
+        return [*(before[f"depth_{n}"] for n in range(1, self.config.depth)), last]
 
 
 def init_params(model: nn.Module, key: jax.Array):

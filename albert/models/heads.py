@@ -76,6 +76,36 @@ class Classifier(nn.Module):
         return self.linear(dropout(encoded.pooled_output, self.dropout, keys, 0))
 
 
+class Exits(nn.Module):
+    """A classifier on the pooled output of every depth but the last, whose is `Classifier`; all by
+    the one pooler.
+
+    Source: Zhou et al. 2020, arXiv 2006.04152.
+    """
+
+    config: AlbertConfig
+    labels: int
+    dropout: float = 0.0
+
+    def setup(self):
+        shape = self.config.hidden_size, self.labels
+        for depth in range(1, self.config.depth):
+            one = Dense(shape, ("pooled", "label"), self.config, dtype=jnp.float32)
+            setattr(self, f"depth_{depth}", one)
+
+    def __call__(self, encoded, keys=None):
+        """`keys`: random keys [B], one for each row; None turns dropout off.
+
+        Returns float32 [B, N - 1, labels].
+        """
+        logits = []
+        # The stream of depth 0 is the classifier's.
+        for depth, pooled in enumerate(encoded.pooled_before, 1):
+            linear = getattr(self, f"depth_{depth}")
+            logits.append(linear(dropout(pooled, self.dropout, keys, depth)))
+        return jnp.stack(logits, 1)
+
+
 class Tokens(nn.Module):
     """Dropout and a dense layer on every token, in float32: what each is."""
 
@@ -264,6 +294,7 @@ HEADS: dict[str, type[nn.Module]] = {
     "mlm": MaskedLanguageModel,
     "sop": SentenceOrder,
     "classifier": Classifier,
+    "exits": Exits,
     "tokens": Tokens,
     "span": Span,
     "conditional_span": ConditionalSpan,

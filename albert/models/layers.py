@@ -290,33 +290,53 @@ class LayerStep(nn.Module):
 
     config: AlbertConfig
     keep_hidden: bool
+    keep_first: bool
 
     @nn.compact
     def __call__(self, x, depth, own, shared, cast, visible, keys, entropy_bias):
         """[B, L, H], int [], leaves of this depth, leaves [sets, ...] and what of them was cast to
         the compute dtype, ... -> the next x."""
-
-        def pick(leaf, entries):
-            sets = self.config.leaf_sets(leaf)
-            entry = jnp.asarray(sets)[depth] if len(entries) > 1 else 0
-            # A slice, whose gradient is added to its own entry; that of indexing is as large as
-            # the whole stack, at every depth.
-            return jax.lax.dynamic_index_in_dim(entries, entry, keepdims=False)
-
-        def picked(stacks):
-            return {leaf: pick(leaf, entries) for leaf, entries in stacks.items()}
-
-        variables = {"params": own | picked(shared), CAST: picked(cast)}
-        if keys is not None:
-            keys = jax.vmap(jax.random.fold_in, (0, None))(keys, depth)
-        x, entropy = Layer(self.config, parent=None).apply(
-            {name: unflatten_dict(leaves, sep="/") for name, leaves in variables.items()},
-            x,
-            visible,
-            keys,
-            entropy_bias,
+        x, entropy = apply_layer(
+            self.config, x, depth, own, shared, cast, visible, keys, entropy_bias
         )
-        return x, (x if self.keep_hidden else None, entropy)
+        kept = x if self.keep_hidden else None, x[:, 0] if self.keep_first else None
+        return x, (*kept, entropy)
+
+
+def apply_layer(
+    config: AlbertConfig, x, depth, own, shared, cast, visible, keys=None, entropy_bias=None
+):
+    """The layer with the weights of a depth: [B, L, H], and the entropy of the attention.
+
+    Args:
+      x: [B, L, H].
+      depth: int [], from 0.
+      own: leaves of this depth.
+      shared: leaves [sets, ...], of which the depth picks an entry.
+      cast: what of these was cast to the compute dtype.
+      visible, keys, entropy_bias: see `SelfAttention`.
+    """
+
+    def pick(leaf, entries):
+        sets = config.leaf_sets(leaf)
+        entry = jnp.asarray(sets)[depth] if len(entries) > 1 else 0
+        # A slice, whose gradient is added to its own entry; that of indexing is as large as
+        # the whole stack, at every depth.
+        return jax.lax.dynamic_index_in_dim(entries, entry, keepdims=False)
+
+    def picked(stacks):
+        return {leaf: pick(leaf, entries) for leaf, entries in stacks.items()}
+
+    variables = {"params": own | picked(shared), CAST: picked(cast)}
+    if keys is not None:
+        keys = jax.vmap(jax.random.fold_in, (0, None))(keys, depth)
+    return Layer(config, parent=None).apply(
+        {name: unflatten_dict(leaves, sep="/") for name, leaves in variables.items()},
+        x,
+        visible,
+        keys,
+        entropy_bias,
+    )
 
 
 class LayerStack(nn.Module):
@@ -330,7 +350,9 @@ class LayerStack(nn.Module):
     config: AlbertConfig
 
     @nn.compact
-    def __call__(self, x, visible, keys, entropy_bias, keep_hidden):
+    def __call__(
+        self, x, visible, keys, entropy_bias, keep_hidden=False, keep_first=False, until=None
+    ):
         """What every depth made of the embeddings.
 
         Args:
@@ -339,10 +361,15 @@ class LayerStack(nn.Module):
           keys: random keys [B] for dropout; None turns it off.
           entropy_bias: of the plain attention path, to return entropies; else None.
           keep_hidden: whether to return what every layer gave.
+          keep_first: whether to return what every layer gave for the first token.
+          until: (state, look) to stop in front of a depth: `look` takes the state, the depth that
+            was just run, counted from 0, and what it gave for the first token, [B, H]; it gives the
+            next state, and whether each row has all that it needs, bool [B].
 
         Returns:
-          [B, L, H]; every layer's input and output [N + 1, B, L, H], or None; the entropies of the
-          attention, float32 [N, B, A, L], or None.
+          [B, L, H]; every layer's input and output [N + 1, B, L, H], or None; first tokens
+          [N, B, H], or None; the entropies of the attention, float32 [N, B, A, L], or None.
+          With `until` the last state alone; nothing is kept of the way, and no gradient goes back.
         """
         c = self.config
         if c.maps_embeddings:
@@ -360,6 +387,20 @@ class LayerStack(nn.Module):
             if leaf.endswith("kernel") and entries.dtype != dtype
         }
         shared = {leaf: in_use(entries, *axes[leaf]) for leaf, entries in shared.items()}
+        if until is not None:
+            state, look = until
+
+            def goes_on(carry):
+                depth, _, _, done = carry
+                return (depth < c.depth) & ~done.all()
+
+            def deeper(carry):
+                depth, x, state, _ = carry
+                x, _ = apply_layer(c, x, depth, {}, shared | own, cast, visible)
+                return depth + 1, x, *look(state, depth, x[:, 0])
+
+            none = jnp.zeros(x.shape[0], bool)
+            return jax.lax.while_loop(goes_on, deeper, (jnp.int32(0), x, state, none))[2]
         policy = REMAT_POLICIES[c.remat] or keep_all_but_weights(layers.values())
         step = nn.scan(
             nn.remat(LayerStep, prevent_cse=False, policy=policy),
@@ -367,7 +408,8 @@ class LayerStack(nn.Module):
             length=c.depth,
             unroll=c.scan_unroll,
         )
-        last, (states, entropies) = step(c, keep_hidden, name="step")(
+        last, (states, firsts, entropies) = step(c, keep_hidden, keep_first, name="step")(
             x, jnp.arange(c.depth), own, shared, cast, visible, keys, entropy_bias
         )
-        return last, (jnp.concatenate([x[None], states]) if keep_hidden else None), entropies
+        hidden = jnp.concatenate([x[None], states]) if keep_hidden else None
+        return last, hidden, firsts, entropies

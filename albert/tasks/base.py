@@ -200,6 +200,11 @@ class Task(abc.ABC):
         """
 
     @classmethod
+    def kept(cls, config: RunConfig) -> tuple[str, ...]:
+        """Parts of the model that training leaves as they are."""
+        return cls.unused(config)
+
+    @classmethod
     def init(cls, model: nn.Module, key: jax.Array):
         """New parameters, each leaf boxed with its logical axis names."""
         return init_params(model, key)

@@ -14,11 +14,12 @@ from albert.data.labelled.tables import records, table_problem
 from albert.data.sources.base import SourceError
 from albert.models.kinds import label_probabilities
 from albert.runtime.console import warn
-from albert.tasks.finetuning import FineTuningConfig, held_out
+from albert.tasks.finetuning import held_out
 from albert.tasks.texts import (
     Example,
     LabelledData,
     Split,
+    TextConfig,
     TextTask,
     predictions_of,
 )
@@ -33,7 +34,7 @@ CLASS_WEIGHTS = ("none", "balanced")
 
 
 @dataclasses.dataclass(frozen=True)
-class ClassificationConfig(FineTuningConfig):
+class ClassificationConfig(TextConfig):
     """The section `data` of a config. A source is a file that ends in .tsv, .csv, .jsonl or
     .parquet, or tfds:NAME:SPLIT."""
 

@@ -120,21 +120,27 @@ class FineTuning(Task):
         return sequences * _flops(self._config, round(metrics["padded_tokens"] / sequences))
 
     def _head_output(self, params, rows, dropout_keys=None, inputs: dict | None = None) -> Any:
-        """What the head gives of rows; `inputs`: of its own."""
-        head = self.model.heads[0]  # an `Albert`
-        inputs = dict(inputs or {})
-        drops = "dropout" in self.model.head_fields.get(head, {})
-        if drops and dropout_keys is not None:
-            inputs["keys"] = jax.vmap(jax.random.fold_in, (0, None))(dropout_keys, _HEAD_STREAM)
+        """What the first head gives of rows; `inputs`: of its own."""
+        return self._head_outputs(params, rows, dropout_keys, inputs)[self.model.heads[0]]
+
+    def _head_outputs(self, params, rows, dropout_keys=None, inputs: dict | None = None) -> Any:
+        """What the heads give of rows, by name; `inputs`: of the first."""
+        first, *_ = self.model.heads  # an `Albert`
+        of_heads = {head: dict(inputs or {}) if head == first else {} for head in self.model.heads}
+        if dropout_keys is not None:
+            keys = jax.vmap(jax.random.fold_in, (0, None))(dropout_keys, _HEAD_STREAM)
+            for head, own in of_heads.items():
+                if "dropout" in self.model.head_fields.get(head, {}):
+                    own["keys"] = keys
         output: Any = self.model.apply(
             {"params": params},
             rows["input_ids"],
             rows["attention_mask"],
             rows["token_type_ids"],
-            head_inputs={head: inputs},
+            head_inputs=of_heads,
             dropout_keys=dropout_keys,
         )
-        return output.logits[head]
+        return output.logits
 
     def changes(self, saved):
         now = self.description()

@@ -18,9 +18,8 @@ from albert.data.labelled.tables import tfds_records
 from albert.data.sources.base import SourceError
 from albert.data.tokenizer import Tokenizer
 from albert.runtime.console import warn
-from albert.tasks.finetuning import FineTuningConfig
 from albert.tasks.metrics import METRICS
-from albert.tasks.texts import Example, LabelledData, Split, TextTask
+from albert.tasks.texts import Example, LabelledData, Split, TextConfig, TextTask
 
 _BINARY = "0", "1"
 _ENTAILMENT = "entailment", "not_entailment"
@@ -271,7 +270,7 @@ def score(figures: Mapping[str, Mapping[str, float]]) -> float:
 
 
 @dataclasses.dataclass(frozen=True)
-class GlueConfig(FineTuningConfig):
+class GlueConfig(TextConfig):
     """The section `data` of a config."""
 
     name: str  # of the task: a key of TASKS

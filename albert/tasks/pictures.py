@@ -112,6 +112,26 @@ def histogram(groups: Mapping[str, Any], of: str, title: str, mark: float | None
     return draw
 
 
+def tradeoff(
+    lines: Mapping[str, Sequence[tuple[float, float]]], of: str, worth: str, title: str
+) -> Draw:
+    """What is paid along x against what it is worth along y: a line of marked points for each name,
+    from the cheapest on."""
+
+    def draw(axes) -> None:
+        for name, found in lines.items():
+            if found:
+                x, y = zip(*sorted(found), strict=True)
+                axes.plot(x, y, marker="o", markersize=4, label=name)
+        axes.set_xlabel(of)
+        axes.set_ylabel(worth)
+        axes.set_title(title)
+        axes.grid(alpha=0.3)
+        axes.legend()
+
+    return draw
+
+
 def curves(over: Sequence[float], lines: Mapping[str, Sequence[float]], of: str, mark=None) -> Draw:
     """Lines over the same values, with an upright one at `mark`."""
 

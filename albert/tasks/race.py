@@ -228,6 +228,11 @@ class MultipleChoice(TextTask):
     Section = ChoiceConfig
 
     @classmethod
+    def exits(cls, config):
+        del config
+        return "none"  # what a question's options are worth is known only side by side
+
+    @classmethod
     def known_labels(cls, config):
         del config
         return ()

@@ -26,13 +26,16 @@ from albert.models.encoder import Albert
 from albert.models.kinds import label_probabilities
 from albert.runtime.console import warn
 from albert.runtime.paths import place
+from albert.tasks import exits as exit_curve
 from albert.tasks.base import Best, Evaluation, Predictions
-from albert.tasks.finetuning import FineTuning, digest_of
+from albert.tasks.finetuning import FineTuning, FineTuningConfig, digest_of
 from albert.tasks.metrics import METRICS, expected_calibration_error
 from albert.tasks.pictures import Draw, confusion, histogram, reliability, scatter
 from albert.tasks.vocabulary import tokenizer_of, vocabulary_of
 
-HEAD = "classifier"
+HEAD, EXITS = "classifier", "exits"
+# How the classifiers of the depths before the last are learned, if there are any.
+EXITS_LEARNED = ("none", "together", "frozen")
 
 
 class Example(NamedTuple):
@@ -64,20 +67,43 @@ class LabelledData:
     class_weights: tuple[float, ...] = ()  # none: all count alike
 
 
+@dataclasses.dataclass(frozen=True)
+class TextConfig(FineTuningConfig):
+    """Fields of the section `data` of tasks whose classifier may stand on every depth."""
+
+    exits: str  # of EXITS_LEARNED: classifiers on the depths before the last, to leave early
+
+    def problems(self) -> list[str]:
+        found = super().problems()
+        if self.exits not in EXITS_LEARNED:
+            found.append(f"exits is {self.exits!r}; it must be one of {', '.join(EXITS_LEARNED)}")
+        return found
+
+
 class TextTask(FineTuning):
-    """A classifier on the pooled output.
+    """A classifier on the pooled output, or on that of every depth.
 
     The loss is the mean over examples, weighted by class where that is asked for, of the cross
     entropy of classes, the squared error of a number, or the mean binary cross entropy of several
-    labels.
+    labels. With a classifier on every depth it is the mean of the depths' losses, weighted by
+    depth, 1 to N (Zhou et al. 2020, arXiv 2006.04152).
     """
 
-    deciding: ClassVar = {"kind": "what is learned", "labels": "the labels"}
+    deciding: ClassVar = {
+        "kind": "what is learned",
+        "labels": "the labels",
+        "exits": "the classifiers of the depths (data.exits)",
+    }
 
     @classmethod
     @abc.abstractmethod
     def known_labels(cls, config) -> tuple[str, ...] | None:
         """The labels that the config tells of; None: they are found in the training data."""
+
+    @classmethod
+    def exits(cls, config) -> str:
+        """How the classifiers of all depths are learned: of EXITS_LEARNED."""
+        return config.data.exits
 
     @classmethod
     @abc.abstractmethod
@@ -120,6 +146,41 @@ class TextTask(FineTuning):
     # Asked before there is any data or device.
 
     @classmethod
+    def problems(cls, config, needs_text):
+        found = super().problems(config, needs_text)
+        learned = cls.exits(config)
+        if learned != "none" and config.model.depth < 2 and not config.init_model:
+            found.append(f"data.exits is {learned!r} and the model has one layer: set it to 'none'")
+        if learned == "frozen" and needs_text and not config.init_from:
+            found.append(
+                "data.exits is 'frozen' and init_from is empty; name the fine-tuned model whose "
+                "depths are to have classifiers"
+            )
+        return found
+
+    @classmethod
+    def start_problems(cls, config, start):
+        found = super().start_problems(config, start)
+        learned = cls.exits(config)
+        if learned != "none" and start.config.depth < 2:
+            found.append(
+                f"data.exits is {learned!r} and init_from, {config.init_from}, has one layer: set "
+                "it to 'none'"
+            )
+        if learned == "frozen" and (HEAD not in start.heads or f"{HEAD}_head" in start.missing):
+            found.append(
+                f"data.exits is 'frozen' and init_from, {config.init_from}, has no classifier: "
+                "fine-tune it first, or set data.exits to 'together'"
+            )
+        return found
+
+    @classmethod
+    def kept(cls, config):
+        if cls.exits(config) == "frozen":
+            return "embeddings", "encoder", "pooler", f"{HEAD}_head"
+        return super().kept(config)
+
+    @classmethod
     def evaluation_problems(cls, config, model):
         found = []
         if HEAD not in model.heads or f"{HEAD}_head" in model.missing:
@@ -156,8 +217,11 @@ class TextTask(FineTuning):
 
     @classmethod
     def _model(cls, config, labels: int, kind: str) -> Albert:
-        fields = {"labels": labels, "dropout": config.data.dropout, "kind": kind}
-        return Albert(config.model, (HEAD,), {HEAD: fields})
+        more = {"labels": labels, "dropout": config.data.dropout}
+        heads = {HEAD: {**more, "kind": kind}}
+        if cls.exits(config) != "none":
+            heads[EXITS] = more
+        return Albert(config.model, tuple(heads), heads)
 
     # Makers.
 
@@ -165,7 +229,19 @@ class TextTask(FineTuning):
     def prepare(cls, config, workdir: Path, saved, start):
         tokenizer = tokenizer_of(config, workdir, saved, start)
         data = cls.read(config, training=True)
-        return cls(config, data, tokenizer, training=True)._enough()
+        task = cls(config, data, tokenizer, training=True)
+        task._enough()
+        if (
+            start is not None
+            and cls.exits(config) == "frozen"
+            and (f"{HEAD}_head" in task.left_out(start))
+        ):
+            raise SourceError(
+                f"data.exits is 'frozen' and the classifier of init_from, {config.init_from}, "
+                f"tells other things apart ({', '.join(start.labels) or 'no names'}) than the "
+                f"training examples ({', '.join(task.labels) or 'numbers'})."
+            )
+        return task
 
     @classmethod
     def to_evaluate(cls, config, tokenizer, saved, model=None):
@@ -248,12 +324,12 @@ class TextTask(FineTuning):
             split.name,
             rows,
             count,
-            self._logits,
+            self._of_every_depth if EXITS in self.model.heads else self._logits,
             partial(self._figures, targets[:count], split.metrics, split.examples[:count]),
             partial(_line_of, split.name, split.metrics),
             partial(_table, split.name, split.metrics),
             gathers=True,
-            pictures=partial(self._pictures, targets[:count]),
+            pictures=partial(self._pictures, targets[:count], split.metrics),
         )
 
     def _opening(self, sequences: Sequences) -> list[str]:
@@ -279,7 +355,20 @@ class TextTask(FineTuning):
         return {"weight": batch["weights"].sum()}
 
     def sums(self, params, rows, dropout_keys):
-        losses, hits = self._terms(self._logits(params, rows, dropout_keys), rows["labels"])
+        if kept := self.kept(self._config):
+            # What is not learned needs no backward pass.
+            params = {
+                part: jax.lax.stop_gradient(value) if part in kept else value
+                for part, value in params.items()
+            }
+        if EXITS in self.model.heads:
+            logits = self._of_every_depth(params, rows, dropout_keys)
+            terms = [self._terms(logits[:, n], rows["labels"]) for n in range(logits.shape[1])]
+            depths = range(1, len(terms) + 1)
+            losses = sum(n * loss for n, (loss, _) in zip(depths, terms, strict=True)) / sum(depths)
+            hits = terms[-1][1]
+        else:
+            losses, hits = self._terms(self._logits(params, rows, dropout_keys), rows["labels"])
         found = {
             "loss": (losses * rows["weights"]).sum(),
             "real_tokens": rows["attention_mask"].sum(),
@@ -315,12 +404,19 @@ class TextTask(FineTuning):
         """float32 [B, labels]."""
         return self._head_output(params, rows, dropout_keys)
 
+    def _of_every_depth(self, params, rows, dropout_keys=None):
+        """Logits of all depths, the last one's last: float32 [B, N, labels]."""
+        found = self._head_outputs(params, rows, dropout_keys)
+        return jnp.concatenate([found[EXITS], found[HEAD][:, None]], axis=1)
+
     def _figures(
         self, targets: np.ndarray, metrics: tuple[str, ...], examples: Sequence, logits: np.ndarray
     ) -> dict[str, float]:
-        """The figures of logits, [n, labels], of these examples. What is undefined, such as a
-        correlation with outputs that are all alike, counts as 0."""
+        """The figures of logits, [n, labels], of these examples; of several depths, [n, N, labels],
+        those of the last. What is undefined, such as a correlation with outputs that are all alike,
+        counts as 0."""
         del examples
+        logits = logits[:, -1] if logits.ndim == 3 else logits
         loss, _ = self._terms(jnp.asarray(logits), jnp.asarray(targets))
         found = {"loss": float(loss.mean())}
         predictions = predictions_of(self.kind, logits)
@@ -335,7 +431,31 @@ class TextTask(FineTuning):
             )
         return found
 
-    def _pictures(self, targets: np.ndarray, logits: np.ndarray) -> dict[str, Draw]:
+    def exit_points(self, split: str, logits: np.ndarray) -> list[exit_curve.Point]:
+        """What leaving early costs in the metrics of a split, and saves in layers.
+
+        logits: what its evaluation gathers of a model with a classifier on every depth, float32
+        [n, N, labels].
+        """
+        assert self._data is not None
+        (of,) = (each for each in self._data.evaluated if each.name == split)
+        return self._points(self._targets(of.examples[: len(logits)]), of.metrics, logits)
+
+    def _points(self, targets: np.ndarray, metrics: tuple[str, ...], logits: np.ndarray):
+        def figures(left):
+            predictions = predictions_of(self.kind, left)
+            found = {name: METRICS[name](targets, predictions) for name in metrics}
+            return {name: value if math.isfinite(value) else 0.0 for name, value in found.items()}
+
+        return exit_curve.points(self.kind, logits, figures)
+
+    def _pictures(
+        self, targets: np.ndarray, metrics: tuple[str, ...], logits: np.ndarray
+    ) -> dict[str, Draw]:
+        if logits.ndim == 3:
+            points = self._points(targets, metrics, logits)
+            more = {"exits": exit_curve.draw(points, metrics[0])}
+            return self._pictures(targets, metrics, logits[:, -1]) | more
         predictions = predictions_of(self.kind, logits)
         if self.kind == "number":
             error = predictions - targets
@@ -363,10 +483,16 @@ class TextTask(FineTuning):
     # What a run is.
 
     def left_out(self, start):
-        """The head of a model that tells other things apart."""
+        """The heads of a model that tells other things apart, and what it learned of depths where
+        it has another number of them."""
         kind = start.heads.get(HEAD, {}).get("kind")
         same = self.labels and start.labels == self.labels and kind == self.kind
-        return () if same else (f"{HEAD}_head",)
+        if not same:
+            parts = HEAD, *(name for name in (EXITS,) if name in start.heads)
+            return tuple(f"{name}_head" for name in parts)
+        if EXITS in start.heads and start.config.depth != self._config.model.depth:
+            return (f"{EXITS}_head",)
+        return ()
 
     def description(self):
         assert self._data is not None
@@ -375,6 +501,7 @@ class TextTask(FineTuning):
                 {
                     "labels": self.labels,
                     "kind": self.kind,
+                    "exits": None if EXITS not in self.model.heads else self.exits(self._config),
                     "examples": digest_of(self._data.train),
                     "held_out": {s.name: digest_of(s.examples) for s in self._data.evaluated},
                 }

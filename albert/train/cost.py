@@ -30,7 +30,7 @@ def state_bytes(config: Config) -> dict[str, int]:
     """Bytes of parameters, their gradients and the optimizer's slots, over all devices."""
     task = find_task(config.task)
     params = nn.meta.unbox(task.abstract_params(task.make_model(config)))
-    optimizer, _ = make_optimizer(config.optimizer, config.train.num_steps, task.unused(config))
+    optimizer, _ = make_optimizer(config.optimizer, config.train.num_steps, task.kept(config))
     slots = jax.eval_shape(optimizer.init, params)
 
     def size(tree):

@@ -202,7 +202,7 @@ class Run:
         """
         config, task, say = self.config, self.task, self._say
         optimizer, schedule = make_optimizer(
-            config.optimizer, config.train.num_steps, task.unused(config)
+            config.optimizer, config.train.num_steps, task.kept(config)
         )
         self._mesh = mesh = make_mesh(config.sharding)
         self._rows_sharding = batch_sharding(mesh, config.sharding)
@@ -459,7 +459,7 @@ def _finished(
         f"{workdir} is finished: it has a checkpoint of step {saved} of "
         f"{config.train.num_steps}. Raise train.{length} or choose another --workdir."
     )
-    optimizer, _ = make_optimizer(config.optimizer, config.train.num_steps, kind.unused(config))
+    optimizer, _ = make_optimizer(config.optimizer, config.train.num_steps, kind.kept(config))
     abstract = abstract_state(
         partial(kind.init, model),
         optimizer,

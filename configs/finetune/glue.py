@@ -41,6 +41,9 @@ def get_config(arg="mrpc"):
     data.path = ""  # the task's official folder, or tfds:glue/NAME
     data.diagnostic = ""  # mnli: folder of the diagnostic set, to be predicted as well
     default.texts(data)
+    # Classifiers on the depths before the last, to leave early: none; together: learned with the
+    # encoder; frozen: behind a fine-tuned init_from, which stays as it is.
+    data.exits = "none"
 
     if "v1" in words:
         config.model.hidden_dropout_prob = dropout

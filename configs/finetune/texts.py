@@ -29,6 +29,9 @@ def get_config(arg=""):
     data.class_weights = "none"  # or balanced: every class counts as much
     data.metric = ""  # which decides what checkpoint is best; empty: the first of the kind's
     default.texts(data)
+    # Classifiers on the depths before the last, to leave early: none; together: learned with the
+    # encoder; frozen: behind a fine-tuned init_from, which stays as it is.
+    data.exits = "none"
     data.seq_length = 128
     default.released(config, rate=2e-5, batch=32, steps=1000, warmup=100)
     if arg == "tiny":

@@ -1,5 +1,6 @@
 """Writing an ONNX graph node by node."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -52,31 +53,40 @@ class Graph:
         self.nodes.append(helper.make_node("Identity", [value], [name], name))
 
     def loop(
-        self, count: str, state: str, body: "Graph", index: str, begins: str, ends: str
-    ) -> str:
-        """The state after `body` was applied `count` times.
+        self,
+        count: str,
+        states: Sequence[tuple[str, str, str, int]],
+        body: "Graph",
+        index: str,
+        again: str | None = None,
+    ) -> Any:
+        """The states after `body` was applied, by name, or a tuple of names.
 
         Args:
-          count: an int64 number.
-          state: float32, what the first turn gets.
-          body: nodes of one turn, from the value `begins` to `ends`; `index` is the turn's number.
+          count: an int64 number: how often at most.
+          states: of each what the first turn gets; its names where the body begins and ends; and
+            its type, of TensorProto.
+          body: nodes of one turn; `index` is the turn's number.
+          again: what of the body says whether another turn follows, bool []; None: always.
         """
-        flag, kept = "goes_on", "goes_on_still"
-        body.nodes.append(helper.make_node("Identity", [flag], [kept], kept))
+        flag, kept = "goes_on", again or "goes_on_still"
+        if again is None:
+            body.nodes.append(helper.make_node("Identity", [flag], [kept], kept))
         of_body = helper.make_graph(
             body.nodes,
             "layer",
             [
                 helper.make_tensor_value_info(index, TensorProto.INT64, []),
                 helper.make_tensor_value_info(flag, TensorProto.BOOL, []),
-                helper.make_tensor_value_info(begins, TensorProto.FLOAT, None),
+                *(helper.make_tensor_value_info(name, kind, None) for _, name, _, kind in states),
             ],
             [
                 helper.make_tensor_value_info(kept, TensorProto.BOOL, []),
-                helper.make_tensor_value_info(ends, TensorProto.FLOAT, None),
+                *(helper.make_tensor_value_info(name, kind, None) for _, _, name, kind in states),
             ],
         )
-        return self("Loop", count, "", state, body=of_body)
+        first = [value for value, *_ in states]
+        return self("Loop", count, "", *first, outputs=len(states), body=of_body)
 
     def model(self, inputs, outputs, opset: int, uses_fused: bool, facts: dict[str, str]):
         """The finished model.

@@ -49,6 +49,19 @@ class _Writer:
         if of.choices:
             as_rows = g("Concat", g.integers(-1), self._length(ids, axis=2), axis=0)
             ids, mask, types = (g("Reshape", name, as_rows) for name in INPUTS)
+        if of.exit is not None:
+            leave = self._leaving_at if of.exit.rule == "depth" else self._leaving
+            logits, depths = leave(self._embeddings(ids, types), mask)
+            labels = of.fields["classifier"]["labels"]
+            shapes = {
+                logits: (TensorProto.FLOAT, ["batch", labels]),
+                depths: (TensorProto.INT64, ["batch"]),
+            }
+            left = []
+            for name, (value, (kind, shape)) in zip(of.outputs, shapes.items(), strict=True):
+                g.name_last(value, name)
+                left.append(helper.make_tensor_value_info(name, kind, shape))
+            return g.model(inputs, left, self.products.opset, self.fused, dict(facts))
         hidden = self._layers(self._embeddings(ids, types), mask)
         pooled = ""
         if "pooler/kernel" in self.params:
@@ -105,20 +118,138 @@ class _Writer:
         total = g("Add", g("Add", words, kinds), positions)
         return self._layer_norm(g, total, "embeddings/layer_norm")
 
-    def _layers(self, x: str, mask: str) -> str:
-        """The mapping E -> H, if any, and the layers: [B, L, E] -> [B, L, H]."""
-        g, c = self.graph, self.config
-        if c.maps_embeddings:
+    def _layers(self, x: str, mask: str, depth: int | None = None) -> str:
+        """The mapping E -> H, if any, and the layers, the first `depth` or all: [B, L, E] ->
+        [B, L, H]."""
+        x, visible = self._begin(x, mask)
+        g, body = self.graph, Graph(outer=self.graph)
+        ends = _Layer(self, body, "depth", visible).nodes("x")
+        count = g.constant("layers", np.int64(depth or self.config.depth))
+        return g.loop(count, [(x, "x", ends, TensorProto.FLOAT)], body, "depth")
+
+    def _begin(self, x: str, mask: str) -> tuple[str, str]:
+        """What the layers begin with, [B, L, H], and which tokens they see."""
+        g = self.graph
+        if self.config.maps_embeddings:
             x = self._dense(g, x, "encoder/embedding_hidden_mapping_in")
         if self.fused:
-            visible = g("Cast", mask, to=TensorProto.INT32)
-        else:
-            hides = g("Sub", g.number(1.0), g("Cast", mask, to=TensorProto.FLOAT))
-            visible = g("Unsqueeze", g("Mul", hides, g.number(-10000.0)), g.integers(1, 2))
+            return x, g("Cast", mask, to=TensorProto.INT32)
+        hides = g("Sub", g.number(1.0), g("Cast", mask, to=TensorProto.FLOAT))
+        return x, g("Unsqueeze", g("Mul", hides, g.number(-10000.0)), g.integers(1, 2))
+
+    def _exits(self) -> list[str]:
+        """Where the classifier of each depth is."""
+        before = range(1, self.config.depth)
+        return [*(f"exits_head/depth_{n}" for n in before), "classifier_head"]
+
+    def _leaving_at(self, x: str, mask: str) -> tuple[str, str]:
+        """What `_leaving` gives, where all rows take as many layers: the loop looks at nothing."""
+        g, rule = self.graph, self.of.exit
+        assert rule is not None
+        depth = int(rule.value)
+        hidden = self._layers(x, mask, depth)
+        first = g("Gather", hidden, g.constant("zero", np.int64(0)), axis=1)
+        pooled = g("Tanh", self._dense(g, first, "pooler"))
+        took = helper.make_tensor("took", TensorProto.INT64, [1], [depth])
+        depths = g("ConstantOfShape", self._length(INPUTS[0], axis=0), value=took)
+        return self._exact(pooled, self._exits()[depth - 1]), depths
+
+    def _leaving(self, x: str, mask: str) -> tuple[str, str]:
+        """The layers until the last row has left: logits [B, labels], and how many layers each row
+        took, int64 [B]. The state of the loop is that of `albert.models.exits`, as far as the rule
+        asks for it."""
+        g, rule = self.graph, self.of.exit
+        assert rule is not None
+        labels = self.of.fields["classifier"]["labels"]
+        rows = self._length(INPUTS[0], axis=0)
+        none = helper.make_tensor("none", TensorProto.INT64, [1], [0])
+        zeros = g("ConstantOfShape", rows, value=none)
+        nothing = g("ConstantOfShape", g("Concat", rows, g.integers(labels), axis=0))
+        states = [
+            (nothing, "answer", TensorProto.FLOAT),
+            (zeros, "took", TensorProto.INT64),
+            (g("Cast", zeros, to=TensorProto.BOOL), "left", TensorProto.BOOL),
+        ]
+        if rule.rule == "patience":
+            states.append((zeros, "same", TensorProto.INT64))
+        x, visible = self._begin(x, mask)
         body = Graph(outer=g)
-        ends = _Layer(self, body, "depth", visible).nodes("x")
-        count = g.constant("layers", np.int64(c.depth))
-        return g.loop(count, x, body, "depth", "x", ends)
+        deeper = _Layer(self, body, "depth", visible).nodes("x")
+        first = body("Gather", deeper, g.constant("zero", np.int64(0)), axis=1)
+        pooled = body("Tanh", self._dense(body, first, "pooler"))
+        kernel, bias = (
+            body(
+                "Gather",
+                g.constant(
+                    f"exits/{leaf}",
+                    np.stack([self.params[f"{path}/{leaf}"] for path in self._exits()]),
+                ),
+                "depth",
+                axis=0,
+            )
+            for leaf in ("kernel", "bias")
+        )
+        logits = body("Add", body("MatMul", pooled, kernel), bias)
+        ends = self._look(body, logits)
+        waiting = body("Cast", body("Not", ends["left"]), to=TensorProto.INT64)
+        again = body(
+            "Greater", body("ReduceSum", waiting, keepdims=0), g.constant("zero", np.int64(0))
+        )
+        found = g.loop(
+            g.constant("layers", np.int64(self.config.depth)),
+            [
+                (x, "x", deeper, TensorProto.FLOAT),
+                *((value, name, ends[name], kind) for value, name, kind in states),
+            ],
+            body,
+            "depth",
+            again,
+        )
+        return found[1], found[2]
+
+    def _look(self, g: Graph, logits: str) -> dict[str, str]:
+        """`exits.look` in the body of the loop: the next state, by the names of its parts."""
+        rule, kind = self.of.exit, self.of.fields["classifier"]["kind"]
+        assert rule is not None
+        one, none = g.constant("one", np.int64(1)), g.constant("zero", np.int64(0))
+        ends = {}
+        if rule.rule == "confidence":
+            confidence = self._confidence(g, kind, logits)
+            leaves = g("GreaterOrEqual", confidence, g.number(rule.value))
+        else:
+            agrees = g("And", self._agrees(g, kind, logits), g("Greater", "depth", none))
+            ends["same"] = g("Mul", g("Add", "same", one), g("Cast", agrees, to=TensorProto.INT64))
+            leaves = g("GreaterOrEqual", ends["same"], g.constant("patience", np.int64(rule.value)))
+        return ends | {
+            "answer": g("Where", g("Unsqueeze", "left", g.integers(1)), "answer", logits),
+            "took": g("Where", "left", "took", g("Add", "depth", one)),
+            "left": g("Or", "left", leaves),
+        }
+
+    def _agrees(self, g: Graph, kind: str, logits: str) -> str:
+        """bool [B]: whether the answer is that of the depth before."""
+        rule = self.of.exit
+        assert rule is not None
+        if kind == "number":
+            difference = g("Squeeze", g("Abs", g("Sub", "answer", logits)), g.integers(1))
+            return g("Less", difference, g.number(rule.tolerance or 0.0))
+        if kind == "several":
+            nothing = g.number(0.0)
+            other = g("Xor", g("Greater", "answer", nothing), g("Greater", logits, nothing))
+            others = g("Cast", other, to=TensorProto.FLOAT)
+            return g("Equal", g("ReduceSum", others, g.integers(1), keepdims=0), nothing)
+        answers = (g("ArgMax", x, axis=1, keepdims=0) for x in ("answer", logits))
+        return g("Equal", *answers)
+
+    def _confidence(self, g: Graph, kind: str, logits: str) -> str:
+        """float32 [B]: the probability of the answer."""
+        # Not ReduceMax, whose axes are an attribute in one opset and an input in the next.
+        if kind == "several":
+            shares, largest = g("Sigmoid", g("Abs", logits)), 0
+        else:
+            shares, largest = g("Softmax", logits, axis=-1), 1
+        found, _ = g("TopK", shares, g.integers(1), axis=-1, largest=largest, outputs=2)
+        return g("Squeeze", found, g.integers(1))
 
     def _sentence(self, hidden: str, pooled: str, mask: str) -> str:
         """A text's vector, of length 1."""
