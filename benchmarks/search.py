@@ -8,7 +8,8 @@ is the share of the --top nearest, by looking at every sentence, that are found 
 index; ties count for either. With --truth it is of the texts that are nearest there.
 
 Times are those of making a query's vector, of both ways to search with it, and, with --url, of
-whole requests to a service over the same index, one after the other. Prints a table; the last line is JSON. Needs pip install -r requirements-search.txt.
+whole requests to a service over the same index, one after the other. Prints a table; the last line
+is JSON. Needs pip install -r requirements-search.txt.
 """
 
 import json
