@@ -25,12 +25,10 @@ class Encoded:
 
     last_hidden_state: jax.Array  # [B, L, H]
     pooled_output: jax.Array  # [B, H], or [B, K, H] of packed rows
+    pooled_before: jax.Array | None  # [N - 1, B, H]: the same of all depths but the last
     hidden_states: jax.Array | None  # [N + 1, B, L, H]: the input of the layers, then every output
     attention_entropy: jax.Array | None  # float32 [N, B, A, L], in nats
     word_embeddings: jax.Array  # [V, E], which heads may share
-    pooled_before: (
-        jax.Array | None
-    )  # [N - 1, B, H]: what the pooler makes of all depths but the last
 
 
 @flax.struct.dataclass

@@ -355,13 +355,13 @@ class TextTask(FineTuning):
         return {"weight": batch["weights"].sum()}
 
     def sums(self, params, rows, dropout_keys):
-        if kept := self.kept(self._config):
+        if EXITS in self.model.heads:
+            kept = self.kept(self._config)
             # What is not learned needs no backward pass.
             params = {
                 part: jax.lax.stop_gradient(value) if part in kept else value
                 for part, value in params.items()
             }
-        if EXITS in self.model.heads:
             logits = self._of_every_depth(params, rows, dropout_keys)
             terms = [self._terms(logits[:, n], rows["labels"]) for n in range(logits.shape[1])]
             depths = range(1, len(terms) + 1)
