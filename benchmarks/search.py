@@ -5,9 +5,11 @@
 
 Queries are sentences of a text that is not in the index, spread evenly over its first --of. Recall
 is the share of the --top nearest, by looking at every sentence, that are found by following the
-index; ties count for either. Times are those of making a query's vector, of both ways to search
-with it, and, with --url, of whole requests to a service over the same index, one after the other.
-Prints a table; the last line is JSON. Needs pip install -r requirements-search.txt.
+index; ties count for either. With --truth it is of the texts that are nearest there.
+
+Times are those of making a query's vector, of both ways to search with it, and, with --url, of
+whole requests to a service over the same index, one after the other. Prints a table; the last line
+is JSON. Needs pip install -r requirements-search.txt.
 """
 
 import json
@@ -29,6 +31,9 @@ _MODEL = flags.DEFINE_string("model", None, "Default: where it was when the inde
 _QUERIES = flags.DEFINE_integer("queries", 500, "How many.", lower_bound=1)
 _OF = flags.DEFINE_integer("of", 10_000, "Sentences that they are taken from.", lower_bound=1)
 _TOP = flags.DEFINE_integer("top", 10, "How many are looked for.", lower_bound=1)
+_TRUTH = flags.DEFINE_string(
+    "truth", None, "Another index of the same sentences, as float32, whose nearest are looked for."
+)
 _URL = flags.DEFINE_string("url", None, "A service over the same index.")
 _TIE = 1e-6  # of cosines
 
@@ -52,6 +57,7 @@ def main() -> None:
     if not texts:
         raise SourceError(f"{_INPUT.value} holds no sentence.")
     queries = texts[:: max(1, len(texts) // _QUERIES.value)][: _QUERIES.value]
+    truth = Index(Path(_TRUTH.value)) if _TRUTH.value else None
     encode = encoder(backend)
     encode(queries[:1])
     seconds: dict[str, list[float]] = {"vector": [], "approximate": [], "exact": []}
@@ -60,8 +66,12 @@ def main() -> None:
         vector = _timed(seconds["vector"], encode, [query])[0]
         near = _timed(seconds["approximate"], index.search, vector, _TOP.value)
         exact = _timed(seconds["exact"], index.search, vector, _TOP.value, True)
-        last = exact[-1].score - _TIE
-        recalls.append(sum(found.score >= last for found in near) / len(exact))
+        if truth is None:
+            last = exact[-1].score - _TIE
+            recalls.append(sum(found.score >= last for found in near) / len(exact))
+        else:
+            nearest = {found.text for found in truth.search(vector, _TOP.value, True)}
+            recalls.append(len(nearest & {found.text for found in near}) / len(nearest))
     if _URL.value:
         _ask_service(queries, seconds)
     print(f"{len(index):,} sentences as {index.precision}, {len(queries)} queries, in ms:\n")

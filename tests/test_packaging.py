@@ -110,7 +110,15 @@ def test_what_the_package_imports_is_required():
         for file in ("inference.txt", "train.txt")
         for name in packages(LISTS / file)
     }
-    serving = {imported_as(name) for name in packages(LISTS / "serve.txt")} | {"starlette"}
+    extras = {
+        room: {imported_as(name) for file in files for name in packages(LISTS / file)}
+        for room, files in (
+            ("serving", ("serve.txt", "export.txt")),
+            ("export", ("export.txt",)),
+            ("search", ("search.txt",)),
+        )
+    }
+    extras["serving"].add("starlette")
     known = required | set(sys.stdlib_module_names) | {"albert"}
     for path in (ROOT / "albert").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -121,7 +129,8 @@ def test_what_the_package_imports_is_required():
             else:
                 continue
             for name in names:
-                if path.parent.name == "serving" and name.partition(".")[0] in serving:
+                room = path.relative_to(ROOT / "albert").parts[0]
+                if name.partition(".")[0] in extras.get(room, ()):
                     continue
                 assert name.partition(".")[0] in known | {"apache_beam"}, f"{path}: {name}"
 

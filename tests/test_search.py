@@ -1,5 +1,6 @@
 """Semantic search: sentences with their lines, the index, what is refused, and the service."""
 
+import dataclasses
 import gzip
 import json
 import os
@@ -24,6 +25,7 @@ from albert.search import SearchError
 from albert.search.index import Index, Vectors, build
 from albert.search.sentences import Sentence, open_source, sentences_of
 from albert.serving.app import make_app
+from albert.serving.jax_backend import JaxBackend
 from albert.serving.onnx_backend import OnnxBackend
 from albert.serving.vectors import encoder, vectors_of
 from services import LIMITS, ask, made, serving
@@ -256,6 +258,18 @@ def test_mistakes_are_sentences(arguments, words, tmp_path):
     assert not (tmp_path / "i").exists()
 
 
+def test_flags_are_named_as_the_program_has_them(exported, tmp_path):
+    (tmp_path / "j.jsonl").write_text('{"body": "a"}\n')
+    done = call(
+        f"--model={exported}", f"--input={tmp_path / 'j.jsonl'}", f"--output={tmp_path / 'i'}"
+    )
+    assert done.returncode == 2
+    assert "name the field that holds it with --text_field" in done.stderr
+    assert "1 of 1 records are bad, which is more than --max_bad_share 0 allows" in done.stderr
+    assert "or raise --max_bad_share to leave" in done.stderr
+    assert not (tmp_path / "i").exists()
+
+
 def test_its_benchmark_runs(built, tmp_path):
     text = write_text(tmp_path / "other.txt", 5, seed=9)
     done = subprocess.run(
@@ -314,6 +328,27 @@ def test_a_page_needs_no_token_and_a_query_does(built, exported):
         assert ask(port, "/search", {"query": "a"})[0] == 401
         right = {"Authorization": "Bearer a-secret"}
         assert ask(port, "/search", {"query": "a"}, **right)[0] == 200
+
+
+def test_vectors_of_a_model_in_jax(vocabulary):
+    model = made(vocabulary, PRETRAINED)
+    backend = JaxBackend(model, "tiny", (4,), (), 5)
+    texts = ["the river", "a small bright garden", "wheel", "river " * 40, "the bridge"]
+    cut: list[int] = []
+    with pytest.warns(UserWarning, match="1 of 5 texts are cut"):
+        expected = model.encode(texts)
+    np.testing.assert_allclose(encoder(backend, cut.append)(texts), expected, atol=1e-5)
+    assert cut == [1]
+    told = vectors_of(backend, "here")
+    assert told._replace(digest="") == Vectors("", "mean", 16, "here", None)
+    other = JaxBackend(made(vocabulary, PRETRAINED), "other", (1,), (16,), 5)
+    assert other.digest() == backend.digest()
+    kernel = other.model.params["encoder"]["layers"]["output"]["kernel"]
+    other.model.params["encoder"]["layers"]["output"]["kernel"] = kernel.at[0, 0, 0].add(1e-6)
+    assert other.digest() != backend.digest()
+    other.card = dataclasses.replace(other.card, tokenizer=None)
+    with pytest.raises(SearchError, match="other has no vocabulary"):
+        vectors_of(other, "here")
 
 
 def test_a_service_of_another_model_refuses_the_index(built, exported):

@@ -150,6 +150,8 @@ def test_folders_that_are_damaged_or_of_another_format_are_refused(vectors, mode
     older = changed(vectors, tmp_path / "older", programs=None)
     with pytest.raises(CheckpointError, match=r"has no 'programs': .*older version"):
         opened(older)
+    with pytest.raises(CheckpointError, match="is damaged: its model has no vocab_size"):
+        opened(changed(vectors, tmp_path / "sizes", model={}))
     with pytest.raises(CheckpointError, match="gives sop, of which nothing is served"):
         opened(changed(vectors, tmp_path / "sop", heads={"sop": ""}))
     for name, file in (

@@ -56,6 +56,7 @@ _LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
 
 def main() -> None:
+    from albert.data.sources.base import SourceError
     from albert.runtime.fields import ConfigError
     from albert.runtime.signals import StopSignals
 
@@ -78,8 +79,13 @@ def main() -> None:
     if problems:
         raise ConfigError(problems)
     if _ASK.value is None:
-        with StopSignals() as stop, stop.immediately():
-            _build(str(_MODEL.value))
+        try:
+            with StopSignals() as stop, stop.immediately():
+                _build(str(_MODEL.value))
+        except SourceError as error:
+            # Sources name the flags of training.
+            named = str(error).replace("--config.data.", "--")
+            raise SourceError(named.replace("data.max_bad_share", "--max_bad_share")) from error
     else:
         _ask(_ASK.value)
 

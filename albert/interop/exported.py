@@ -81,5 +81,8 @@ def read(folder: Path) -> Exported:
                 f"{path} has no {name!r}: it is damaged, or of an older version. Export the model "
                 "again with tools/export.py."
             )
+    for name in ("vocab_size", "type_vocab_size", "max_position_embeddings"):
+        if not isinstance(values["model"].get(name), int):
+            raise CheckpointError(f"{path} is damaged: its model has no {name}.")
     tuples = {name: tuple(values[name]) for name in ("heads", "inputs", "outputs", "labels")}
     return Exported(folder, **{name: values[name] for name in _FIELDS} | tuples)

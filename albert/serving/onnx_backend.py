@@ -1,6 +1,7 @@
 """A folder that `albert.export` has written as ONNX, computed by ONNX Runtime, without jax."""
 
 import importlib.util
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,8 @@ class OnnxBackend:
                 "1."
             )
         tokenizer, note = _vocabulary(found, vocabulary)
+        if note:
+            warnings.warn(note, stacklevel=2)
         limit, vocab_size = found.model["max_position_embeddings"], found.model["vocab_size"]
         chosen = _chosen(found, precision)
         self.precision: str | None = chosen
