@@ -456,7 +456,7 @@ def test_the_curve_of_a_run(learned, tmp_path):
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
 
     shutil.copytree(learned, tmp_path / "run")
-    done = tool("--workdir=run", "--latency", "--texts=3", "--repeats=2")
+    done = tool("--workdir=run", "--step=latest", "--latency", "--texts=3", "--repeats=2")
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "run" / "exits_20.json").read_text())
     assert len(found["points"]) == len(found["ms"]) == 3 + 2 + 6
@@ -466,6 +466,6 @@ def test_the_curve_of_a_run(learned, tmp_path):
     assert f"{100 * last['figures']['accuracy']:.1f}" in done.stdout
     for name in ("exits_20.png", "exits_20_ms.png"):
         assert (tmp_path / "run" / name).read_bytes().startswith(b"\x89PNG")
-    evaluate_run(tmp_path / "run", None, Options())
+    evaluate_run(tmp_path / "run", "latest", Options())
     assert (tmp_path / "run" / "pictures_20" / "dev_exits.png").is_file()
     assert tool("--workdir=nowhere").returncode == 2
