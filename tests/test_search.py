@@ -118,9 +118,10 @@ def test_an_index_finds_what_is_nearest(precision, least, tolerance, tmp_path):
         wanted = {sentences[n].text for n in best}
         for exact in (True, False):
             found = index.search(5 * whole[number], 10, exact)
-            assert Sentence(*found[0][:3]) == sentences[number]
             assert [f.score for f in found] == sorted((f.score for f in found), reverse=True)
-            assert found[0].score == pytest.approx(1, abs=tolerance)
+            if exact:  # the graph, built by several threads, may miss even the sentence itself
+                assert Sentence(*found[0][:3]) == sentences[number]
+                assert found[0].score == pytest.approx(1, abs=tolerance)
             hits = len(wanted & {f.text for f in found})
             exact_hits, approximate_hits = (
                 exact_hits + hits * exact,
