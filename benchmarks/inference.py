@@ -72,8 +72,7 @@ def write_forms(folder: Path, names: list[str]) -> None:
     from albert.interop import formats
 
     weights = formats.read(Path(_MODEL.value)) if _MODEL.value else _random("all", 128)
-    with contextlib.suppress(FileExistsError):
-        (folder / "empty").mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     forms = {
         "stablehlo": ("stablehlo", "float32", {}),
         "onnx": ("onnx", "float32", {}),
@@ -314,6 +313,23 @@ def measure(processes: dict[str, Process], shapes: list[tuple[int, int]]) -> dic
     return found
 
 
+def check_states(found: dict[str, dict]) -> None:
+    """Raises RunError where contenders of the same weights give other states: int8 some, float32
+    none to speak of."""
+    from albert.runtime import RunError
+
+    given = {name: facts["states"] for name, facts in found.items() if "states" in facts}
+    given = {name: states for name, states in given.items() if name not in _BERT}
+    first = next((name for name in given if "int8" not in name), None)
+    for name, states in given.items():
+        most = 0.2 if "int8" in name else 1e-3
+        off = max(abs(a - b) for a, b in zip(states, given.get(first, states), strict=True))
+        if off > most:
+            raise RunError(
+                f"{name} gives other states than {first}, by {off:.2g}: it is another model."
+            )
+
+
 def lines(found: dict[str, dict], shapes: list[str]) -> list[str]:
     from tools.claims.page import table
 
@@ -387,6 +403,7 @@ def main() -> None:
             for name in _CONTENDERS.value
         }
         found = measure(processes, shapes)
+        check_states(found)
         for name, facts in found.items():
             facts["file_bytes"] = file_bytes(folder, name)
     print("\n".join(lines(found, _SHAPES.value)))

@@ -114,7 +114,7 @@ def every_depth(workdir: Path):
 def latencies(path: Path, points, evaluation) -> tuple[float, list[float]]:
     """Seconds a text of the graph without exits, and of one for each point."""
     from albert.export import onnx
-    from albert.export.interface import INPUTS, asked
+    from albert.export.interface import INPUTS, Options, asked
     from albert.interop import formats
 
     weights = formats.read(path)
@@ -125,7 +125,7 @@ def latencies(path: Path, points, evaluation) -> tuple[float, list[float]]:
                     asked(weights, ("classifier",), exit),
                     Path(folder) / str(number),
                     "float32",
-                    onnx.Options(fused=_FUSED.value),
+                    Options(fused=_FUSED.value),
                 ),
                 _THREADS.value,
             )

@@ -1,7 +1,7 @@
 """A model in a form that other programs run: one folder with all that they need.
 
-A format is a file or a folder beside this one, with FILES, PRECISIONS, `write`, `runner` and
-`usage`, and a line in FORMATS.
+A format is a file or a folder beside this one, with FILES, PRECISIONS, OPTIONS, `write`, `runner`
+and `usage`, and a line in FORMATS.
 """
 
 import dataclasses
@@ -14,9 +14,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 from albert.checkpoints import CheckpointError
 from albert.export import check, onnx, stablehlo
-from albert.export.interface import EXIT_DEPTH, HEADS, INPUTS, Model, asked
+from albert.export.interface import EXIT_DEPTH, HEADS, INPUTS, Model, Options, asked
 from albert.interop import huggingface, huggingface_tokenizer
 from albert.interop.exported import MANIFEST
 from albert.interop.folders import check_new, new_folder
@@ -27,6 +29,7 @@ from albert.runtime.paths import is_remote
 FORMATS: dict[str, ModuleType] = {"onnx": onnx, "stablehlo": stablehlo}
 # What the mean cosine of the states of an int8 model with those of the model must be at least.
 LEAST_COSINE = 0.999
+_OF_INT8 = ("per_token", "weight_bits")
 
 
 def export(
@@ -51,7 +54,7 @@ def export(
       format: a key of FORMATS.
       heads: what the program gives, keys of HEADS; none: what the model was trained for.
       precisions: of the format's PRECISIONS, one file for each.
-      fused, per_token, weight_bits: see `albert.export.onnx.Options`.
+      fused, per_token, weight_bits: see `albert.export.interface.Options`.
       exit: when a row leaves, such as "patience:3" (`albert.models.exits`), of a model that was
         fine-tuned with data.exits; None: behind the last layer.
       check_text: a text file to check with; None: the language reference of Python.
@@ -68,38 +71,26 @@ def export(
     if is_remote(path):
         raise CheckpointError(f"{path}: models are written to this machine; copy it there.")
     kind = FORMATS[format]
-    if wrong := [p for p in precisions if p not in kind.PRECISIONS]:
-        raise CheckpointError(
-            f"{format} has no precision {wrong[0]!r}; it has {', '.join(kind.PRECISIONS)}."
-        )
-    options = onnx.Options(fused, per_token, weight_bits)
-    if format != "onnx" and options != onnx.Options():
-        raise CheckpointError("fused, per_token and weight_bits are options of onnx alone.")
+    options = Options(fused, per_token, weight_bits)
+    _check_asked(kind, format, precisions, options)
     check_new(path)
     model = asked(weights, tuple(heads), exit)
-    texts = check.sample(check_text)
-    calls = check.batches(model, weights.tokenizer, texts)
+    calls = check.batches(model, weights.tokenizer, check.sample(check_text))
     with new_folder(path) as folder:
         files, checks = {}, {}
         for precision in precisions:
-            more = (precision, options) if format == "onnx" else ()
-            file = kind.write(model, folder, *more)
-            files[precision] = str(file.relative_to(folder))
+            file = kind.write(model, folder, precision, options)
+            name = files[precision] = str(file.relative_to(folder))
             report = check.compare(model, kind.runner(file), calls)
-            checks[files[precision]] = {precision: dataclasses.asdict(report)}
+            checks[name] = {precision: dataclasses.asdict(report)}
             if precision == "float32":
-                _refuse(
-                    file,
-                    report.difference > check.FLOAT32_DIFFERENCE,
-                    report,
-                    f"difference at most {check.FLOAT32_DIFFERENCE:.0e}",
-                )
+                wanted = f"difference of at most {check.FLOAT32_DIFFERENCE:.0e}"
+                _refuse(file, report.difference > check.FLOAT32_DIFFERENCE, report, wanted)
             else:
-                states = _of_states(weights, folder, kind, precision, options, calls, model)
-                checks[files[precision]]["states"] = dataclasses.asdict(states)
-                _refuse(
-                    file, states.cosine < least_cosine, states, f"cosine of at least {least_cosine}"
-                )
+                states = _of_states(weights, folder, kind, precision, options, calls)
+                checks[name]["states"] = dataclasses.asdict(states)
+                wanted = f"cosine of at least {least_cosine}"
+                _refuse(file, states.cosine < least_cosine, states, wanted)
         _beside(weights, model, folder)
         manifest = {
             "format": format,
@@ -130,9 +121,35 @@ def export(
     return manifest
 
 
-def _of_states(weights, folder, kind, precision, options, calls, model) -> check.Report:
-    """How near an int8 program's states are to the model's, whatever its heads make of them."""
-    states = dataclasses.replace(asked(weights, ("hidden",)), choices=False)
+def _check_asked(
+    kind: ModuleType, format: str, precisions: Sequence[str], options: Options
+) -> None:
+    """Raises CheckpointError where the format does not have it, or nothing would read an option."""
+    if wrong := [p for p in precisions if p not in kind.PRECISIONS]:
+        raise CheckpointError(
+            f"{format} has no precision {wrong[0]!r}; it has {', '.join(kind.PRECISIONS)}."
+        )
+    if unread := [name for name in options.set if name not in kind.OPTIONS]:
+        raise CheckpointError(
+            f"{format} has no {unread[0]}; it has {', '.join(kind.OPTIONS) or 'no options'}."
+        )
+    of_int8 = [name for name in options.set if name in _OF_INT8]
+    if of_int8 and "int8" not in precisions:
+        raise CheckpointError(f"{of_int8[0]} is an option of int8, which is not asked for.")
+    if options.weight_bits not in (7, 8):
+        raise CheckpointError(f"weight_bits is {options.weight_bits}; int8 weights have 7 or 8.")
+
+
+def _of_states(
+    weights: Weights,
+    folder: Path,
+    kind: ModuleType,
+    precision: str,
+    options: Options,
+    calls: Sequence[Sequence[np.ndarray]],
+) -> check.Report:
+    """How near a program's states are to the model's, whatever its heads make of them."""
+    states = asked(weights, ("hidden",))
     rows = [[row.reshape(-1, row.shape[-1]) for row in call] for call in calls]
     beside = folder / ".states"
     file = kind.write(states, beside, precision, options)
@@ -157,7 +174,6 @@ def _beside(weights: Weights, model: Model, folder: Path) -> None:
     (folder / huggingface.CONFIG).write_text(json.dumps(values, indent=2) + "\n")
     if weights.tokenizer is not None:
         limit = model.config.max_position_embeddings
-        # transformers.js gives token types for this class; see its note.
         huggingface_tokenizer.write(weights.tokenizer, limit, folder, named="AlbertTokenizer")
 
 
@@ -170,7 +186,6 @@ def _readme(
     manifest: dict[str, Any],
     has_pipeline: bool,
 ) -> str:
-    usage = kind.usage(model, files) if kind is onnx else kind.usage(model)
     lines = [f"# {name}", ""]
     config = model.config
     lines += [
@@ -179,7 +194,7 @@ def _readme(
         + "; ".join(f"{head}: {says}" for head, says in manifest["heads"].items())
         + ".",
         "",
-        usage,
+        kind.usage(model, files),
         "",
     ]
     if model.exit is not None:

@@ -31,6 +31,30 @@ class Head(NamedTuple):
     says: str
 
 
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How a program is written; a format names those that it reads in its OPTIONS.
+
+    Attributes:
+      fused: with operators that ONNX Runtime alone has.
+      per_token: of int8: a scale of activations for each token, not for each tensor.
+      weight_bits: of int8: 8, or 7 for x86 without VNNI, where 8 saturate.
+    """
+
+    fused: bool = False
+    per_token: bool = False
+    weight_bits: int = 8
+
+    @property
+    def set(self) -> list[str]:
+        """The names of those that are not what they are by default."""
+        return [
+            field.name
+            for field in dataclasses.fields(self)
+            if getattr(self, field.name) != field.default
+        ]
+
+
 HEADS = {
     "hidden": Head(("last_hidden_state",), (), "the encoder's states, [B, L, H]"),
     "sentence": Head(("sentence_embedding",), (), "a vector of length 1, [B, H]"),

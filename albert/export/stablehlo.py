@@ -13,17 +13,19 @@ import numpy as np
 import safetensors.numpy
 from flax.traverse_util import unflatten_dict
 
-from albert.export.interface import INPUTS, Model, function
+from albert.export.interface import INPUTS, Model, Options, function
 
 PROGRAM, WEIGHTS = "model.stablehlo", "model.safetensors"
 PLATFORMS = ("cpu", "cuda", "tpu")
 FILES = {"float32": PROGRAM}
 PRECISIONS = tuple(FILES)
+OPTIONS: tuple[str, ...] = ()  # fields of `Options` that are read
 
 
-def write(model: Model, folder: Path) -> Path:
+def write(model: Model, folder: Path, precision: str, options: Options) -> Path:
     """Writes program and weights; the program. Batch and length are free, up to the model's
     positions."""
+    del precision, options  # there is one, and none
     names = "b, c, l" if model.choices else "b, l"
     limit = model.config.max_position_embeddings
     rows = jax.ShapeDtypeStruct(
@@ -60,8 +62,9 @@ def runner(path: Path):
     return run
 
 
-def usage(model: Model) -> str:
+def usage(model: Model, files: dict[str, str]) -> str:
     """Lines of a README: how a program runs it."""
+    del files
     shape = "[B, C, L]" if model.choices else "[B, L]"
     example = "[[[2, 10, 3], [2, 11, 3]]]" if model.choices else "[[2, 10, 3]]"
     outputs = ", ".join(f"`{name}`" for name in model.outputs)

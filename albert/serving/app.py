@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, cast
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -125,12 +125,11 @@ def make_app(
 
     @app.exception_handler(RequestValidationError)
     async def not_as_described(request: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)
-        return _sentences(error.errors())
+        return _sentences(cast(RequestValidationError, error).errors())
 
     @app.exception_handler(HTTPException)
-    async def not_there(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
+    async def not_there(request: Request, raised: Exception) -> Response:
+        error = cast(HTTPException, raised)
         sentence = str(error.detail)
         if error.status_code == 404:
             paths = ", ".join([*(f"POST {each.path}" for each in served), *_PAGES, *more_pages])

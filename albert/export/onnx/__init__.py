@@ -5,32 +5,18 @@ import json
 from pathlib import Path
 
 from albert.checkpoints import CheckpointError
-from albert.export.interface import HEADS, INPUTS, Model
+from albert.export.interface import INPUTS, Model, Options
 
 # Files by precision, named as transformers.js asks for them (dtype fp32 and q8).
 FILES = {"float32": "onnx/model.onnx", "int8": "onnx/model_quantized.onnx"}
 PRECISIONS = tuple(FILES)
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """How an ONNX graph is written.
-
-    Attributes:
-      fused: write operators that ONNX Runtime alone has.
-      per_token: of int8: a scale of activations for each token, not for each tensor.
-      weight_bits: of int8: 8, or 7 for x86 without VNNI, where 8 saturate.
-    """
-
-    fused: bool = False
-    per_token: bool = False
-    weight_bits: int = 8
+OPTIONS = ("fused", "per_token", "weight_bits")  # fields of `Options` that are read
 
 
 def write(model: Model, folder: Path, precision: str, options: Options) -> Path:
     """Writes the graph below `folder`; the file.
 
-    Raises CheckpointError: onnx is not installed, or a field of the options is not legal.
+    Raises CheckpointError: onnx is not installed, or the graph would be too large.
     """
     _need("onnx")
     import onnx
@@ -38,8 +24,6 @@ def write(model: Model, folder: Path, precision: str, options: Options) -> Path:
     from albert.export.onnx.model import build
     from albert.export.onnx.products import Float32, Int8
 
-    if options.weight_bits not in (7, 8):
-        raise CheckpointError(f"weight_bits is {options.weight_bits}; int8 weights have 7 or 8.")
     products: Float32 | Int8 = Float32()
     if precision == "int8":
         products = Int8(options.weight_bits, options.per_token)
@@ -150,6 +134,3 @@ def _need(package: str) -> None:
 
     if importlib.util.find_spec(package) is None:
         raise CheckpointError(f"{package} is not installed: pip install -r requirements-export.txt")
-
-
-__all__ = ["FILES", "HEADS", "PRECISIONS", "Options", "runner", "usage", "write"]

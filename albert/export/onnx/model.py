@@ -14,6 +14,7 @@ from onnx import TensorProto, helper
 from albert.export.interface import INPUTS, SMALLEST_NORM, Model
 from albert.export.onnx.graph import Graph
 from albert.export.onnx.products import Float32, Int8, Pick, entries, picked
+from albert.models.exits import Exit
 from albert.models.layers import LAYER_NORM_EPSILON
 
 Products = Float32 | Int8
@@ -51,7 +52,7 @@ class _Writer:
             ids, mask, types = (g("Reshape", name, as_rows) for name in INPUTS)
         if of.exit is not None:
             leave = self._leaving_at if of.exit.rule == "depth" else self._leaving
-            logits, depths = leave(self._embeddings(ids, types), mask)
+            logits, depths = leave(of.exit, self._embeddings(ids, types), mask)
             labels = of.fields["classifier"]["labels"]
             shapes = {
                 logits: (TensorProto.FLOAT, ["batch", labels]),
@@ -142,10 +143,9 @@ class _Writer:
         before = range(1, self.config.depth)
         return [*(f"exits_head/depth_{n}" for n in before), "classifier_head"]
 
-    def _leaving_at(self, x: str, mask: str) -> tuple[str, str]:
+    def _leaving_at(self, rule: Exit, x: str, mask: str) -> tuple[str, str]:
         """What `_leaving` gives, where all rows take as many layers: the loop looks at nothing."""
-        g, rule = self.graph, self.of.exit
-        assert rule is not None
+        g = self.graph
         depth = int(rule.value)
         hidden = self._layers(x, mask, depth)
         first = g("Gather", hidden, g.constant("zero", np.int64(0)), axis=1)
@@ -154,12 +154,11 @@ class _Writer:
         depths = g("ConstantOfShape", self._length(INPUTS[0], axis=0), value=took)
         return self._exact(pooled, self._exits()[depth - 1]), depths
 
-    def _leaving(self, x: str, mask: str) -> tuple[str, str]:
+    def _leaving(self, rule: Exit, x: str, mask: str) -> tuple[str, str]:
         """The layers until the last row has left: logits [B, labels], and how many layers each row
         took, int64 [B]. The state of the loop is that of `albert.models.exits`, as far as the rule
         asks for it."""
-        g, rule = self.graph, self.of.exit
-        assert rule is not None
+        g = self.graph
         labels = self.of.fields["classifier"]["labels"]
         rows = self._length(INPUTS[0], axis=0)
         none = helper.make_tensor("none", TensorProto.INT64, [1], [0])
@@ -190,7 +189,7 @@ class _Writer:
             for leaf in ("kernel", "bias")
         )
         logits = body("Add", body("MatMul", pooled, kernel), bias)
-        ends = self._look(body, logits)
+        ends = self._look(rule, body, logits)
         waiting = body("Cast", body("Not", ends["left"]), to=TensorProto.INT64)
         again = body(
             "Greater", body("ReduceSum", waiting, keepdims=0), g.constant("zero", np.int64(0))
@@ -207,17 +206,16 @@ class _Writer:
         )
         return found[1], found[2]
 
-    def _look(self, g: Graph, logits: str) -> dict[str, str]:
+    def _look(self, rule: Exit, g: Graph, logits: str) -> dict[str, str]:
         """`exits.look` in the body of the loop: the next state, by the names of its parts."""
-        rule, kind = self.of.exit, self.of.fields["classifier"]["kind"]
-        assert rule is not None
+        kind = self.of.fields["classifier"]["kind"]
         one, none = g.constant("one", np.int64(1)), g.constant("zero", np.int64(0))
         ends = {}
         if rule.rule == "confidence":
             confidence = self._confidence(g, kind, logits)
             leaves = g("GreaterOrEqual", confidence, g.number(rule.value))
         else:
-            agrees = g("And", self._agrees(g, kind, logits), g("Greater", "depth", none))
+            agrees = g("And", self._agrees(rule, g, kind, logits), g("Greater", "depth", none))
             ends["same"] = g("Mul", g("Add", "same", one), g("Cast", agrees, to=TensorProto.INT64))
             leaves = g("GreaterOrEqual", ends["same"], g.constant("patience", np.int64(rule.value)))
         return ends | {
@@ -226,10 +224,8 @@ class _Writer:
             "left": g("Or", "left", leaves),
         }
 
-    def _agrees(self, g: Graph, kind: str, logits: str) -> str:
+    def _agrees(self, rule: Exit, g: Graph, kind: str, logits: str) -> str:
         """bool [B]: whether the answer is that of the depth before."""
-        rule = self.of.exit
-        assert rule is not None
         if kind == "number":
             difference = g("Squeeze", g("Abs", g("Sub", "answer", logits)), g.integers(1))
             return g("Less", difference, g.number(rule.tolerance or 0.0))
