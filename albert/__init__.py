@@ -21,6 +21,7 @@ def load(
     path: str | os.PathLike,
     tokenizer: str | os.PathLike | None = None,
     dtype: str = "float32",
+    depth: int | None = None,
 ) -> "Pretrained":
     """Loads a model of this project, of Hugging Face or of the released program.
 
@@ -29,16 +30,19 @@ def load(
         or the prefix or folder of a TensorFlow checkpoint with its `albert_config.json`.
       tokenizer: a SentencePiece .model file, where none is beside the weights.
       dtype: of activations: float32, bfloat16 or float16. Parameters are float32.
+      depth: end behind so many layers: of a model that was trained with `model.least_depth`, which
+        is as good there as it can be. None: all.
 
     Warns where there is a vocabulary that cannot be used, or rows of the model that are no piece of
     it; the model is loaded all the same.
 
     Raises:
-      CheckpointError: there is no model, it is damaged, or its parts do not fit each other.
+      CheckpointError: there is no model, it is damaged, its parts do not fit each other, or it
+        cannot end behind so many layers.
     """
     from albert.inference import load
 
-    return load(path, tokenizer, dtype)
+    return load(path, tokenizer, dtype, depth)
 
 
 def config(path: str | os.PathLike, /, **overrides) -> "Config":

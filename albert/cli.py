@@ -25,6 +25,9 @@ from albert.train.config_files import find_config
 _bad_overrides: list[str] = []
 _overridden: list[str] = []  # fields
 _MARGIN = 10  # seconds from a missed heartbeat to what jax says of it
+# Of a large job that was preempted the machines come back one after the other: in the five minutes
+# that jax waits by itself some have not started yet, and the start fails for all.
+_JOIN_SECONDS = 1800
 _GOOGLE = "0x1ae0"  # the maker of a PCI device
 # Whoever sets one of these knows of a TPU, or wants jax to look for one.
 _TPU_VARIABLES = ("JAX_FORCE_TPU_INIT", "TPU_LIBRARY_PATH", "TPU_NAME", "TPU_WORKER_ID")
@@ -136,41 +139,78 @@ def config_name(holder_name: str = "config") -> str:
     return "-".join([name, *argument.split(",")]) if argument else name
 
 
-def define_distributed():
-    """The flag --distributed."""
-    return flags.DEFINE_bool(
-        "distributed",
-        "JAX_COORDINATOR_ADDRESS" in os.environ,
-        "Run as one of several processes. Cloud TPUs and Slurm need nothing else; elsewhere set "
-        "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, which also turns this on.",
-    )
+class Processes:
+    """What the flags say of a program that is one of several processes."""
 
+    def __init__(self):
+        self._distributed = flags.DEFINE_bool(
+            "distributed",
+            bool(os.environ.get("JAX_COORDINATOR_ADDRESS")),
+            "Run as one of several processes. Cloud TPUs and Slurm need nothing else; elsewhere "
+            "set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, which also turns "
+            "this on.",
+        )
+        self._heartbeat = flags.DEFINE_integer(
+            "heartbeat_seconds",
+            100,
+            "After so long without a sign of one process all others end.",
+            lower_bound=1,
+        )
+        self._join_seconds = flags.DEFINE_integer(
+            "initialization_timeout",
+            _JOIN_SECONDS,
+            "Seconds to wait at the start for the other processes. The machines of a large job "
+            "come back one after the other when it was preempted.",
+            lower_bound=1,
+        )
+        self._devices = flags.DEFINE_string(
+            "local_device_ids",
+            None,
+            "GPUs of this process, such as 0,1,2,3, counted from 0 among those that it sees. "
+            "Default: all; under Slurm GPU n for task n of a node, or all for the only one.",
+        )
 
-def define_heartbeat():
-    """The flag --heartbeat_seconds."""
-    return flags.DEFINE_integer(
-        "heartbeat_seconds",
-        100,
-        "After so long without a sign of one process all others end.",
-        lower_bound=1,
-    )
+    @property
+    def are_several(self) -> bool:
+        return self._distributed.value
 
+    def join(self) -> None:
+        """Joins the others where there are any; raises ConfigError. Call it in front of whatever
+        touches a device."""
+        from albert.runtime.fields import ConfigError
 
-@contextlib.contextmanager
-def ending_alone(distributed: bool, heartbeat_seconds: int):
-    """Inside, an error of one of several processes ends that process at once. Leaving as usual
-    waits for the others, who may be waiting for this one."""
-    try:
-        yield
-    except Exception as error:
-        if not distributed or (isinstance(error, Preempted) and not error.alone):
-            raise
-        traceback.print_exception(error, limit=-1)
-        if not isinstance(error, (Preempted, *matters_of_use())):
-            # Of jax, most likely, whose collectives break when another process is gone: it soon
-            # ends this one as well, with an error that names the other.
-            time.sleep(heartbeat_seconds + _MARGIN)
-        os._exit(EXIT_CODE if isinstance(error, Preempted) else 2)
+        text = self._devices.value
+        devices = None if text is None else text.split(",")
+        if devices and not (all(map(str.isdecimal, devices)) and len({*devices}) == len(devices)):
+            raise ConfigError([f"--local_device_ids is {text!r}; it must be numbers: 0,1,2,3"])
+        if devices and not self.are_several:
+            raise ConfigError(
+                [
+                    "--local_device_ids is for one of several processes (--distributed); a process "
+                    "that is alone takes what CUDA_VISIBLE_DEVICES names"
+                ]
+            )
+        if self.are_several:
+            from albert.train.processes import join_processes
+
+            ids = [int(device) for device in devices] if devices else None
+            join_processes(self._heartbeat.value, self._join_seconds.value, ids)
+
+    @contextlib.contextmanager
+    def ending_alone(self):
+        """Inside, an error of one of several processes ends that process at once. Leaving as usual
+        waits for the others, who may be waiting for this one."""
+        try:
+            yield
+        except Exception as error:
+            if not self.are_several or (isinstance(error, Preempted) and not error.alone):
+                raise
+            traceback.print_exception(error, limit=-1)
+            if not isinstance(error, (Preempted, *matters_of_use())):
+                # Of jax, most likely, whose collectives break when another process is gone: it soon
+                # ends this one as well, with an error that names the other.
+                time.sleep(self._heartbeat.value + _MARGIN)
+            os._exit(EXIT_CODE if isinstance(error, Preempted) else 2)
 
 
 def run(main: Callable[..., int | None], argument: str = "", doc: str | None = None) -> None:

@@ -25,7 +25,7 @@ from albert.runtime.paths import replace_text
 from albert.tasks.pretraining import Pretraining, apply_model
 from albert.train.config import Config
 from albert.train.evaluate import Options, chosen_steps, open_run
-from albert.train.log_files import write_scalars
+from albert.train.writers.tensorboard import write_scalars
 
 _ROWS = 256  # enough for means over tokens; the gradient of all held-out rows takes long
 # Per layer, in the order of the plot and the table.

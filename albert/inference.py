@@ -36,6 +36,7 @@ from albert.data.labelled.words import word_sequences
 from albert.data.padding import bucket
 from albert.data.tokenizer import MASK, PAD, UNK, Tokenizer
 from albert.interop import formats
+from albert.interop.reshare import first_layers
 from albert.interop.weights import OPTIONAL_PARTS, Weights, parameter_shapes, part_of, unstacked
 from albert.models import exits
 from albert.models.config import DTYPES, AlbertConfig
@@ -860,10 +861,10 @@ class Pretrained:
 
         Args:
           path: the folder; must not be there yet.
-          format: "onnx" or "stablehlo".
+          format: "onnx", "stablehlo" or "litert".
           heads: what the program gives, such as ("mlm", "sentence"); none: what the model was
             trained for.
-          precisions: "float32", "int8"; a file for each.
+          precisions: "float32", "int8", "int4"; a file for each.
           options: of `albert.export.export`.
 
         Returns:
@@ -924,13 +925,14 @@ def load(
     path: str | os.PathLike,
     tokenizer: str | os.PathLike | None = None,
     dtype: str = "float32",
+    depth: int | None = None,
 ) -> Pretrained:
     """The model in `path`; see `albert.load`."""
     vocabulary = None if tokenizer is None else place(str(tokenizer))
     weights = formats.read(place(str(path)), vocabulary=vocabulary)
     if weights.vocabulary_note:
         warnings.warn(weights.vocabulary_note, stacklevel=3)
-    return Pretrained(weights, dtype)
+    return Pretrained(weights if depth is None else first_layers(weights, depth), dtype)
 
 
 def _texts(texts: str | Iterable[str], name: str) -> list[str]:

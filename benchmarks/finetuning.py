@@ -70,6 +70,7 @@ def ours(config, folder: Path | None):
     from albert.interop.weights import Weights, unstacked
     from albert.tasks.glue import Glue
     from albert.tasks.texts import HEAD
+    from albert.train.config import parts_of
     from albert.train.optimizers import make_optimizer
     from albert.train.sharding import batch_sharding, make_mesh, put_batch
     from albert.train.step import shard_training
@@ -83,7 +84,7 @@ def ours(config, folder: Path | None):
         task,
         optimizer,
         schedule,
-        config.train.accumulation,
+        parts_of(config, mesh.size),
         config.seed,
         mesh,
         config.sharding,

@@ -29,6 +29,7 @@ import statistics
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -253,6 +254,7 @@ def measure_ceilings(
             found = run()
             rows += found.get("rows", [{"what": name, "not here": found.get("skipped", "")}])
         except Exception as error:
+            traceback.print_exc()  # into the item's log
             rows.append({"what": name, "failed": f"{type(error).__name__}: {error}"[:300]})
     return {"rows": rows}
 
@@ -573,8 +575,8 @@ def main() -> int:
         outcome = measured(item, limit, folder, environment)
         took = time.monotonic() - started
         usable -= took
-        if outcome.pop("timed_out", False) and limit < _PATIENCE * item.seconds:
-            late.append(item.name)  # it had less time than it may take: nothing is wrong with it
+        if outcome.pop("timed_out", False) and limit == left < usable:
+            late.append(item.name)  # the call's end cut it off, not the budget: the next one may do
             continue
         result = key(item.name) | {"command": item.told, "seconds": took, **outcome}
         keep(folder, results, result, key(item.name))

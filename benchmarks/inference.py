@@ -8,7 +8,7 @@ Every contender runs in a process of its own, which stays: one call of each in t
 and a call that is not timed, --repeats times; the table has medians with the quartiles. Rows are
 full. What is computed is the encoder's states. Memory is what the process holds more, when the
 model is loaded and has run, than when its library was imported. The peers need:
-pip install -r requirements-peers.txt -r requirements-export.txt
+pip install -r requirements-peers.txt -r requirements-export.txt -r requirements-litert.txt
 
 A contender is one of
 
@@ -17,6 +17,8 @@ A contender is one of
   onnx, onnx-fused    float32 with standard operators, with ONNX Runtime's own
   onnx-int8           int8, activations with a scale for each tensor
   onnx-int8-token     a scale for each token
+  onnx-int4           layers in 4 bits, activations rounded to int8 as it runs
+  litert, litert-int8 LiteRT, a signature for each length of --shapes, its rows one by one
   bert-onnx           BERT of the same shape, float32: nothing shared, E = H
   bert-onnx-int8      the same in int8
   hf                  Hugging Face's AlbertModel in PyTorch, SDPA
@@ -46,7 +48,17 @@ from albert.runtime.console import tell
 from benchmarks.processes import Process, answer, started
 
 _MODEL = flags.DEFINE_string("model", "", "What albert.load takes. Default: base, random weights.")
-_OURS = ("jax", "stablehlo", "onnx", "onnx-fused", "onnx-int8", "onnx-int8-token")
+_OURS = (
+    "jax",
+    "stablehlo",
+    "onnx",
+    "onnx-fused",
+    "onnx-int8",
+    "onnx-int8-token",
+    "onnx-int4",
+    "litert",
+    "litert-int8",
+)
 _BERT = ("bert-onnx", "bert-onnx-int8")
 _PEERS = ("hf", "hf-compiled", "hf-onnx", "hf-onnx-int8")
 _CONTENDERS = flags.DEFINE_list("contenders", [*_OURS, *_BERT, *_PEERS], "Which, in this order.")
@@ -57,6 +69,7 @@ _THREADS = flags.DEFINE_integer("threads", 2, "Threads of each.", lower_bound=1)
 _REPEATS = flags.DEFINE_integer("repeats", 7, "How often each is timed.", lower_bound=3)
 _REST = flags.DEFINE_float("rest", 0.25, "Seconds of rest in front of each call.")
 _FOLDER = flags.DEFINE_string("folder", "", "Where the forms are written. Default: removed again.")
+_FIRST = 1, 128  # the rows of the first call, behind which memory is looked at
 _ROLE: flags.FlagHolder = flags.DEFINE_flag(
     flags.Flag(flags.ArgumentParser(), None, "role", None, "a contender"),
     module_name="benchmarks.inference",
@@ -66,8 +79,8 @@ _ROLE: flags.FlagHolder = flags.DEFINE_flag(
 # The forms of a model, each in a folder of its own.
 
 
-def write_forms(folder: Path, names: list[str]) -> None:
-    """Writes what the contenders need below `folder`."""
+def write_forms(folder: Path, names: list[str], lengths: list[int]) -> None:
+    """Writes what the contenders need below `folder`; `lengths`: of rows, for fixed shapes."""
     from albert.export import export
     from albert.interop import formats
 
@@ -79,6 +92,9 @@ def write_forms(folder: Path, names: list[str]) -> None:
         "onnx-fused": ("onnx", "float32", {"fused": True}),
         "onnx-int8": ("onnx", "int8", {}),
         "onnx-int8-token": ("onnx", "int8", {"per_token": True}),
+        "onnx-int4": ("onnx", "int4", {}),
+        "litert": ("litert", "float32", {"lengths": lengths}),
+        "litert-int8": ("litert", "int8", {"lengths": lengths}),
     }
     bert = None
     for name in names:
@@ -139,6 +155,14 @@ def of_stablehlo(folder: Path, name: str, threads: int):
     from albert.export import stablehlo
 
     run = stablehlo.runner(folder / name / stablehlo.PROGRAM)
+    return lambda inputs: run(*inputs)["last_hidden_state"]
+
+
+def of_litert(folder: Path, name: str, threads: int):
+    from albert.export import litert
+
+    (file,) = (folder / name).glob("*.tflite")
+    run = litert.runner(file, threads)
     return lambda inputs: run(*inputs)["last_hidden_state"]
 
 
@@ -232,6 +256,8 @@ def maker(name: str):
         return of_torch, ["torch", "transformers.models.albert.modeling_albert"]
     if "onnx" in name:
         return of_onnx, ["onnxruntime"]
+    if "litert" in name:
+        return of_litert, ["ai_edge_litert.interpreter", "albert.export.litert"]
     return {"jax": of_jax, "stablehlo": of_stablehlo}[name], ["albert.inference", "jax.export"]
 
 
@@ -259,7 +285,7 @@ def contender(name: str, folder: Path, threads: int) -> None:
         if run is None:
             run = make(folder, name, threads)
         if "shape" not in request:
-            run(rows(1, 128))
+            run(rows(*_FIRST))
             return {"memory_bytes": resident() - bare}
         inputs = rows(*request["shape"])
         run(inputs)
@@ -277,7 +303,7 @@ def contender(name: str, folder: Path, threads: int) -> None:
 def file_bytes(folder: Path, name: str) -> int:
     """Weights and graph of a contender."""
     place = {"jax": "albert", "hf": "huggingface", "hf-compiled": "huggingface"}.get(name, name)
-    kinds = ("*.onnx", "*.stablehlo", "*.safetensors")
+    kinds = ("*.onnx", "*.stablehlo", "*.safetensors", "*.tflite")
     files = [f for kind in kinds for f in (folder / place).rglob(kind)]
     if place == "albert":
         files = [f for f in (folder / place / "checkpoints").rglob("*") if f.is_file()]
@@ -314,15 +340,15 @@ def measure(processes: dict[str, Process], shapes: list[tuple[int, int]]) -> dic
 
 
 def check_states(found: dict[str, dict]) -> None:
-    """Raises RunError where contenders of the same weights give other states: int8 some, float32
-    none to speak of."""
+    """Raises RunError where contenders of the same weights give other states: float32 by more than
+    a trifle, int8 and int4 by more than they may."""
     from albert.runtime import RunError
 
     given = {name: facts["states"] for name, facts in found.items() if "states" in facts}
     given = {name: states for name, states in given.items() if name not in _BERT}
-    first = next((name for name in given if "int8" not in name), None)
+    first = next((name for name in given if "int" not in name), None)
     for name, states in given.items():
-        most = 0.2 if "int8" in name else 1e-3
+        most = 0.2 if "int8" in name else 0.8 if "int4" in name else 1e-3
         off = max(abs(a - b) for a, b in zip(states, given.get(first, states), strict=True))
         if off > most:
             raise RunError(
@@ -369,6 +395,7 @@ def main() -> None:
         contender(_ROLE.value, Path(_FOLDER.value), _THREADS.value)
         return
     from albert.runtime.fields import ConfigError
+    from tools.claims.where import here
 
     problems = [
         f"--contenders: there is no {name!r}; there is {', '.join((*_OURS, *_BERT, *_PEERS))}"
@@ -387,7 +414,9 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         folder = Path(_FOLDER.value or stack.enter_context(tempfile.TemporaryDirectory()))
         folder = folder.absolute()
-        write_forms(folder, _CONTENDERS.value)
+        write_forms(
+            folder, _CONTENDERS.value, sorted({_FIRST[1], *(length for _, length in shapes)})
+        )
         # Each gets as many cores as threads, so that what sizes its pools by cores has them too.
         cores = sorted(os.sched_getaffinity(0))[: _THREADS.value]
         os.sched_setaffinity(0, cores)
@@ -407,7 +436,8 @@ def main() -> None:
         for name, facts in found.items():
             facts["file_bytes"] = file_bytes(folder, name)
     print("\n".join(lines(found, _SHAPES.value)))
-    print(json.dumps({"threads": _THREADS.value, "cores": len(cores), **found}))
+    measured = {"where": here(), "threads": _THREADS.value, "cores": len(cores)}
+    print(json.dumps(measured | {"contenders": found}))
 
 
 if __name__ == "__main__":

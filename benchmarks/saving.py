@@ -33,6 +33,7 @@ def main() -> None:
     from albert.checkpoints import manifest
     from albert.checkpoints.store import Checkpoints
     from albert.tasks.pretraining import Pretraining
+    from albert.train.config import parts_of
     from albert.train.cost import state_bytes
     from albert.train.optimizers import make_optimizer
     from albert.train.progress import Progress
@@ -48,7 +49,7 @@ def main() -> None:
         Pretraining(config),
         optimizer,
         schedule,
-        config.train.accumulation,
+        parts_of(config, mesh.size),
         0,
         mesh,
         config.sharding,
@@ -66,7 +67,8 @@ def main() -> None:
     ):
         folder = Path(name) / "checkpoints"
         checkpoints = Checkpoints(folder, keep_last=1, create=True)
-        saver = Saver(checkpoints, {"config": {}, "data": {}}, config.train, print)
+        saver = Saver(checkpoints, config.train, print)
+        saver.description = {"config": {}, "data": {}}
         state, metrics = train_step(state, rows)
         saver.save(1, state, Progress())  # compiles
         saver.finish()

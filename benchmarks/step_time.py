@@ -196,12 +196,12 @@ def our_step(config: dict, padding: float):
 
     from albert.models.config import DTYPES
     from albert.tasks.pretraining import Pretraining
-    from albert.train.config import check_devices, from_json, with_dtype
+    from albert.train.config import check_devices, from_json, parts_of, with_dtype
     from albert.train.hardware import peak_flops
     from albert.train.optimizers import make_optimizer
+    from albert.train.program import memory
     from albert.train.sharding import batch_sharding, make_mesh, put_batch
     from albert.train.step import shard_training
-    from tools.compilers.program import memory
 
     of = with_dtype(from_json(config), None, tell)
     check_devices(of, {}, jax.device_count())
@@ -212,7 +212,7 @@ def our_step(config: dict, padding: float):
         Pretraining(of),
         optimizer,
         schedule,
-        of.train.accumulation,
+        parts_of(of, mesh.size),
         of.seed,
         mesh,
         of.sharding,
@@ -386,6 +386,7 @@ def steps_of(make, memory):
         name = request["name"]
         try:
             if "make" in request:
+                made.pop(name, None)  # its arrays are in no one's way then
                 *made[name], facts = make(**request["make"])
                 return facts
             step, wait = made[name]
@@ -505,22 +506,25 @@ def measure_products(
 
     found = []
     for number, one in enumerate(products_of(from_json(config))):
-        made = xla.ask(name=one.name, make={"config": config, "number": number})
-        asked = [("xla", xla)]
-        if torch and "failed" not in made:
-            what = {"config": config, "number": number, "dtype": made["dtype"]}
-            made |= torch.ask(name=one.name, make=what)
-            asked.append(("torch", torch))
-        row: dict = {"what": one.name, "times": one.times, "flops": one.flops}
-        seconds: dict[str, list[float]] = {name: [] for name, _ in asked}
-        for turn in range(1 + _REPEATS.value if "failed" not in made else 0):
-            for name, process in asked:
-                of = process.ask(name=one.name, steps=5)
-                if turn and "failed" not in of:
+        what = {"config": config, "number": number}
+        answers = {"xla": xla.ask(name="product", make=what)}
+        if torch:
+            dtype = answers["xla"].get("dtype", config["model"]["dtype"])
+            answers["torch"] = torch.ask(name="product", make=what | {"dtype": dtype})
+        failed = {name: of["failed"] for name, of in answers.items() if "failed" in of}
+        seconds: dict[str, list[float]] = {name: [] for name in answers}
+        for turn in range(1 + _REPEATS.value):
+            for name, process in (("xla", xla), ("torch", torch)):
+                if process is None or name in failed:
+                    continue
+                of = process.ask(name="product", steps=5)
+                if "failed" in of:
+                    failed[name] = of["failed"]
+                elif turn:
                     seconds[name].append(of["seconds"])
-        if "failed" in made:
-            row["failed"] = made["failed"]
-        found.append(row | {name: statistics.median(of) for name, of in seconds.items() if of})
+        row: dict = {"what": one.name, "times": one.times, "flops": one.flops, "failed": failed}
+        medians = {n: statistics.median(of) for n, of in seconds.items() if n not in failed}
+        found.append(row | medians)
     return found
 
 
@@ -531,7 +535,7 @@ def _lines_of_products(products: list[dict], step_seconds: float) -> list[str]:
     rows = []
     for of in products:
         rates = [
-            f"{of['flops'] / of[name] / 1e9:,.0f}" if name in of else of.get("failed", "")
+            f"{of['flops'] / of[name] / 1e9:,.0f}" if name in of else of["failed"].get(name, "")
             for name in ("xla", "torch")
         ]
         share = f"{100 * of['times'] * of['xla'] / step_seconds:.1f}" if "xla" in of else ""

@@ -34,7 +34,13 @@ def get_config(arg: str = "") -> ConfigDict:
     model.hidden_act = "gelu"  # gelu (tanh approximation, as released), gelu_erf or relu
     model.hidden_dropout_prob = 0.0
     model.attention_probs_dropout_prob = 0.0
+    # Elastic depth: in training each row takes so many layers as are drawn for it, evenly from this
+    # to all, so that one model serves at any of these depths. 0: all layers, always.
+    model.least_depth = 0
     model.max_position_embeddings = 512
+    # Where tokens stand: learned, a table as released, or rotary, by how far they are apart, which
+    # small runs learn from sooner (docs/experiments.md); no released format holds it.
+    model.positions = "learned"
     model.type_vocab_size = 2
     model.initializer_range = 0.02
     model.map_equal_embeddings = False  # E -> H even where E = H; only Hugging Face does that
@@ -64,7 +70,8 @@ def get_config(arg: str = "") -> ConfigDict:
     data.lower_case = True
     data.strip_accents = True
     data.character_coverage = 0.99995  # of a trained vocabulary; 0.9995 for Chinese, Japanese
-    data.folder = "prepared"  # prepared corpora and vocabularies are kept and found here
+    # Prepared corpora and vocabularies are kept and found here, or on a bucket (gs://...).
+    data.folder = "prepared"
     data.seq_length = 512
     data.max_predictions = 77  # masked positions of a row at most; about 0.15 * seq_length
     data.packing = 0  # examples in a row at most; 0: one, as released
@@ -104,8 +111,13 @@ def get_config(arg: str = "") -> ConfigDict:
     # share. 0: num_steps says how long.
     train.epochs = 0.0
     train.batch_size = 4096
-    train.accumulation = 1  # parts of a batch, one after the other, when it does not fit
+    # When a batch does not fit: rows that a device computes at once, at most, from which the parts
+    # of a batch follow on any number of devices; or the number of parts itself.
+    train.microbatch = 0  # 0: not set
+    train.accumulation = 1
     train.log_every = 100
+    # Where figures go; wandb and mlflow beside these (docs/tracking.md).
+    train.writers = ("jsonl", "tensorboard")
     train.eval_every = 5000
     train.eval_rows = 4096  # held-out rows of an evaluation, at most
     train.eval_batch_size = 256
@@ -123,20 +135,38 @@ def get_config(arg: str = "") -> ConfigDict:
     train.deterministic = False
     train.stall_seconds = 300.0  # tell of a step or batch that takes so long, and 20 times longer
 
-    # Sharding: devices along each axis of the mesh, -1 for all that are left, and the mesh axes
-    # that each logical axis of the model is cut along.
+    # Phases: fields that have other values for so many steps; the last phase takes what is left.
+    # BERT's: ({"steps": 900_000, "data.seq_length": 128, "data.max_predictions": 20}, {}).
+    # With a learning rate of its own a phase begins the schedule again (albert/train/phases.py).
+    config.phases = ()
+
+    # Sharding: devices of a slice along each axis of the mesh, -1 for all that are left, and the
+    # mesh axes that each logical axis of the model is cut along.
     config.sharding = sharding = ConfigDict()
+    # Slices of TPUs, or groups of hosts that only a slow network joins: rows are shared among them,
+    # weights are not, so that the gradient alone crosses it.
+    sharding.slices = 1
     sharding.data = -1
     sharding.fsdp = 1
     sharding.tensor = 1
     sharding.rules = (
-        ("batch", ("data", "fsdp")),
+        ("batch", ("slices", "data", "fsdp")),
         ("vocab", ("tensor",)),
         ("heads", ("tensor",)),
         ("mlp", ("tensor",)),
         ("hidden", ("fsdp",)),
         ("embed", ("fsdp",)),
     )
+
+    # Distillation: a larger or less shared teacher, beside the labels (docs/distillation.md). What
+    # is unset (None) has the value said here; what is set and not read is an error.
+    config.distillation = distillation = ConfigDict()
+    # Anything that albert.load takes, with the same vocabulary (and labels); empty: there is none.
+    distillation.teacher = ""
+    distillation.logits = placeholder(object)  # share of its soft labels in the loss: 0.5
+    distillation.temperature = placeholder(object)  # of these: 2
+    distillation.relations = placeholder(object)  # weight of the tokens' relations: 0
+    distillation.relation_heads = placeholder(object)  # parts of them: model.num_attention_heads
     apply_argument(config, arg)
     return config
 
@@ -163,10 +193,12 @@ def apply_argument(config: ConfigDict, arg: str) -> None:
 def shrink(config: ConfigDict) -> None:
     """Cuts sizes and steps; what the config is about (optimizer, dropout, depth > 1) stays."""
     model, data, train = config.model, config.data, config.train
+    config.phases = tuple(shrunk(phase, config) for phase in config.phases)
     model.vocab_size = 1000
     model.embedding_size = 16
     model.hidden_size = 32
     model.num_hidden_layers = 3
+    model.least_depth = min(model.least_depth, 3)
     model.num_attention_heads = 4
     model.intermediate_size = 64
     model.max_position_embeddings = 64
@@ -187,10 +219,26 @@ def shrink(config: ConfigDict) -> None:
         config.optimizer.cooldown_steps = 10
     train.num_steps = 60
     train.batch_size = 16
-    train.accumulation = 1
+    train.microbatch, train.accumulation = 0, 1
     train.log_every = 10
     train.eval_every = 30
     train.eval_rows = 128
     train.eval_batch_size = 32
     train.checkpoint_every = 30
     train.checkpoint_minutes = 0.0
+
+
+def shrunk(phase: dict, config: ConfigDict) -> dict:
+    """A phase of a config that is being shrunk, in proportion."""
+    tiny = {
+        "steps": (60, config.train.num_steps),
+        "data.seq_length": (64, config.data.seq_length),
+        "data.max_predictions": (10, config.data.max_predictions),
+        "train.batch_size": (16, config.train.batch_size),
+        "optimizer.warmup_steps": (10, config.optimizer.warmup_steps),
+    }
+    found = {}
+    for name, value in phase.items():
+        now, before = tiny.get(name, (1, 1))
+        found[name] = max(1, value * now // before) if name in tiny else value
+    return found | ({"train.accumulation": 1} if "train.accumulation" in phase else {})

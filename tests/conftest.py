@@ -7,6 +7,8 @@ os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS", "cpu")
 # Most of the time goes into compiling: half of it is optimising what then runs for a moment.
 os.environ["XLA_FLAGS"] = (
     "--xla_backend_optimization_level=0 "
+    # Of eight devices on two busy cores one may not come to its turn within 40 s, the default.
+    "--xla_cpu_collective_call_terminate_timeout_seconds=600 "
     + os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=8"
 )

@@ -3,6 +3,8 @@
 import os
 import signal
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from albert.tasks import TASKS
@@ -42,6 +44,23 @@ class PoisonedRows:
         if rows[0] // self.batch_size + 1 in self.steps:
             made = {**made, "mlm_weights": np.full_like(made["mlm_weights"], self.value)}
         return made
+
+
+def hungry(monkeypatch, size):
+    """Pretraining whose step asks for so many bytes that no device has."""
+
+    class Hungry(Pretraining):
+        def sums(self, params, rows, dropout_keys):
+            sums = super().sums(params, rows, dropout_keys)
+            if dropout_keys is None:
+                return sums
+            side = int((size / 4) ** 0.5)
+            numbers = jnp.arange(side**2, dtype=jnp.float32).reshape(side, side)
+            # Sorted, so that it has to be there as a whole.
+            of_all = jnp.sort(numbers * jax.lax.stop_gradient(sums["mlm_nll"]), axis=0)[0, 0]
+            return sums | {"mlm_nll": sums["mlm_nll"] + of_all}
+
+    monkeypatch.setitem(TASKS, "pretraining", Hungry)
 
 
 def poisoned(monkeypatch, steps, value=np.inf):

@@ -13,7 +13,7 @@ from albert.models.config import AlbertConfig
 from albert.tasks.pretraining import Pretraining
 from albert.train.config import check
 from albert.train.optimizers import make_optimizer
-from albert.train.sharding import MESH_AXES, batch_sharding, make_mesh, put_batch
+from albert.train.sharding import batch_sharding, make_mesh, mesh_over, put_batch
 from albert.train.step import make_train_step, new_state, shard_training
 from models import TINY
 from optimizers import LAMB
@@ -93,12 +93,7 @@ def losses(config, devices=8, steps=20):
     if devices == 8:
         mesh = make_mesh(config.sharding)
     else:
-        mesh = jax.make_mesh(
-            (1, 1, 1),
-            MESH_AXES,
-            axis_types=(jax.sharding.AxisType.Auto,) * 3,
-            devices=jax.devices()[:1],
-        )
+        mesh = mesh_over(jax.devices()[:1], (1, 1, 1, 1))
     _, create, step = shard_training(
         task, optimizer, schedule, config.train.accumulation, 0, mesh, config.sharding
     )

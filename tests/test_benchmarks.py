@@ -251,6 +251,7 @@ print(json.dumps([
     assert "no such card" in log.read_text()
 
 
+@pytest.mark.slow
 def test_an_item_is_measured_kept_and_not_measured_again(tmp_path):
     names = "ceilings", "tests marked gpu"
     arguments = (f"--output={tmp_path}", "--rehearse", *(f"--item={name}" for name in names))

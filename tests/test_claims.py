@@ -17,13 +17,13 @@ from jax.sharding import PartitionSpec
 from albert.runtime.fields import ConfigError
 from albert.train.config import check
 from albert.train.cost import parameters_of, state_bytes
+from albert.train.program import data_mesh, lower_step, memory
 from configs import base, laptop
 from tools.claims import energy, measure
 from tools.claims.measure import Notebook, size_of, sized
 from tools.claims.sizes import bert_of, largest_that_fits, resized
 from tools.claims.verdicts import BOTH, by_gaps, by_ratio, by_runs, every_claim
 from tools.compilers.hlo import exchanged
-from tools.compilers.program import data_mesh, lower_step, memory
 from tools.compilers.targets import compile_for
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -118,6 +118,8 @@ def test_every_verdict_follows_from_the_notebook(tmp_path):
         "latency": {"1 x 8": {"ALBERT": 2.0, "BERT": 1.0}, "4 x 8": {"ALBERT": 2.0, "BERT": 1.0}},
         "step": {"ALBERT": {"step": 2.0}, "BERT": {"step": 1.0}},
         "runs": {"ALBERT": runs, "BERT": runs},
+        "inference": inference_of(2.0),
+        "exits": {"sst2": exits_of([0.9, 0.5, 1.0])},
     }
     judged = every_claim(found, "base")
     assert {v.verdict for v in judged} == {"false"}
@@ -125,6 +127,56 @@ def test_every_verdict_follows_from_the_notebook(tmp_path):
     empty = every_claim({}, "base")
     assert {v.verdict for v in empty} == {"not measured"}
     assert [v.claim for v in empty] == [v.claim for v in judged]
+
+
+def inference_of(ratio):
+    """As benchmarks/inference.py prints it; `ratio`: of ours to BERT's."""
+
+    def facts(by):
+        timed = {shape: [by, 2 * by, 3 * by] for shape in ("1x16", "1x128", "8x128")}
+        return {"file_bytes": 10 * by, "memory_bytes": 10 * by, **timed}
+
+    forms = ("onnx", "onnx-int8")
+    contenders = {f"bert-{name}": facts(1) for name in forms} | {n: facts(ratio) for n in forms}
+    return {"where": "a phone", "threads": 1, "cores": 1, "contenders": contenders}
+
+
+def exits_of(accuracies):
+    """As tools/exits.py writes it, of three layers that take a millisecond each."""
+    points = [
+        {"exit": f"depth:{n}", "mean_depth": n, "figures": {"accuracy": each}}
+        for n, each in enumerate(accuracies, 1)
+    ]
+    return {
+        "where": "a phone",
+        "points": points,
+        "ms": [1.0, 2.0, 3.0],
+        "ms_without_exits": 3.0,
+        "threads": 1,
+        "texts_timed": 7,
+        "examples": 9,
+    }
+
+
+def test_claims_on_a_device(tmp_path):
+    (tmp_path / "printed").write_text("jax: ready\n" + json.dumps(inference_of(0.5)) + "\n")
+    (tmp_path / "exits_6.json").write_text(json.dumps(exits_of([0.7, 0.896, 0.9])))
+    found = {
+        "inference": measure.inference(tmp_path / "printed"),
+        "exits": measure.exits([tmp_path / "exits_6.json"]),
+    }
+    judged = [v for v in every_claim(found, "base") if v.verdict != "not measured"]
+    assert len(judged) == 7
+    assert all(v.verdict == "true" for v in judged)
+    assert "at 1x128 in ONNX Runtime, 1 threads: 0.500" in str(judged)
+    # The second layer's answers are 0.4 points below the last's: two thirds of the time.
+    assert f"{tmp_path.name} 0.67 (depth:2)" in judged[-1].number
+    (tmp_path / "printed").write_text("jax: ready\n")
+    with pytest.raises(ConfigError, match="printed is no output of inference"):
+        measure.inference(tmp_path / "printed")
+    (tmp_path / "exits_6.json").write_text("{}")
+    with pytest.raises(ConfigError, match="was not written by tools/exits"):
+        measure.exits([tmp_path / "exits_6.json"])
 
 
 def test_a_notebook_measures_once(tmp_path):
@@ -181,6 +233,7 @@ def test_a_page_of_what_needs_no_device(tmp_path, run):
     assert again.partition("## Claims")[2] == text.partition("## Claims")[2]
 
 
+@pytest.mark.slow
 def test_what_cannot_be_reported_is_told(tmp_path):
     done = report(tmp_path, "--only=speed", "--albert_runs=nothing/*")
     assert done.returncode == 2
@@ -192,6 +245,7 @@ def test_what_cannot_be_reported_is_told(tmp_path):
         assert words in done.stderr
 
 
+@pytest.mark.slow
 def test_runs_that_do_not_compare_are_told(run, tmp_path):
     shutil.copytree(run, tmp_path / "longer")
     values = json.loads((run / "config.json").read_text())

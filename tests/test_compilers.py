@@ -262,3 +262,28 @@ def test_what_a_fusion_slices_or_updates_counts_by_the_slice():
     (cut,) = (one for one in module.computations["main"] if one.name == "cut")
     assert cut.operands == ("a", "i")
     assert str(cut.arrays[0]) == "f32[1,8,4]"
+
+
+@pytest.mark.parametrize(
+    ("text", "groups"),
+    [
+        ("replica_groups={{0,2},{1,3}}, use_global_device_ids=true", ((0, 2), (1, 3))),
+        ("source_target_pairs={{0,1},{1,0}}", ((0, 1), (1, 0))),
+        ("replica_groups={}, to_apply=%add", ()),
+        ("replica_groups=[2,2]<=[4], dimensions={0}", ((0, 1), (2, 3))),
+        ("replica_groups=[4,2]<=[4,2]T(1,0), x={1}", ((0, 2), (4, 6), (1, 3), (5, 7))),
+        (
+            "replica_groups=mesh['axis_0'=4,'axis_1'=1,'axis_2'=2] {'axis_2'}, dimensions={0}",
+            ((0, 1), (2, 3), (4, 5), (6, 7)),
+        ),
+        (
+            "replica_groups=mesh['axis_0'=2,'axis_1'=4], device_ids=([2,2,2]T(1,0,2)) {'axis_0'}",
+            ((0, 2), (1, 3), (4, 6), (5, 7)),
+        ),
+    ],
+)
+def test_who_sends_to_whom(text, groups):
+    line = f"  %x.1 = f32[8]{{0}} all-reduce(%a), channel_id=1, {text}"
+    (found,) = hlo.exchanges(hlo.Module(f"ENTRY %main (a: f32[8]) -> f32[8] {{\n{line}\n}}"))
+    assert {tuple(sorted(g)) for g in found.groups} == {tuple(sorted(g)) for g in groups}
+    assert len(found.groups) == len(groups)

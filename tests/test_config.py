@@ -22,6 +22,8 @@ from albert.train.config import (
     check_devices,
     from_json,
     in_steps,
+    parts_of,
+    rows_at_once,
     split_overrides,
 )
 from albert.train.cost import describe
@@ -102,6 +104,8 @@ def test_every_field_is_read_by_something(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(dataclasses, "asdict", lambda _: {})
     train(config, tmp_path / "run")
     monkeypatch.undo()
+    # Of a teacher, which this run has not: tests/test_distillation.py holds it.
+    read |= {("distillation", field.name) for field in dataclasses.fields(config.distillation)}
     # Some entry says that it reads each of these, and tests of optimizers and schedules hold it.
     entries = [*OPTIMIZERS.values(), *SCHEDULES.values()]
     read |= {("optimizer", field) for entry in entries for field in entry.fields}
@@ -153,7 +157,7 @@ def test_impossible_values_are_told_at_once():
         "train.log_every is 0; it must be at least 1",
         "optimizer.name is 'lam'; did you mean lamb? There is lamb, adamw, muon, optax.",
         "optimizer.warmup_steps 61 is more than train.num_steps 60",
-        "sharding.rules name the mesh axis 'date'; there is data, fsdp, tensor",
+        "sharding.rules name the mesh axis 'date'; there is slices, data, fsdp, tensor",
         "seed is -1",
     ):
         assert words in text
@@ -181,13 +185,86 @@ def test_devices_that_cannot_share_are_told(tiny):
     tiny.sharding.fsdp = 3
     with pytest.raises(ConfigError, match="-1 x 3 x 1 cannot be laid over 8 devices"):
         check_devices(check(tiny), params, 8)
+    tiny.sharding.fsdp, tiny.sharding.slices = 3, 2
+    with pytest.raises(ConfigError, match="-1 x 3 x 1 cannot be laid over 4 devices of a slice"):
+        check_devices(check(tiny), params, 8)
+    tiny.sharding.fsdp, tiny.sharding.slices = 1, 3
+    with pytest.raises(ConfigError, match="slices is 3: 8 devices are not so many slices"):
+        check_devices(check(tiny), params, 8)
+
+
+def test_rules_send_nothing_but_the_gradient_between_slices(tiny):
+    tiny.sharding.slices = 2
+    tiny.sharding.rules = (("batch", ("data", "fsdp")), ("hidden", ("slices", "fsdp")))
+    with pytest.raises(ConfigError) as error:
+        check(tiny)
+    assert [text.partition(";")[0].partition(":")[0] for text in error.value.problems] == [
+        "sharding.rules cut 'hidden' along slices, whose network is slow",
+        "sharding.slices is 2 and rules do not cut 'batch' along them first",
+    ]
+
+
+def test_a_run_from_before_there_were_slices_has_one(tiny):
+    plain = json.loads(json.dumps(dataclasses.asdict(check(tiny))))
+    del plain["sharding"]["slices"]
+    plain["sharding"]["rules"] = [["batch", ["data", "fsdp"]]]
+    assert from_json(plain).sharding.slices == 1
+
+
+@pytest.mark.parametrize(
+    ("batch", "microbatch", "devices", "parts"),
+    [
+        (16, 0, 8, 1),
+        (16, 1, 8, 2),
+        (16, 2, 8, 1),
+        (16, 100, 8, 1),
+        (16, 2, 1, 8),
+        (16, 3, 1, 8),  # of 2 rows: 3 do not divide 16
+        (24, 5, 2, 3),  # of 4 rows of 12
+        (26, 12, 2, 13),  # 13 rows divide by nothing else
+        (16, 3, 2, 4),
+    ],
+)
+def test_parts_follow_from_the_rows_of_a_device(tiny, batch, microbatch, devices, parts):
+    """As few as leave no more rows than that, by trying all of them."""
+    tiny.train.batch_size, tiny.train.microbatch = batch, microbatch
+    config = check(tiny)
+    assert parts_of(config, devices) == parts
+    assert rows_at_once(config, devices) == batch // devices // parts
+    tiny.sharding.tensor = devices  # which compute the same rows
+    alone = parts_of(check(tiny), devices)
+    assert alone == next(
+        n
+        for n in range(1, batch + 1)
+        if not microbatch or (batch % n == 0 and batch // n <= microbatch)
+    )
+
+
+def test_microbatch_and_accumulation_do_not_both_say_it(tiny):
+    tiny.train.microbatch, tiny.train.accumulation = 2, 2
+    with pytest.raises(ConfigError, match=r"train\.microbatch is 2 and accumulation 2: both say"):
+        check(tiny)
+    tiny.train.microbatch = -1
+    with pytest.raises(ConfigError, match=r"train\.microbatch is -1; it must not be negative"):
+        check(tiny)
+    tiny.train.microbatch, tiny.train.accumulation = 2, 1
+    tiny.train.batch_size = 12
+    words = r"train\.batch_size = 12 rows cannot be shared by 8 devices"
+    with pytest.raises(ConfigError, match=words):
+        check_devices(check(tiny), {}, 8)
+
+
+def test_a_run_of_before_had_no_microbatch(tiny):
+    values = json.loads(json.dumps(dataclasses.asdict(check(tiny))))
+    del values["train"]["microbatch"]
+    assert from_json(values) == check(tiny)
 
 
 @pytest.mark.parametrize("name", ["quickstart", "laptop", "small"])
-def test_what_optax_adamw_was_given_is_still_said(name):
+def test_what_small_runs_give_muon_is_said(name):
     """optax has other values for two of these."""
     optimizer = check(load(name, "tiny"), needs_text=False).optimizer
-    assert optimizer.name == "optax.adamw"
+    assert optimizer.name == "muon"
     said = optimizer.b1, optimizer.b2, optimizer.eps, optimizer.weight_decay
     assert said == (0.9, 0.999, 1e-6, 0.01)
     assert optimizer.schedule == "released"

@@ -33,7 +33,7 @@ from albert.tasks.contrastive import Contrastive, contrasts, figures, read_score
 from albert.train.config import check
 from albert.train.evaluate import Options, evaluate_model, evaluate_run
 from albert.train.loop import train
-from albert.train.sharding import MESH_AXES, batch_sharding, make_mesh, put_batch, replicated
+from albert.train.sharding import batch_sharding, make_mesh, mesh_over, put_batch, replicated
 from albert.train.step import make_gradient
 from configs.finetune import contrastive as contrastive_config
 from faults import killed_at
@@ -229,8 +229,7 @@ def gradient_on(config, batch, devices):
     task = Contrastive(config)
     mesh = make_mesh(config.sharding)
     if devices == 1:
-        axes = (jax.sharding.AxisType.Auto,) * 3
-        mesh = jax.make_mesh((1, 1, 1), MESH_AXES, axis_types=axes, devices=jax.devices()[:1])
+        mesh = mesh_over(jax.devices()[:1], (1, 1, 1, 1))
     params = meta.unbox(jax.jit(partial(task.init, task.model))(jax.random.key(0)))
     params = jax.device_put(jax.device_get(params), replicated(mesh))
     keys = row_keys(jax.random.key(1), len(batch["numbers"]))
@@ -474,7 +473,12 @@ def test_the_dev_set_of_stsb_is_read(shared):
             "both views of a text would be the same",
         ),
         ({"train.batch_size": 1}, "it must be at least 2"),
+        ({"sharding.slices": 2}, "slices send each other gradients alone"),
         ({"train.accumulation": 2}, "those of the whole batch, which is not computed in parts"),
+        (
+            {"train.microbatch": 8},
+            "microbatch is 8; the negatives of a text are those of the whole",
+        ),
         ({"train.reduce_dtype": "bfloat16"}, "negatives are on all devices"),
         ({"data.train": ()}, "data.train is empty; name text to take sentences from"),
         ({"data.train": ("nowhere.txt",)}, "data.train: There is no file nowhere.txt"),

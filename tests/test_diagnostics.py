@@ -67,6 +67,7 @@ def test_distances_and_entropies_by_numpy(seen):
         np.testing.assert_allclose(found["entropy"][depth], np.mean(of_heads), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_layers_gradients_add_up_to_that_of_the_shared_weights(seen):
     weights, batch, found = seen
     task = pretraining_of(Pretrained(weights).config)
@@ -102,4 +103,4 @@ def test_eval_writes_a_table_and_a_plot(run, tmp_path):
         text=True,
     )
     assert wrong.returncode == 2
-    assert "leave --workdir, --step and --layers out" in wrong.stderr
+    assert "leave --workdir, --step, --program and --layers out" in wrong.stderr

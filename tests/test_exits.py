@@ -29,6 +29,7 @@ from albert.tasks import exits as exit_curve
 from albert.tasks.classification import OwnTexts
 from albert.train.config import check
 from albert.train.evaluate import Options, evaluate_run
+from albert.train.evaluate_program import evaluate_program
 from albert.train.loop import train
 from albert.train.pictures import png_of
 from configs.finetune import texts as texts_config
@@ -256,7 +257,6 @@ def test_behind_a_frozen_encoder_only_the_exits_learn():
         if np.asarray(value).any()
     }
     assert moved == {"exits_head"}
-    assert {*task.kept(task._config)} == {"embeddings", "encoder", "pooler", "classifier_head"}
 
 
 def write_texts(path):
@@ -309,6 +309,31 @@ def test_a_run_that_was_killed_ends_bit_equal(config, learned, tmp_path):
         train(check(config), tmp_path / "run")
 
 
+@pytest.mark.slow
+def test_an_exported_program_is_judged_beside_its_run(learned, tmp_path):
+    pytest.importorskip("onnx", reason="pip install -r requirements-export.txt")
+    shutil.copytree(learned, tmp_path / "run")
+    model = albert.load(learned)
+    model.export(tmp_path / "onnx", precisions=("float32", "int8"), least_cosine=0.9)
+    judged = evaluate_program(tmp_path / "run", None, tmp_path / "onnx", Options())
+    (written,) = (tmp_path / "run").glob("eval_*_program-onnx.json")
+    assert json.loads(written.read_text()) == {"step": 10, **judged}
+    losses = {name: figures["dev"]["loss"] for name, figures in judged.items()}
+    assert losses["float32"] == pytest.approx(losses["model"], abs=1e-5)
+    # A program of its own, which is near.
+    assert 1e-6 < abs(losses["int8"] - losses["model"]) < 0.2
+    with pytest.raises(ConfigError, match="a program is of one checkpoint"):
+        evaluate_program(tmp_path / "run", "all", tmp_path / "onnx", Options())
+    model.export(tmp_path / "states", heads=("hidden",))
+    with pytest.raises(ConfigError, match=r"gives hidden and .* is judged by classifier"):
+        evaluate_program(tmp_path / "run", None, tmp_path / "states", Options())
+    manifest = json.loads((tmp_path / "onnx/manifest.json").read_text())
+    manifest["labels"] = ["b", "a"]
+    (tmp_path / "onnx/manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ConfigError, match="it is of another model"):
+        evaluate_program(tmp_path / "run", None, tmp_path / "onnx", Options())
+
+
 TEXTS = ["the river", "a small bright winter", "letter", "the long river and the hill"]
 
 
@@ -339,6 +364,7 @@ def test_other_programs_get_the_last_classifier_and_it_is_told(learned, tmp_path
     assert [a.label for a in other.classify(TEXTS)] == [a.label for a in model.classify(TEXTS)]
 
 
+@pytest.mark.slow
 def test_exits_are_learned_behind_a_model_that_stays_as_it_is(config, learned, tmp_path):
     config.init_from, config.init_model = str(learned), True
     config.data.exits, config.data.tokenizer = "frozen", ""

@@ -55,7 +55,9 @@ def figures(workdir):
     ("phase", "step", "saved", "how"),
     [
         pytest.param("prepare", 0, None, [signal.SIGTERM], id="preparing", marks=pytest.mark.slow),
-        pytest.param("step", 0, 1, [signal.SIGINT, signal.SIGTERM], id="compiling"),
+        pytest.param(
+            "step", 0, 1, [signal.SIGINT, signal.SIGTERM], id="compiling", marks=pytest.mark.slow
+        ),
         pytest.param("step", 5, 6, [signal.SIGTERM], id="stepping", marks=pytest.mark.slow),
         pytest.param("evaluate", 4, 4, 2 * [signal.SIGINT], id="evaluating"),
         pytest.param("batch", 5, 5, [signal.SIGTERM], id="waiting", marks=pytest.mark.slow),
@@ -84,6 +86,7 @@ def test_what_was_evaluated_when_it_was_stopped_is_logged_once(run, tiny, tmp_pa
     assert figures(tmp_path) == figures(run)
 
 
+@pytest.mark.slow
 def test_what_was_evaluated_and_not_saved_again_is_logged_once(run, tiny, tmp_path):
     """Stopped before the evaluation that was due, then killed behind it. Found by the soak."""
     with pytest.raises(Preempted, match=r"at step 4, which is saved"):
@@ -378,6 +381,20 @@ def test_on_another_mesh_a_run_goes_on_with_the_same_rows(run, tiny, tmp_path):
         np.testing.assert_allclose(ours["loss"], theirs["loss"], rtol=1e-5)
 
 
+@pytest.mark.slow
+def test_with_a_microbatch_a_run_goes_on_elsewhere_as_the_same_run(run, tiny, tmp_path, capsys):
+    """Where fewer devices share the rows a batch has more parts, and the losses are the same."""
+    tiny.train.microbatch = 1
+    with pytest.raises(MemoryError):
+        train(check(tiny), tmp_path, watch=killed_at("log", 6))
+    tiny.sharding.data, tiny.sharding.tensor = 4, 2
+    train(check(tiny), tmp_path)
+    told = re.findall(r"Parts of a batch: .*", capsys.readouterr().out)
+    assert told == [f"Parts of a batch: {n}, of 1 rows on a device." for n in (2, 4)]
+    for ours, theirs in zip(records(tmp_path), records(run), strict=True):
+        np.testing.assert_allclose(ours["loss"], theirs["loss"], rtol=1e-5)
+
+
 # Processes of their own.
 
 
@@ -494,6 +511,14 @@ def unfinished(workdir):
 
 
 def processes_of(text, vocabulary, prepared, workdir, *more, own=((), ())):
+    """Two processes of four devices each, over gloo, that train."""
+    arguments = hard_command(
+        text, vocabulary, prepared, workdir, SHORT, "--heartbeat_seconds=10", *more
+    )
+    return pair_of([[*arguments, *mine] for mine in own])
+
+
+def pair_of(commands):
     """Two processes of four devices each, over gloo."""
     port = 20000 + random.randrange(20000)
     environment = {
@@ -502,12 +527,9 @@ def processes_of(text, vocabulary, prepared, workdir, *more, own=((), ())):
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
         "JAX_NUM_PROCESSES": "2",
     }
-    arguments = hard_command(
-        text, vocabulary, prepared, workdir, SHORT, "--heartbeat_seconds=10", *more
-    )
     return [
-        launch([*arguments, *own[number]], env={**environment, "JAX_PROCESS_ID": str(number)})
-        for number in (0, 1)
+        launch(command, env={**environment, "JAX_PROCESS_ID": str(number)})
+        for number, command in enumerate(commands)
     ]
 
 
@@ -520,9 +542,49 @@ def test_two_processes_evaluate_a_run_as_one_does(run, tmp_path):
         command = [sys.executable, "eval.py", f"--workdir={tmp_path / f'run{number}'}"]
         printed.append(run_together(command, number))
     (alone,), (first, second) = printed
-    first = "".join(x for x in first.splitlines(keepends=True) if not x.startswith("[Gloo]"))
-    assert first.replace("run2", "run1") == alone
+    own = re.compile(r"\[Gloo\]|Process \d of 2 on |.*: waiting for the other processes, 1800 s")
+    figures = "".join(x for x in first.splitlines(keepends=True) if not own.match(x))
+    assert figures.replace("run2", "run1") == alone
+    assert re.search(r"Process 0 of 2 on \S+: 4 of 8 devices .*, \d+ of \d+ rows a batch", first)
+    assert re.search(r"Process 1 of 2 on \S+: 4 of 8 devices ", second)
     assert "MLM loss" not in second
+
+
+@pytest.mark.slow
+def test_two_slices_of_a_process_each_learn_what_one_process_does(
+    short, text, vocabulary, prepared, tmp_path
+):
+    """With weights cut within a slice, and the gradient alone between slices."""
+    fields = {"slices": 2, "data": 1, "fsdp": 2, "tensor": 2}
+    more = [f"--config.sharding.{name}={size}" for name, size in fields.items()]
+    pair = processes_of(text, vocabulary, prepared, tmp_path, *more)
+    printed = [process.communicate(timeout=200)[0] for process in pair]
+    assert [process.returncode for process in pair] == [0, 0], "\n".join(printed)
+    for number, whole in enumerate(printed):
+        mesh = "mesh slices 2 x data 1 x fsdp 2 x tensor 2"
+        assert re.search(f"Process {number} of 2 on .*: 4 of 8 devices .*, {mesh}, ", whole)
+    ours, theirs = ([r["loss"] for r in records(d)] for d in (tmp_path, short))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_workdir_on_one_hosts_disk_is_refused_by_all(run, text, vocabulary, prepared, tmp_path):
+    """As is a run that some hosts do not see, when it is evaluated."""
+    own = tuple((f"--workdir={tmp_path / name}",) for name in ("a", "b"))
+    begin = time.monotonic()
+    pair = processes_of(text, vocabulary, prepared, tmp_path, own=own)
+    printed = [process.communicate(timeout=120)[0] for process in pair]
+    assert [process.returncode for process in pair] == [2, 2], "\n".join(printed)
+    assert time.monotonic() - begin < 90
+    for whole, who in zip(printed, (r"process 1\.", r"process 1 on \S+\."), strict=True):
+        assert re.search(f"is not the same folder for all processes.* is not seen by {who}", whole)
+    assert not list(tmp_path.glob("*/checkpoints"))
+    commands = [[sys.executable, "eval.py", f"--workdir={d}"] for d in (run, tmp_path / "none")]
+    pair = pair_of(commands)
+    printed = [process.communicate(timeout=120)[0] for process in pair]
+    assert [process.returncode for process in pair] == [2, 2], "\n".join(printed)
+    assert "process 1 failed and says why" in printed[0]
+    assert f"{tmp_path / 'none'}" in printed[1]
 
 
 @pytest.mark.slow

@@ -136,6 +136,7 @@ def test_the_dtype_of_accelerators(monkeypatch, platform, capability, dtype):
     assert hardware.fastest_dtype()[0] == dtype
 
 
+@pytest.mark.slow
 def test_a_run_tells_what_was_chosen_and_keeps_its_dtype(tiny, monkeypatch, tmp_path, capsys):
     tiny.model.dtype = "auto"
     tiny.train.num_steps = tiny.train.checkpoint_every = 4

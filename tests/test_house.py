@@ -107,9 +107,11 @@ def test_importing_starts_no_device_and_no_tensorflow(module):
         "tools/report.py",
         "tools/squad.py",
         "tools/exits.py",
+        "tools/capacity.py",
         "tools/check_checkpoint.py",
         "tools/serve.py",
         "tools/search_index.py",
+        "tools/launch.py",
     ],
 )
 def test_help_teaches_without_loading_jax(program):

@@ -1,6 +1,7 @@
 """Whole runs on the small text: outcome, resume, refusal."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -19,9 +21,11 @@ from albert.data.sources.base import SourceError
 from albert.interop import formats
 from albert.runtime import RunError
 from albert.runtime.fields import ConfigError
-from albert.train.config import check
+from albert.train.config import check, config_of_run
 from albert.train.evaluate import Options, evaluate_run
 from albert.train.loop import train
+from albert.train.phases import phases_of
+from albert.train.resume_check import check_same_run
 from faults import killed_at, poisoned
 from runs import assert_bit_equal, command, final_params, records, run_together
 from texts import write_text
@@ -221,6 +225,7 @@ def test_divergence_stops_the_run_and_keeps_the_good_checkpoint(tiny, tmp_path, 
     assert Checkpoints(tmp_path / "checkpoints").steps() == [4, 8]
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_is_kept_beside_the_last(tiny, tmp_path):
     tiny.train.num_steps = 12
     tiny.train.eval_every = 2
@@ -237,6 +242,7 @@ def test_the_best_checkpoint_is_kept_beside_the_last(tiny, tmp_path):
     assert Checkpoints(tmp_path / "checkpoints").steps() == sorted({best, 12})
 
 
+@pytest.mark.slow
 def test_saving_by_time(tiny, tmp_path):
     tiny.train.checkpoint_every = 100
     tiny.train.checkpoint_minutes = 1e-9
@@ -428,3 +434,24 @@ def test_a_workdir_of_an_earlier_version_is_told_and_its_weights_load(run, tiny,
     weights = formats.read(tmp_path / "checkpoints" / "8")
     kernel = weights.params["encoder/group_0/layer_0/output/kernel"]
     np.testing.assert_array_equal(kernel, params["encoder"]["layers"]["output"]["kernel"][0])
+
+
+def test_a_run_of_before_a_field_of_the_model_was_added_goes_on(run):
+    with contextlib.closing(Checkpoints(run / "checkpoints")) as checkpoints:
+        info = checkpoints.info(8)
+    config = config_of_run(info, run)
+    del info["config"]["model"]["least_depth"], info["config"]["model"]["scan_unroll"]
+    assert config_of_run(info, run) == config
+    task = SimpleNamespace(
+        model=None,
+        serves_best=False,
+        distillation=None,
+        changes=lambda saved: ([], []),
+        description=dict,
+    )
+    told: list[str] = []
+    check_same_run(info, phases_of(config)[0], task, run, told.append)
+    assert told == []
+    other = dataclasses.replace(config, model=dataclasses.replace(config.model, least_depth=1))
+    with pytest.raises(RunError, match=r"model\.least_depth: 0 -> 1"):
+        check_same_run(info, phases_of(other)[0], task, run, told.append)

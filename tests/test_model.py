@@ -172,7 +172,7 @@ def test_gathered_positions_equal_all_positions():
 def test_a_sequence_longer_than_the_position_table_is_refused():
     model, params = make()
     ids = np.zeros((1, 13), np.int32)
-    with pytest.raises(ValueError, match="length 13 is longer than the position table"):
+    with pytest.raises(ValueError, match="length 13 is longer than the model has positions"):
         model.apply({"params": params}, ids, ids, ids)
 
 

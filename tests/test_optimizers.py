@@ -38,6 +38,7 @@ TREE = {
     "pooler/kernel": ((128, 128), ("hidden", "pooled")),
 }
 EIGHTHS = ShardingConfig(
+    slices=1,
     data=1,
     fsdp=8,
     tensor=1,

@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LISTS = ROOT / "requirements"
 # Where a package is imported by another name than it is installed by.
 IMPORTED_AS = {
+    "ai-edge-litert": "ai_edge_litert",
     "prometheus-client": "prometheus_client",
     "orbax-checkpoint": "orbax",
     "tensorflow-datasets": "tensorflow_datasets",
@@ -114,7 +115,7 @@ def test_what_the_package_imports_is_required():
         room: {imported_as(name) for file in files for name in packages(LISTS / file)}
         for room, files in (
             ("serving", ("serve.txt", "export.txt")),
-            ("export", ("export.txt",)),
+            ("export", ("export.txt", "litert.txt")),
             ("search", ("search.txt",)),
         )
     }

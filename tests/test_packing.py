@@ -66,12 +66,13 @@ PATHS = {
     "dots": {"remat": "dots"},
     "full": {"remat": "full"},
     "groups": {"sharing": "groups:2", "inner_group_num": 2},
+    "rotary": {"positions": "rotary"},
 }
 
 
 @pytest.mark.parametrize(
     "path",
-    [p if p in ("plain", "groups") else pytest.param(p, marks=pytest.mark.slow) for p in PATHS],
+    [p if p in ("plain", "rotary") else pytest.param(p, marks=pytest.mark.slow) for p in PATHS],
 )
 def test_packed_equals_unpacked(batches, path):
     plain, packed = batches

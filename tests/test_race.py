@@ -19,6 +19,7 @@ from albert.train.config import check
 from albert.train.evaluate import Options, evaluate_run
 from albert.train.loop import train
 from configs.finetune import race as race_config
+from exports import assert_its_program_is_judged_alike
 from finetuning import ENCODER, FIELDS, GOLDEN, check_three_steps
 
 OWN = GOLDEN / "race_own_text"
@@ -187,6 +188,7 @@ def test_a_run_is_trained_evaluated_loaded_and_asked(run, tmp_path, capsys):
     config.data.workers = 0
     config.train.num_steps, config.optimizer.warmup_steps = 10, 1
     figures = train(check(config), tmp_path / "run").figures["dev"]
+    assert_its_program_is_judged_alike(tmp_path / "run", tmp_path / "onnx")
     assert figures.keys() == {"loss", "accuracy", "majority", "calibration_error"}
     capsys.readouterr()
     evaluate_run(tmp_path / "run", "latest", Options())

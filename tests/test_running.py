@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from albert.checkpoints.agreement import CannotAgree
+from albert.data.loader import BatchSource
 from albert.runtime import RunError
 from albert.runtime import lock as lock_module
 from albert.runtime.digests import text_digest
@@ -26,11 +27,13 @@ from albert.runtime.watchdog import Watchdog
 from albert.train.config import check
 from albert.train.divergence import save_rows
 from albert.train.log import Divergence
-from albert.train.log_files import MetricWriter
 from albert.train.optimizers import make_optimizer
 from albert.train.progress import Progress
 from albert.train.saving import Saver
 from albert.train.step import TrainState, make_train_step, new_state
+from albert.train.writers import MetricWriter
+from albert.train.writers.base import About
+from albert.train.writers.jsonl import records
 from optimizers import LAMB
 from steps import PLAIN, pretraining_of, random_batch
 
@@ -267,7 +270,7 @@ def chained(error, cause):
 def test_a_failed_save_is_told_with_its_cause_and_what_helps(tiny, error, advice, steps):
     tiny.train.max_failed_saves = 2
     told = []
-    saver = Saver(Failing(error, steps), {}, check(tiny).train, told.append)
+    saver = Saver(Failing(error, steps), check(tiny).train, told.append)
     state = TrainState(*[None] * len(dataclasses.fields(TrainState)))
     saver.save(4, state, Progress())
     with pytest.raises(RunError) as stopped:
@@ -287,7 +290,7 @@ def test_a_failed_save_is_told_with_its_cause_and_what_helps(tiny, error, advice
 
 
 def test_a_save_that_cannot_be_agreed_upon_is_not_tried_again(tiny):
-    saver = Saver(Failing(CannotAgree("alone")), {}, check(tiny).train, pytest.fail)
+    saver = Saver(Failing(CannotAgree("alone")), check(tiny).train, pytest.fail)
     with pytest.raises(CannotAgree, match="alone"):
         saver.save(4, TrainState(*[None] * len(dataclasses.fields(TrainState))), Progress())
 
@@ -303,11 +306,23 @@ def numpy_2_0(file, *arrays, **named):
                 np.lib.format.write_array(member, np.asanyarray(array))
 
 
+class Same:
+    """Rows that are the same in every batch."""
+
+    def __init__(self, rows):
+        self._rows = rows
+
+    def batch(self, rows, whole=None):
+        return self._rows
+
+
 @pytest.mark.parametrize("savez", [np.savez_compressed, numpy_2_0])
 def test_offending_rows_are_saved_as_they_are(tmp_path, monkeypatch, savez):
     monkeypatch.setattr(np, "savez_compressed", savez)
     rows = {"input_ids": np.arange(12).reshape(3, 4), "mlm_weights": np.ones((3, 2), np.float32)}
-    paths = save_rows(tmp_path, {4: rows, 5: rows}, Divergence(last=6, number=2))
+    source = BatchSource(Same(rows), 3, (0, 1, 2), 8, first_step=4)
+    # Of three steps in a row the first was in the phase before, with other rows.
+    paths = save_rows(tmp_path, source, Divergence(last=6, number=3))
     assert [path.name for path in paths] == ["step_4.npz", "step_5.npz"]
     with np.load(paths[1]) as found:
         assert set(found.files) == set(rows)
@@ -359,25 +374,32 @@ def _unboxed(tree):
 
 # Logs.
 
+FILES = ("jsonl", "tensorboard")
+
 
 def test_figures_that_cannot_be_written_are_told_once(tmp_path):
     (tmp_path / "tensorboard").write_text("a file where the folder should be")
     told = []
-    writer = MetricWriter(tmp_path, 0, (), told.append)
+    writer = MetricWriter(FILES, About(tmp_path, {}), told.append)
     writer.write(1, "train", {"loss": 1.0})
     writer.write(2, "train", {"loss": 2.0})
     writer.close()
-    assert len(told) == 1
+    assert len(told) == 2
     assert "tensorboard cannot be written: File exists. Training goes on" in told[0]
+    assert "tensorboard could not be written 3 times" in told[1]
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
     (tmp_path / "tensorboard").unlink()
     (tmp_path / "metrics.jsonl").unlink()
     (tmp_path / "metrics.jsonl").mkdir()
-    writer = MetricWriter(tmp_path, 0, (), told.append)
+    told.clear()
+    writer = MetricWriter(FILES, About(tmp_path, {}), told.append)
     writer.write(1, "train", {"loss": 1.0})
+    (tmp_path / "metrics.jsonl").rmdir()
+    writer.write(2, "train", {"loss": 1.0})  # the disk is there again
     writer.close()
     assert len(told) == 2
-    assert "metrics.jsonl cannot be written: Is a directory" in told[1]
+    assert "metrics.jsonl cannot be written: Is a directory" in told[0]
+    assert [r["step"] for r in records(tmp_path / "metrics.jsonl")] == [2]
     assert any((tmp_path / "tensorboard").iterdir())
 
 
@@ -387,7 +409,8 @@ def test_what_comes_again_is_dropped_and_what_is_damaged(tmp_path, evaluated):
     lines = [{"step": step, "group": group} for step in (1, 2, 3) for group in ("train", "valid")]
     damaged = [b"\xff\xfe", b"[1]", b'{"step": "x"}', b'{"group": "train"}', b'{"step": 1, "gro']
     path.write_bytes(b"\n".join([*(json.dumps(x).encode() for x in lines), *damaged]))
-    MetricWriter(tmp_path, 2, ["valid"] if evaluated else [], pytest.fail).close()
+    about = About(tmp_path, {}, 2, ["valid"] if evaluated else [])
+    MetricWriter(FILES, about, pytest.fail).close()
     kept = [json.loads(line) for line in path.read_text().splitlines()]
     assert kept == lines[:3] + ([lines[3]] if evaluated else [])
 
@@ -396,5 +419,5 @@ def test_event_files_of_the_same_second_are_two(tmp_path, monkeypatch):
     """As when a run is started again at once, or the clock goes backwards."""
     monkeypatch.setattr(time, "time", lambda: 1_700_000_000.0)
     for _ in range(2):
-        MetricWriter(tmp_path, 0, (), pytest.fail).close()
+        MetricWriter(FILES, About(tmp_path, {}), pytest.fail).close()
     assert len(list((tmp_path / "tensorboard").iterdir())) == 2

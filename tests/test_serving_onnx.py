@@ -51,16 +51,17 @@ def opened(folder, **options):
 
 
 # Which head of the export answers what `cases` asks.
-_HEAD = {"fill_mask": "mlm", "encode": "hidden", "tag": "tokens", "span": "span"}
+_HEAD = {"fill_mask": "mlm", "encode": "hidden", "tag": "tokens"}
+_HEAD |= {head: head for head in ("span", "conditional_span")}
 
 
 @pytest.mark.parametrize(
     "kind",
     [
-        *("fill_mask", "encode", "tag"),
+        *("fill_mask", "encode", "conditional_span"),
         *(
             pytest.param(kind, marks=pytest.mark.slow)
-            for kind in ("span", "classes", "choose", "number", "several")
+            for kind in ("tag", "span", "classes", "choose", "number", "several")
         ),
     ],
 )

@@ -2,6 +2,7 @@
 
 import contextlib
 from functools import partial
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -14,11 +15,13 @@ from jax.sharding import PartitionSpec
 from albert.models.layers import row_keys
 from albert.train.optimizers import make_optimizer
 from albert.train.sharding import (
+    ShardingConfig,
     batch_sharding,
     local_rows,
     make_mesh,
     placed,
     put_batch,
+    slices_of,
     tree_shardings,
 )
 from albert.train.step import make_gradient, new_state, shard_training
@@ -182,3 +185,71 @@ def test_gradients_may_cross_devices_in_bfloat16(tiny, parts):
         assert distance <= 8 * 2**-8 * float(jnp.linalg.norm(a)) + 1e-7
     pairs = zip(jax.tree.leaves(exact), jax.tree.leaves(rounded), strict=True)
     assert any(bool((a != b).any()) for a, b in pairs)
+
+
+def across_slices(text, slices, devices=8):
+    """The collectives of a program in which devices of different slices take part, and the
+    others. A device of the program is one of the mesh, in order."""
+    in_slice = devices // slices
+    across, within = [], []
+    for one in exchanges(Module(text)):
+        groups = one.groups or [range(devices)]
+        crosses = any(len({device // in_slice for device in group}) > 1 for group in groups)
+        (across if crosses else within).append(one)
+    return across, within
+
+
+@pytest.mark.parametrize(
+    ("parts", "mesh"),
+    [
+        (1, {"data": 1, "fsdp": 2, "tensor": 2}),
+        pytest.param(2, {"data": 2, "fsdp": 2}, marks=pytest.mark.slow),
+        pytest.param(1, {"data": 4}, marks=pytest.mark.slow),
+    ],
+)
+def test_between_slices_goes_the_gradient_once_a_step(tiny, parts, mesh):
+    """Weights are gathered and activations summed within a slice; losses are those of one device,
+    and what crosses is one sum of the gradient, with the figures of a step."""
+    alone, _, _ = losses(configured(tiny, parts), devices=1, steps=4)
+    spread, state, text = losses(configured(tiny, parts, slices=2, **mesh), steps=4)
+    np.testing.assert_allclose(spread, alone, rtol=1e-5)
+    across, within = across_slices(text, 2)
+    assert {one.kind for one in across} == {"all-reduce"}
+    assert {one.times for one in across} == {1}
+    size = sum(one.size for one in across)
+    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(state.params))
+    own = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state.params))
+    # Without parts each device sends what it holds of the gradient, with parts all of it.
+    assert own <= size <= (own if parts == 1 else weights) + 300  # and figures
+    if "fsdp" in mesh:
+        assert "all-gather" in {one.kind for one in within}
+
+
+class Chip(NamedTuple):
+    """What a TPU says of itself."""
+
+    id: int
+    slice_index: int
+    process_index: int
+    platform: str = "tpu"
+
+
+def test_tpus_are_grouped_by_the_slices_that_they_say():
+    chips = [Chip(id, slice_index=id // 2 % 2, process_index=id // 2) for id in range(8)]
+    found = slices_of(chips, 2)
+    assert [[chip.id for chip in of_slice] for of_slice in found] == [[0, 1, 4, 5], [2, 3, 6, 7]]
+    with pytest.raises(ValueError, match="slices is 4, and the devices are in 2: set --config"):
+        slices_of(chips, 4)
+
+
+def test_other_devices_are_grouped_by_their_processes():
+    devices = [Chip(id, 0, process_index=id % 4, platform="cpu") for id in range(8)]
+    found = slices_of(devices, 2)
+    assert [[one.process_index for one in of] for of in found] == [[0, 0, 1, 1], [2, 2, 3, 3]]
+    with pytest.raises(ValueError, match="slices is 8: 4 processes with 8 devices are not so"):
+        slices_of(devices, 8)
+    # A process that is alone may stand for several, to try it.
+    assert len(slices_of(jax.devices(), 4)) == 4
+    mesh = make_mesh(ShardingConfig(2, -1, 2, 1, ()))
+    assert dict(mesh.shape) == {"slices": 2, "data": 2, "fsdp": 2, "tensor": 1}
+    assert [device.id for device in mesh.devices.flat] == list(range(8))

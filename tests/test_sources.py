@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from albert.data.sources import text_files
 from albert.data.sources.base import SourceError, read_documents
 from albert.data.sources.parse import parse_source
-from albert.data.sources.python_docs import clean
+from albert.data.sources.python_docs import clean, docstrings
 
 
 def documents(spec, field="text", max_bad_share=0.0):
@@ -505,6 +505,20 @@ def test_python_docs_hold_prose():
     assert len({json.dumps(d) for d in found}) == 500
     assert list(itertools.islice(read_documents(source, 0.0), 3)) == found[:3]
     assert source.identity()["python"]
+
+
+def test_docstrings_of_a_folder_are_those_of_its_files_but_not_of_its_tests(tmp_path):
+    source = '"""Of {0}."""\ndef f():\n    """Of f.\n\n    More of {0}.\n    """\n'
+    for name in ("a", "sub/b", "tests/c"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.py").write_text(source.format(name))
+    (tmp_path / "broken.py").write_text("def")
+    assert list(docstrings(tmp_path)) == [
+        "Of a.",
+        "Of f.\n\nMore of a.",
+        "Of sub/b.",
+        "Of f.\n\nMore of sub/b.",
+    ]
 
 
 def test_docstrings_lose_doctests_and_markup():

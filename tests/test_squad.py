@@ -32,8 +32,10 @@ from albert.train.config import check
 from albert.train.evaluate import Options as EvaluationOptions
 from albert.train.evaluate import evaluate_run
 from albert.train.loop import train
+from albert.train.phases import phases_of
 from albert.train.resume_check import describe_run
 from configs.finetune import squad as squad_config
+from exports import assert_its_program_is_judged_alike
 from faults import killed_at
 from finetuning import (
     ENCODER,
@@ -454,6 +456,7 @@ def test_a_run_is_trained_killed_evaluated_loaded_and_asked(
     config = configured(version)
     whole = train(check(config), tmp_path / "whole")
     assert "training questions in" in capsys.readouterr().out
+    assert_its_program_is_judged_alike(tmp_path / "whole", tmp_path / "onnx")
     with pytest.raises(MemoryError):
         train(check(config), tmp_path / "parts", watch=killed_at("log", 8))
     train(check(config), tmp_path / "parts")
@@ -537,7 +540,7 @@ def squad_run(tiny, tokenizer, tmp_path):
                 params = {"none": np.zeros(1, np.float32)}
                 if seed is not None:
                     params = draw(jax.random.key(10 * seed + step))
-                checkpoints.save(step, params, None, describe_run(config, task), loss)
+                checkpoints.save(step, params, None, describe_run(phases_of(config)[0], task), loss)
             checkpoints.wait()
         tokenizer.save(folder / "tokenizer.model")
         return folder, task
@@ -545,6 +548,7 @@ def squad_run(tiny, tokenizer, tmp_path):
     return make
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", ["1.1", "2.0"])
 def test_runs_answer_together(version, configured, squad_run, tmp_path, capsys):
     """By the mean of what the model of each gives of every window."""

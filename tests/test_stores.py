@@ -1,8 +1,10 @@
 """A run whose workdir is on Google Cloud Storage, as its emulator has it."""
 
+import concurrent.futures
 import importlib.util
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -11,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from albert.runtime.paths import PlaceError, place
 from runs import command, launch, wait_for
@@ -95,6 +98,60 @@ print(json.dumps({
 """
 
 
+SWEEP = """
+from tools.sweeps.grid import Sweep, choices
+
+
+def get_sweep(argument=""):
+    return Sweep(
+        title="two rates",
+        base="configs/base.py:tiny",
+        runs=choices("optimizer.learning_rate", 1e-3, 2e-3),
+        seeds=(0, 1),
+        common={"data.train_sources": ("python-docs",)},
+        evaluations=(("--step=best", "best_{step}.json"),),
+    )
+"""
+WRITE = """
+import sys
+from albert.runtime.paths import place
+from tools.sweeps.plan import load_sweep, plan
+import dataclasses, json
+run, *_ = plan(load_sweep(sys.argv[1]), place(sys.argv[2]), {}, (0,))
+run.workdir.mkdir(parents=True, exist_ok=True)
+config = json.dumps({"config": dataclasses.asdict(run.config)})
+(run.workdir / "config.json").write_text(config)
+for name in ("eval", "best"):
+    (run.workdir / f"{name}_{run.config.train.num_steps}.json").write_text("{}")
+"""
+
+
+@pytest.mark.peers
+def test_the_runs_of_a_sweep_that_are_not_finished_in_a_store_are_launched(tmp_path, store):
+    (tmp_path / "sweep.py").write_text(SWEEP)
+    there = [str(tmp_path / "sweep.py"), "gs://bucket/sweep"]
+    command = ["tools/launch.py", "kubernetes", f"--sweep={there[0]}", f"--workdir={there[1]}"]
+    command += ["--shape=v6e-1", "--image=r/albert:1", "--print"]
+
+    def launched():
+        done = run(store, *command)
+        assert done.returncode == 0, done.stderr
+        manifests = list(yaml.safe_load_all(done.stdout))
+        assert len({manifest["metadata"]["name"] for manifest in manifests}) == len(manifests)
+        return manifests
+
+    whole = launched()
+    assert len(whole) == 4
+    assert "gs://bucket/sweep/learning_rate=0.001,seed=0" in str(whole[0])
+    assert "launch/stages.sh" in str(whole[0])
+    written = run(store | {"EPATH_USE_TF": "false", "PYTHONPATH": str(ROOT)}, "-c", WRITE, *there)
+    assert written.returncode == 0, written.stderr
+    assert launched() == whole[1:]
+    nowhere = run(store | {"STORAGE_EMULATOR_HOST": "http://127.0.0.1:9"}, *command)
+    assert nowhere.returncode == 2
+    assert "What is finished in gs://bucket/sweep cannot be read" in nowhere.stderr
+
+
 @pytest.mark.peers
 def test_a_run_in_a_store_is_stopped_killed_and_ends_as_one_on_disk(tiny, tmp_path, store):
     local = subprocess.run(
@@ -144,3 +201,89 @@ def test_a_run_in_a_store_is_stopped_killed_and_ends_as_one_on_disk(tiny, tmp_pa
         done = run(library if arguments[0] == "-c" else store, *arguments)
         assert done.returncode == 0, done.stderr
         assert words in done.stdout
+
+
+LOSSES = """
+import json, sys
+from albert.runtime.paths import place
+lines = (place(sys.argv[1]) / "metrics.jsonl").read_text().splitlines()
+print([x["loss"] for x in map(json.loads, lines) if x["group"] == "train"])
+"""
+
+
+@pytest.mark.peers
+def test_two_hosts_learn_and_evaluate_from_what_was_prepared_on_a_bucket(tiny, tmp_path, store):
+    """Each has a cache of its own and no text; what they learn is what one process learns from a
+    folder on its disk."""
+    text = tmp_path / "text.txt"
+    text.write_bytes(Path(tiny.data.train_sources[0]).read_bytes())
+    tiny.data.train_sources, tiny.data.tokenizer = (str(text),), ""
+    tiny.data.folder = str(tmp_path / "prepared")
+    short = ["--config.train.num_steps=10", "--config.train.log_every=2"]
+    done = run(os.environ, *command(tiny, tmp_path / "alone", *short)[1:])
+    assert done.returncode == 0, done.stderr
+    tiny.data.folder = "gs://bucket/prepared"
+    there = command(tiny, "gs://bucket/runs/b", *short)
+    early = run_pair(there, store, tmp_path)
+    assert [code for code, _ in early] == [2, 2], early
+    assert all(
+        "a job of several processes does not make it: run tools/prepare.py" in out
+        for _, out in early
+    )
+    fields = [a for a in there if a.startswith("--config") and "sharding" not in a]
+    made = run(store | {"XDG_CACHE_HOME": str(tmp_path / "maker")}, "tools/prepare.py", *fields)
+    assert made.returncode == 0, made.stderr
+    assert "in gs://bucket/prepared/corpus-" in made.stdout
+    text.unlink()
+    for arguments in (there, [sys.executable, "eval.py", "--workdir=gs://bucket/runs/b"]):
+        ended = run_pair(arguments, store, tmp_path)
+        assert [code for code, _ in ended] == [0, 0], "\n".join(out for _, out in ended)
+        assert all("the text is gone" in out for _, out in ended)
+        assert "MLM loss" in ended[0][1]
+    for number in (0, 1):
+        fetched = tmp_path / f"host{number}" / "albert" / "fetched"
+        assert list(fetched.rglob("*.array_record-*"))
+        assert list(fetched.rglob("sentence_lengths.npy"))
+    losses = [
+        json.loads(run(store | {"EPATH_USE_TF": "false"}, "-c", LOSSES, workdir).stdout)
+        for workdir in ("gs://bucket/runs/b", str(tmp_path / "alone"))
+    ]
+    assert len(losses[0]) == 5
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    # A checkpoint that two processes wrote in pieces, read from the bucket by one.
+    done = run(
+        store,
+        "tools/convert.py",
+        "--input=gs://bucket/runs/b",
+        f"--output={tmp_path / 'converted'}",
+        "--format=huggingface",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Missing: nothing." in done.stdout
+    assert list((tmp_path / "converted").glob("*.safetensors"))
+    named = ("--input=gs://bucket/runs/b", "--output=gs://bucket/c", "--format=albert")
+    refused = run(store, "tools/convert.py", *named)
+    assert refused.returncode == 2
+    assert "--output is gs://bucket/c; a model is written to a folder of this" in refused.stderr
+
+
+def run_pair(arguments, environment, tmp_path):
+    """(exit code, what was printed) of two processes over gloo, each a host with its own cache."""
+    port = 20000 + random.randrange(20000)
+    environment = environment | {
+        "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("count=8", "count=4"),
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+        "JAX_NUM_PROCESSES": "2",
+    }
+    pair = [
+        launch(
+            [*arguments, "--heartbeat_seconds=10"],
+            env=environment
+            | {"JAX_PROCESS_ID": str(number), "XDG_CACHE_HOME": str(tmp_path / f"host{number}")},
+        )
+        for number in (0, 1)
+    ]
+    # Read at once: one that waits for its pipe to be read would keep the other.
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        printed = threads.map(lambda process: process.communicate(timeout=400)[0], pair)
+        return [(process.returncode, out) for process, out in zip(pair, printed, strict=True)]

@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
@@ -21,6 +22,7 @@ from albert.runtime.fields import ConfigError
 from albert.tasks.pretraining import flops_per_token
 from albert.train.config import in_steps
 from albert.train.cost import parameters_of
+from bases import BASE
 from configs.finetune import published
 from tools.sweeps import plan as plan_module
 from tools.sweeps import runner
@@ -34,11 +36,15 @@ from tools.sweeps.plan import (
     run_name,
     task_of,
 )
-from tools.sweeps.plots import draw
+from tools.sweeps.plots import _loss, draw
 from tools.sweeps.results import collect, write_tables
 
 ROOT = Path(__file__).resolve().parent.parent
-ABLATIONS = sorted(p.stem for p in (ROOT / "configs/ablations").glob("*.py") if p.stem != "scale")
+# Searches are planned in tests/test_trials.py.
+OTHERS = ("scale", "search")
+ABLATIONS = sorted(
+    p.stem for p in (ROOT / "configs/ablations").glob("*.py") if p.stem not in OTHERS
+)
 TEXT = {"data.train_sources": ("python-docs",)}
 
 
@@ -124,6 +130,7 @@ def test_the_table_of_fine_tuning_has_medians_of_what_each_run_came_to(tmp_path)
     assert "holds a run with another train.epochs" in plan_module.other_run(changed)[0]
 
 
+@pytest.mark.slow
 def test_the_command_of_a_run_makes_its_config(tmp_path):
     """What is checked beforehand is what train.py then reads."""
     sweep = load_sweep("configs/ablations/sharing.py:laptop")
@@ -236,7 +243,7 @@ run = plan(sweep, Path("work"), {"data.train_sources": ("own.txt",)}, (0,))[0]
 run.workdir.mkdir(parents=True)
 looks = "import os, sys; print(os.getcwd()); print(os.path.isfile(sys.argv[1]))"
 config = run.arguments[0].removeprefix("--config=").partition(":")[0]
-runner._start([sys.executable, "-c", looks, config], run, 0, 1).wait()
+runner.start([sys.executable, "-c", looks, config], run, 0, 1).wait()
 print((run.workdir / runner.LOG).read_text(), end="")
 """
 
@@ -259,12 +266,12 @@ def test_the_command_of_a_run_works_in_the_callers_folder(tmp_path, monkeypatch)
     sweep = dataclasses.replace(sweep, evaluations=(("--layers", "layers_{step}.json"),))
     own = {"data.train_sources": ("own.txt",)}
     monkeypatch.chdir(ROOT)
-    here = runner._stages(sweep, plan(sweep, tmp_path, TEXT, (0,))[0], ROOT, "python")
+    here = runner.stages_left(sweep, plan(sweep, tmp_path, TEXT, (0,))[0], ROOT, "python")
     assert [stage[1] for stage in here] == ["train.py", "eval.py"]
     monkeypatch.chdir(tmp_path)
     (tmp_path / "own.txt").write_text("A text.")
     run = plan(sweep, tmp_path / "work", own, (0,))[0]
-    (command, evaluation) = runner._stages(sweep, run, ROOT, sys.executable)
+    (command, evaluation) = runner.stages_left(sweep, run, ROOT, sys.executable)
     assert evaluation[1] == str(ROOT / "eval.py")
     done = subprocess.run([*command, "--describe"], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -312,6 +319,43 @@ def test_overrides_of_the_command_line_have_the_fields_types():
     }
 
 
+def test_curves_are_over_tokens_and_over_the_seconds_of_steps(tmp_path, monkeypatch):
+    """Two sharings of which the second takes twice the time: what was drawn, by the axes."""
+    base = Sweep("", "configs/laptop.py", choices("model.sharing", "all", "none"), seeds=(0, 1))
+    runs = plan(base, tmp_path, TEXT, base.seeds)
+    for run in runs:
+        run.workdir.mkdir()
+        slow = 2 if run.row["model.sharing"] == "none" else 1
+        train = [
+            {"step": k, "group": "train", "step_seconds": slow * x} for k, x in ((1, 9), (2, 1))
+        ]
+        train.append({"step": 3, "group": "train", "step_seconds": slow * 2})
+        valid = [
+            {"step": k, "group": "valid", "gain": k / 1e3 + run.config.seed, "sop_accuracy": 0.5}
+            for k in (500, 1000)
+        ]
+        lines = [json.dumps(record) for record in train + valid]
+        (run.workdir / "metrics.jsonl").write_text("\n".join(lines))
+        (run.workdir / "config.json").write_text(
+            json.dumps({"config": dataclasses.asdict(run.config)})
+        )
+    from matplotlib.figure import Figure
+
+    figures = []
+    monkeypatch.setattr("tools.sweeps.plots.is_finished", lambda run: True)
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: figures.append(figure))
+    _loss(base, runs, tmp_path)
+    tokens, _, seconds, _ = figures[0].axes
+    assert tokens.get_xlabel() == "million tokens"
+    assert seconds.get_xlabel() == "training seconds"
+    for axis, ends in ((tokens, (2.048, 2.048)), (seconds, (2000, 4000))):
+        means = {line.get_label(): line for line in axis.lines if line.get_alpha() is None}
+        assert means.keys() == {"all", "none"}
+        for name, end in zip(("all", "none"), ends, strict=True):
+            np.testing.assert_allclose(means[name].get_xdata(), [end / 2, end])
+            np.testing.assert_allclose(means[name].get_ydata(), [1.0, 1.5])  # over both seeds
+
+
 def test_figures_of_a_run_are_named_by_what_they_judge(tmp_path):
     """The head of a run with NSP judges NSP, and figures stand in the units of the paper's."""
     sweep = load_sweep("configs/ablations/table5.py:laptop")
@@ -356,27 +400,27 @@ def test_a_full_disk_is_told_beforehand(tmp_path, monkeypatch):
         check_disk(runs, tmp_path / "new")
 
 
-BASE = """
-from configs import base
-
-
-def get_config(arg=""):
-    config = base.get_config("tiny")
-    config.model.vocab_size = 96
-    config.data.train_sources = ({text!r},)
-    config.data.max_documents = 0
-    config.data.tokenizer = {vocabulary!r}
-    config.data.folder = {prepared!r}
-    config.data.seq_length = 32
-    config.data.max_predictions = 6
-    config.optimizer.warmup_steps = 2
-    config.train.num_steps = {steps}
-    config.train.log_every = 2
-    config.train.eval_every = 4
-    config.train.eval_rows = 40
-    config.train.checkpoint_every = 4
-    return config
+def test_planning_leaves_an_accelerator_to_the_runs(tmp_path):
+    """jax would take the device, and most of its memory, for a process that only starts others."""
+    code = f"""
+if __name__ == "__main__":
+    import sys
+    sys.path.insert(0, {str(ROOT)!r})
+    from pathlib import Path
+    from jax._src import xla_bridge
+    from tools.sweeps.plan import check_disk, load_sweep, plan
+    folder = Path({str(tmp_path)!r})
+    runs = plan(load_sweep("configs/ablations/table4.py"), folder, {TEXT!r}, (0,))
+    check_disk(runs[:1], folder)
+    assert not xla_bridge.backends_are_initialized()
 """
+    (tmp_path / "planning.py").write_text(code)
+    done = subprocess.run(
+        [sys.executable, tmp_path / "planning.py"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
 SWEEP = """
 from tools.sweeps.grid import Sweep, choices
 
@@ -393,7 +437,7 @@ def files(tmp_path, text, vocabulary, prepared):
     def write(field, values, steps=8, **more):
         base, sweep = tmp_path / "base.py", tmp_path / "sweep.py"
         names = {"text": str(text), "vocabulary": str(vocabulary), "prepared": str(prepared)}
-        base.write_text(BASE.format(**names, steps=steps))
+        base.write_text(BASE.format(**names, steps=steps, evaluated=4, saved=4))
         sweep.write_text(SWEEP.format(base=str(base), field=field, values=values, more=more))
         return sweep
 

@@ -17,6 +17,7 @@ from albert.train.config import check
 from albert.train.evaluate import Options, evaluate_run
 from albert.train.loop import train
 from configs.finetune import tokens as tokens_config
+from exports import assert_its_program_is_judged_alike
 from faults import killed_at
 from runs import assert_bit_equal, final_params
 
@@ -134,9 +135,11 @@ def own(run, tmp_path):
     return config
 
 
+@pytest.mark.slow
 def test_a_run_learns_is_killed_evaluated_loaded_and_asked(own, tmp_path, capsys):
     own.data.predict = own.data.dev
     whole = train(check(own), tmp_path / "whole")
+    assert_its_program_is_judged_alike(tmp_path / "whole", tmp_path / "onnx")
     figures = whole.figures["dev"]
     assert figures.keys() == {"accuracy", "f1", "precision", "recall"}
     assert figures["f1"] > 0.5

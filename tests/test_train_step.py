@@ -136,7 +136,10 @@ def test_eval_figures_by_brute_force():
         is_masked[row, batch["mlm_positions"][row, k]] = True
     words = words[is_masked | ((words != CLS) & (words != SEP))]
     share = np.unique(words, return_counts=True)[1] / len(words)
-    np.testing.assert_allclose(result["unigram_entropy"], -(share * np.log(share)).sum(), rtol=1e-5)
+    entropy = -(share * np.log(share)).sum()
+    np.testing.assert_allclose(result["unigram_entropy"], entropy, rtol=1e-5)
+    mine = [loss for key, loss in losses.items() if hidden[key] == "mask"]
+    np.testing.assert_allclose(result["gain"], entropy - np.mean(mine), rtol=1e-5)
 
 
 @pytest.mark.slow

@@ -31,8 +31,6 @@ _CONFIG = cli.define_config("configs/base.py")
 _TARGET = flags.DEFINE_list("target", ["h100"], "Of h100, h100x8, h200, v5e, v5p, v6e.")
 _TEXT = flags.DEFINE_string("text", "", "A folder that the optimised programs are written to.")
 
-_SHARES = ((4096, 0.75), (2048, 0.71), (1024, 0.65), (0, 0.61))  # from a hidden size on
-
 
 def devices_in(target) -> int:
     return 16 if target.platform == "tpu" else int(target.topology.rpartition("x")[2])
@@ -42,8 +40,9 @@ def predicted_mfu(
     target, answer: dict, hidden: int, model_flops: float, recomputed: float = 0.0
 ) -> float:
     """Of one device, by the formula above; operations in FLOP for one device."""
-    share = next(share for size, share in _SHARES if hidden >= size)
-    seconds = (model_flops + recomputed) / (share * target.flops)
+    from albert.train.capacity import products_share
+
+    seconds = (model_flops + recomputed) / (products_share(hidden) * target.flops)
     seconds += answer["moved_beside_products"] / target.reached
     return model_flops / (target.flops * seconds)
 

@@ -6,10 +6,11 @@
   python tools/convert.py --input=albert_base --output=again --format=original --noprint_table
   python tools/convert.py --input=runs/sandwich --output=hf --format=huggingface --sharing=none
 
-The input is a workdir or one checkpoint of it, a Hugging Face folder, or the prefix or folder of a
-TensorFlow checkpoint. Prints what went where, what was missing and what was left over. The
-optimizer's moments and step go along between workdirs and TensorFlow checkpoints. Reading and
-writing the latter needs TensorFlow: pip install -r requirements-original.txt
+The input is a workdir or one checkpoint of it, here or on gs://, a Hugging Face folder, or the
+prefix or folder of a TensorFlow checkpoint. One process converts what many have written. Prints
+what went where, what was missing and what was left over. The optimizer's moments and step go along
+between workdirs and TensorFlow checkpoints. Reading and writing the latter needs TensorFlow: pip
+install -r requirements-original.txt
 """
 
 import os
@@ -59,16 +60,22 @@ def main() -> None:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from albert.interop import formats
     from albert.interop.folders import check_new
+    from albert.runtime.fields import ConfigError
+    from albert.runtime.paths import is_remote, place
 
-    check_new(Path(_OUTPUT.value).expanduser())
+    if is_remote(output := place(_OUTPUT.value)):
+        raise ConfigError(
+            [f"--output is {output}; a model is written to a folder of this machine: copy it then"]
+        )
+    check_new(output)
     weights = formats.read(
-        Path(_INPUT.value).expanduser(),
+        place(_INPUT.value),
         with_moments=_FORMAT.value != "huggingface",
-        vocabulary=Path(_TOKENIZER.value).expanduser() if _TOKENIZER.value else None,
+        vocabulary=place(_TOKENIZER.value) if _TOKENIZER.value else None,
     )
     if _SHARING.value is not None:
         weights = reshared(weights)
-    written = formats.write(weights, Path(_OUTPUT.value).expanduser(), _FORMAT.value)
+    written = formats.write(weights, output, _FORMAT.value)
     rows = [
         (weights.names.get(path, "-"), written.get(path, "-"), "x".join(map(str, value.shape)))
         for path, value in weights.params.items()

@@ -44,6 +44,7 @@ def main() -> None:
     from albert.tasks import exits
     from albert.tasks.texts import EXITS
     from albert.train.pictures import png_of
+    from tools.claims.where import here
 
     if _STEP.value == "all":
         raise ConfigError(["--step is all; the curve is of one checkpoint"])
@@ -60,10 +61,13 @@ def main() -> None:
     points = task.exit_points(evaluation.name, logits)
     metric, more = next(iter(points[0].figures)), {}
     pictures = {f"exits_{step}": exits.draw(points, metric)}
-    found = {"step": step, "examples": len(logits), "points": list(map(dataclasses.asdict, points))}
+    found = {
+        "where": here(),
+        "step": step,
+        "examples": len(logits),
+        "points": list(map(dataclasses.asdict, points)),
+    }
     if _LATENCY.value:
-        from albert.tasks.pictures import tradeoff
-
         whole, seconds = latencies(workdir / "checkpoints" / str(step), points, evaluation)
         more = {
             "ms": [1000 * each for each in seconds],
@@ -78,13 +82,7 @@ def main() -> None:
             "watts_assumed": _WATTS.value,
             "ms": more["ms"],
         }
-        lines: dict[str, list] = {}
-        for point, each in zip(points, more["ms"], strict=True):
-            rule = point.exit.split(":")[0]
-            lines.setdefault(rule, []).append((each, point.figures[metric]))
-        pictures[f"exits_{step}_ms"] = tradeoff(
-            lines, "ms a text, mean", metric.replace("_", " "), "leaving early in ONNX Runtime"
-        )
+        pictures[f"exits_{step}_ms"] = exits.draw(points, metric, more["ms"])
     print(f"{evaluation.name} at step {step}, {len(logits):,} examples")
     print("\n".join(exits.table(points, more)))
     if _LATENCY.value:
@@ -132,8 +130,8 @@ def latencies(path: Path, points, evaluation) -> tuple[float, list[float]]:
             for number, exit in enumerate([None, *(point.exit for point in points)])
         ]
     sequences, count = evaluation.rows.sequences, evaluation.num_rows
-    # From all over the set.
-    chosen = range(0, count, max(count // _TEXTS.value, 1))[: _TEXTS.value]
+    timed = min(_TEXTS.value, count)
+    chosen = [n * count // timed for n in range(timed)]  # from all over the set
     totals = [0.0] * len(runs)
     for text in chosen:
         row = sequences.padded([text], int(sequences.lengths[text]))

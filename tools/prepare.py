@@ -5,7 +5,8 @@
 
 What is there already is found; a preparation that failed goes on where it stopped. Training with
 the same config and data.folder then begins at once, on this machine or on any that sees or has a
-copy of the folder.
+copy of the folder. With --config.data.folder=gs://BUCKET/prepared it is made here, below
+$XDG_CACHE_HOME or ~/.cache, and sent there: a job of several hosts finds it, and makes nothing.
 
 For text that outgrows a machine, the same by Apache Beam (pip install -r requirements-beam.txt).
 Workers need this package; `pip install build && python -m build --sdist` makes it a file:
@@ -17,8 +18,9 @@ Workers need this package; `pip install build && python -m build --sdist` makes 
       --config.data.train_sources="('gs://BUCKET/wiki/*.jsonl.gz',)" \\
       --config.data.tokenizer=/shared/30k-clean.model --config.data.folder=/shared/prepared
 
-data.folder must be the same place for all workers (a network file system or a mounted bucket), and
-the vocabulary is given. A worker makes a part: 128 MB of a plain file, a whole compressed file.
+data.folder must be the same place for all workers (a network file system or a mounted bucket, which
+training then reads as gs://BUCKET/...), and the vocabulary is given. A worker makes a part: 128 MB
+of a plain file, a whole compressed file.
 """
 
 import sys

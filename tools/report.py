@@ -4,6 +4,8 @@
   python tools/report.py --output=docs --only=parameters,step      some sections
   python tools/report.py --output=docs --albert_runs='DIR/sharing=all,embedding_size=32,seed=*' \\
       --bert_runs='DIR/sharing=none,embedding_size=64,seed=*'      convergence of finished runs
+  python tools/report.py --output=docs --only=parameters --inference=FILE --exits=RUN/exits_600.json
+                                                  what benchmarks/inference.py and exits.py found
 
 BERT is the same config with nothing shared and E = H. Writes claims.md, its pictures, and every
 measurement as soon as it is made into claims/measured.json: a report that was stopped goes on, and
@@ -21,10 +23,7 @@ import dataclasses
 import functools
 import glob
 import importlib.util
-import os
-import platform
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
@@ -42,6 +41,8 @@ _ROWS = flags.DEFINE_integer("rows", 8, "Rows of a step that is timed.", lower_b
 _LENGTH = flags.DEFINE_integer("length", 128, "Tokens of such a row.", lower_bound=8)
 _ALBERT = flags.DEFINE_string("albert_runs", None, "Pattern of ALBERT's finished runs.")
 _BERT = flags.DEFINE_string("bert_runs", None, "Pattern of BERT's, of the same shape.")
+_INFERENCE = flags.DEFINE_string("inference", None, "What benchmarks/inference.py printed, a file.")
+_EXITS = flags.DEFINE_list("exits", [], "Files exits_STEP.json of tools/exits.py --latency.")
 _WATTS = flags.DEFINE_float("watts", 100.0, "Power of this machine, assumed, for the estimate.")
 _PUE = flags.DEFINE_float("pue", 1.2, "Power of the whole data centre over the machine's, assumed.")
 _GRAMS = flags.DEFINE_float(
@@ -56,6 +57,7 @@ def main() -> None:
 
     from albert.runtime.fields import ConfigError
     from tools.claims import energy, measure, page
+    from tools.claims.where import here
 
     problems = [
         f"--only names {s!r}; there is {', '.join(SECTIONS)}"
@@ -75,6 +77,8 @@ def main() -> None:
     problems += measure.run_problems(folders)
     if problems:
         raise ConfigError(problems)
+    device = _INFERENCE.value and measure.inference(Path(_INFERENCE.value).expanduser())
+    left = measure.exits([Path(name).expanduser() for name in _EXITS.value])
     output = Path(_OUTPUT.value).expanduser()
     of = {
         "model": dataclasses.asdict(config.model),
@@ -85,11 +89,15 @@ def main() -> None:
         "length": _LENGTH.value,
     }
     note = measure.Notebook(
-        output / "claims" / "measured.json", of, _here(), lambda t: print(t, flush=True)
+        output / "claims" / "measured.json", of, here(), lambda t: print(t, flush=True)
     )
     note("parameters", lambda: measure.parameters(config))
     if folders:
         note.keep("runs", {n: measure.curves(of) for n, of in folders.items()})
+    if device:
+        note.keep("inference", device, device["where"])
+    if left:
+        note.keep("exits", left, "; ".join(sorted({of["where"] for of in left.values()})))
     if "tpu" in _ONLY.value:
         _tpu(measure, note, config)
     local = measure.resized(
@@ -187,26 +195,6 @@ def _energy(found: dict) -> list[str]:
         for name, kwh in kwh_per_step.items()
     ]
     return lines + table(["model", "kWh", "kg CO2"], rows)
-
-
-def _here() -> str:
-    """On what is measured, and at which commit."""
-    import jax
-
-    cpu = platform.processor()
-    if sys.platform == "linux":
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        cpu = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), cpu)
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parent,
-    ).stdout.strip()
-    return (
-        f"{jax.device_count()} x {jax.devices()[0].device_kind} ({os.cpu_count()} cores of {cpu}), "
-        f"Python {platform.python_version()}, jax {jax.__version__}, commit {commit or 'unknown'}"
-    )
 
 
 if __name__ == "__main__":

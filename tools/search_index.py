@@ -45,7 +45,7 @@ _TOKENIZER = flags.DEFINE_string(
 _PRECISION = flags.DEFINE_enum(
     "precision",
     None,
-    ["int8", "float32"],
+    ["int8", "float32", "int4"],
     "Of an ONNX folder: which file. Default: int8 where it is there.",
 )
 _BATCH = flags.DEFINE_integer("batch_size", 32, "Sentences computed at once.", lower_bound=1)

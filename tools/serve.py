@@ -42,7 +42,7 @@ _DTYPE = flags.DEFINE_enum(
 _PRECISION = flags.DEFINE_enum(
     "precision",
     None,
-    ["int8", "float32"],
+    ["int8", "float32", "int4"],
     "Of an ONNX folder: which file. Default: int8 where it is there.",
 )
 _INDEX = flags.DEFINE_string(

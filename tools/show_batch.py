@@ -32,20 +32,22 @@ def main() -> None:
     from albert.data.pretraining.prepare import prepare
     from albert.runtime.fields import ConfigError
     from albert.runtime.paths import place
+    from albert.train.phases import phase_at, phases_of
 
     if _FILE.value is not None:
         _show_file(place(_FILE.value))
         return
     config = cli.checked(_CONFIG)
-    size = config.train.batch_size
+    phase = phase_at(phases_of(config), _STEP.value + 1)
+    size = phase.config.train.batch_size
     if _STEP.value >= config.train.num_steps or _FIRST.value >= size:
         raise ConfigError(
             [f"the run has steps 0 to {config.train.num_steps - 1} with rows 0 to {size - 1}"]
         )
-    examples = prepare(config.data, config.model.vocab_size, config.seed).train
+    examples = prepare(phase.config.data, config.model.vocab_size, config.seed).train
     last = min(size, _FIRST.value + _ROWS.value) if _ROWS.value else size
     for row in range(_FIRST.value, last):
-        number = _STEP.value * size + row
+        number = phase.row_at(_STEP.value) + row
         print(f"step {_STEP.value}, row {row} of {size} (row {number} of the run):")
         print(show_row(examples[number], examples.tokenizer) + "\n")
 

@@ -1,5 +1,8 @@
 """What went wrong on one of several processes has gone wrong on all: they go on alike, or end."""
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
@@ -7,6 +10,8 @@ from jax.experimental import multihost_utils
 from albert.checkpoints import CheckpointError
 from albert.runtime import RunError
 from albert.runtime.console import warn
+
+Made = TypeVar("Made")
 
 
 class CannotAgree(RunError):
@@ -38,6 +43,21 @@ def agreed_error(error: Exception | None) -> Exception | None:
     if jax.process_index():
         warn(f"{type(error).__name__}: {error}", this_process())
     return error
+
+
+def agreed(make: Callable[[], Made]) -> Made:
+    """What `make` gives on this process; where it fails on any, it is raised on all, so that none
+    waits for another that has ended. Call it on all of them at the same place."""
+    made: list[Made] = []
+    error = None
+    try:
+        made.append(make())
+    except Exception as raised:
+        error = raised
+    error = agreed_error(error)
+    if error is not None:
+        raise error
+    return made[0]
 
 
 def agreed_value(value: float) -> float:

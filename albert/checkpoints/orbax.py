@@ -53,7 +53,7 @@ def begin_one_error_is_enough() -> None:
 
     When one array cannot be read, the reads of others fail after it: each writes a page to stderr.
     Hook and filters are the whole process's, so they stand only while Orbax is at work. Nobody
-    knows how long it is after a save that failed: then nothing ends them.
+    knows how long its threads are after a read or a save that failed: then nothing ends them.
     """
     global _silences, _hook_before
     with _silence_lock:
@@ -78,15 +78,17 @@ def end_one_error_is_enough() -> None:
 
 @contextlib.contextmanager
 def one_error_is_enough() -> Iterator[None]:
-    """Inside, what Orbax raises is not printed as well."""
+    """Inside, and for good once something failed inside, what Orbax raises is not printed as well.
+
+    TensorStore goes on with the other reads, and each tells a loop that is closed by then.
+    """
     begin_one_error_is_enough()
     try:
         yield
     except BaseException:
         gc.collect()  # what was left half done complains when it is collected
         raise
-    finally:
-        end_one_error_is_enough()
+    end_one_error_is_enough()
 
 
 class Items(ocp.CompositeCheckpointHandler):

@@ -40,12 +40,14 @@ class BatchSource:
     batch_size: int  # of the whole batch, over all processes
     rows: tuple[int, ...]  # which rows of every batch this process makes, in order
     num_steps: int
+    first_step: int = 0  # steps of the run before the first batch of this size and these rows
+    first_row: int = 0  # of that batch
 
     def __len__(self) -> int:
         return self.num_steps
 
     def __getitem__(self, step: int) -> Batch:
-        first = step * self.batch_size
+        first = self.first_row + (step - self.first_step) * self.batch_size
         whole = range(first, first + self.batch_size)
         return self.examples.batch([whole[row] for row in self.rows], whole)
 

@@ -22,6 +22,7 @@ from albert.data.corpus.prepared import PreparedText
 from albert.data.sentences import split_sentences
 from albert.data.sources.base import Source, SourceError, read_documents
 from albert.data.tokenizer import PAD, SPECIAL, UNK, VocabularyError, normalise
+from albert.runtime.paths import modified
 
 MIN_COVERAGE = 0.98  # that SentencePiece takes
 TOLD_UNKNOWN = 0.01  # of the characters of a text: more that are <unk> are told
@@ -68,7 +69,8 @@ def prepare_vocabulary(
     if len(there) < len(sources):
         return _trained_before(sources, made_from, folder)
     made_from["sources"] = [source.identity() for source in there]
-    with made_once(folder / f"vocabulary-{fingerprint_of(made_from)}") as (final, temporary):
+    named = folder / f"vocabulary-{fingerprint_of(made_from)}"
+    with made_once(named, last="vocabulary.json") as (final, temporary):
         if temporary is not None:
             print(f"Training a vocabulary of {vocab_size} pieces ...", file=sys.stderr, flush=True)
             names = ", ".join(source.spec for source in there)
@@ -131,7 +133,7 @@ def _trained_before(
         for source in sources
     ]
     paths = folder.glob("vocabulary-*/vocabulary.json")
-    for path in sorted(paths, key=lambda path: -path.stat().st_mtime):
+    for path in sorted(paths, key=lambda path: -modified(path)):
         before = json.loads(path.read_text())
         if (
             all(before[name] == made_from[name] for name in fields)

@@ -1,7 +1,7 @@
 """A model in a form that other programs run: one folder with all that they need.
 
-A format is a file or a folder beside this one, with FILES, PRECISIONS, OPTIONS, `write`, `runner`
-and `usage`, and a line in FORMATS.
+A format is a file or a folder beside this one, with FILES, PRECISIONS, OPTIONS, PACKAGES,
+`static_lengths`, `write`, `runner` and `usage`, and a line in FORMATS.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from albert.checkpoints import CheckpointError
-from albert.export import check, onnx, stablehlo
+from albert.export import check, litert, onnx, stablehlo
 from albert.export.interface import EXIT_DEPTH, HEADS, INPUTS, Model, Options, asked
 from albert.interop import huggingface, huggingface_tokenizer
 from albert.interop.exported import MANIFEST
@@ -26,9 +26,9 @@ from albert.interop.weights import Weights
 from albert.runtime.digests import file_digest
 from albert.runtime.paths import is_remote
 
-FORMATS: dict[str, ModuleType] = {"onnx": onnx, "stablehlo": stablehlo}
-# What the mean cosine of the states of an int8 model with those of the model must be at least.
-LEAST_COSINE = 0.999
+FORMATS: dict[str, ModuleType] = {"onnx": onnx, "stablehlo": stablehlo, "litert": litert}
+# What the mean cosine of the states of a rounded model with those of the model must be at least.
+LEAST_COSINE = {"int8": 0.999, "int4": 0.95}
 _OF_INT8 = ("per_token", "weight_bits")
 
 
@@ -42,9 +42,11 @@ def export(
     fused: bool = False,
     per_token: bool = False,
     weight_bits: int = 8,
+    lengths: Sequence[int] = (),
+    batch: int = 1,
     exit: str | None = None,
     check_text: Path | None = None,
-    least_cosine: float = LEAST_COSINE,
+    least_cosine: float | None = None,
 ) -> dict[str, Any]:
     """Writes a model as a new folder for other programs, checked, whole or not at all.
 
@@ -54,11 +56,11 @@ def export(
       format: a key of FORMATS.
       heads: what the program gives, keys of HEADS; none: what the model was trained for.
       precisions: of the format's PRECISIONS, one file for each.
-      fused, per_token, weight_bits: see `albert.export.interface.Options`.
+      fused, per_token, weight_bits, lengths, batch: see `albert.export.interface.Options`.
       exit: when a row leaves, such as "patience:3" (`albert.models.exits`), of a model that was
         fine-tuned with data.exits; None: behind the last layer.
       check_text: a text file to check with; None: the language reference of Python.
-      least_cosine: what int8 is refused below; see `Report.cosine`.
+      least_cosine: what int8 and int4 are refused below (`Report.cosine`); None: LEAST_COSINE.
 
     Returns:
       The manifest: what is in the folder, with sizes, digests and what the checks found.
@@ -71,11 +73,12 @@ def export(
     if is_remote(path):
         raise CheckpointError(f"{path}: models are written to this machine; copy it there.")
     kind = FORMATS[format]
-    options = Options(fused, per_token, weight_bits)
+    options = Options(fused, per_token, weight_bits, tuple(lengths), batch)
     _check_asked(kind, format, precisions, options)
     check_new(path)
     model = asked(weights, tuple(heads), exit)
-    calls = check.batches(model, weights.tokenizer, check.sample(check_text))
+    static = kind.static_lengths(model, options)
+    calls = check.batches(model, weights.tokenizer, check.sample(check_text), static)
     with new_folder(path) as folder:
         files, checks = {}, {}
         for precision in precisions:
@@ -89,8 +92,8 @@ def export(
             else:
                 states = _of_states(weights, folder, kind, precision, options, calls)
                 checks[name]["states"] = dataclasses.asdict(states)
-                wanted = f"cosine of at least {least_cosine}"
-                _refuse(file, states.cosine < least_cosine, states, wanted)
+                least = LEAST_COSINE[precision] if least_cosine is None else least_cosine
+                _refuse(file, states.cosine < least, states, f"cosine of at least {least}")
         _beside(weights, model, folder)
         manifest = {
             "format": format,
@@ -102,13 +105,14 @@ def export(
             "labels": list(weights.labels),
             "pooling": model.pooling,
             "exit": exit,
+            "shapes": None if static is None else {"batch": batch, "lengths": list(static)},
             "parameters": int(sum(value.size for value in model.params.values())),
             "checks": checks,
-            "made_by": _versions(format),
+            "made_by": _versions(kind),
             "model": dataclasses.asdict(model.config),
         }
         has_pipeline = (folder / huggingface_tokenizer.PIPELINE).is_file()
-        readme = _readme(path.name, weights, model, kind, files, manifest, has_pipeline)
+        readme = _readme(path.name, weights, model, kind, options, files, manifest, has_pipeline)
         (folder / "README.md").write_text(readme)
         manifest["files"] = {
             str(file.relative_to(folder)): dict(
@@ -182,6 +186,7 @@ def _readme(
     weights: Weights,
     model: Model,
     kind: ModuleType,
+    options: Options,
     files: dict[str, str],
     manifest: dict[str, Any],
     has_pipeline: bool,
@@ -194,7 +199,7 @@ def _readme(
         + "; ".join(f"{head}: {says}" for head, says in manifest["heads"].items())
         + ".",
         "",
-        kind.usage(model, files),
+        kind.usage(model, files, options),
         "",
     ]
     if model.exit is not None:
@@ -228,9 +233,7 @@ def _readme(
     return "\n".join([*lines, "", "Sizes and digests of all files: `manifest.json`.", ""])
 
 
-def _versions(format: str) -> dict[str, str]:
-    packages = ["jax", "flax", "numpy"]
-    if format == "onnx":
-        packages += ["onnx", "onnxruntime"]
+def _versions(kind: ModuleType) -> dict[str, str]:
+    packages = ("jax", "flax", "numpy", *kind.PACKAGES)
     found = {package: metadata.version(package) for package in packages}
     return found | {"python": platform.python_version()}

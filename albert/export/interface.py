@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from albert.checkpoints import CheckpointError
+from albert.interop.exported import CONDITIONAL
 from albert.interop.weights import OPTIONAL_PARTS, Weights, part_of, predicting_pieces, stacked
 from albert.models import exits
 from albert.models.config import AlbertConfig
 from albert.models.encoder import Albert
-from albert.models.heads import pool
+from albert.models.heads import outside_of_paragraph, pool
 
 # Beside the logits of a model that is left early: how many layers each row took, int [B].
 EXIT_DEPTH = "exit_depth"
@@ -39,11 +40,15 @@ class Options:
       fused: with operators that ONNX Runtime alone has.
       per_token: of int8: a scale of activations for each token, not for each tensor.
       weight_bits: of int8: 8, or 7 for x86 without VNNI, where 8 saturate.
+      lengths: of rows, where shapes are fixed, from the shortest on; none: the format's own.
+      batch: rows of a call, where shapes are fixed.
     """
 
     fused: bool = False
     per_token: bool = False
     weight_bits: int = 8
+    lengths: tuple[int, ...] = ()
+    batch: int = 1
 
     @property
     def set(self) -> list[str]:
@@ -68,6 +73,12 @@ HEADS = {
     "tokens": Head(("logits",), ("tokens_head",), "scores of the labels, [B, L, labels]"),
     "span": Head(
         ("start_logits", "end_logits"), ("span_head",), "where an answer starts and ends, [B, L]"
+    ),
+    "conditional_span": Head(
+        tuple(CONDITIONAL),
+        ("conditional_span_head",),
+        "the likeliest S starts, [B, S], for each the likeliest S ends, [B, S * S], start by "
+        "start, and what speaks for no answer, [B]; S is 5, or L where that is less",
     ),
 }
 
@@ -116,12 +127,6 @@ def asked(weights: Weights, heads: tuple[str, ...] = (), exit: str | None = None
         head for head in HEADS if head in weights.heads and f"{head}_head" not in weights.missing
     ]
     if not heads:
-        if "conditional_span" in weights.heads and not own:
-            raise CheckpointError(
-                "This model was fine-tuned on SQuAD 2.0, whose head follows the likeliest starts "
-                "one by one; no format holds it yet. Ask for another with --heads=hidden, or "
-                "fine-tune with data.version=1.1, whose head is exported."
-            )
         tuned = [head for head in own if head not in ("mlm", "sop")]
         heads = tuple(tuned or [head for head in own if head == "mlm"] or ["hidden"])
     pooling = weights.heads.get("sentence", {}).get("pooling", "mean")
@@ -208,7 +213,11 @@ def function(model: Model) -> Callable[..., dict[str, jax.Array]]:
         # The module has a pooler, whose result is then not used.
         width = model.config.hidden_size
         pooler = {"kernel": jnp.zeros((width, width)), "bias": jnp.zeros(width)}
-        found: Any = albert.apply({"params": {"pooler": pooler} | params}, *rows)
+        asked = {}
+        if "conditional_span" in model.heads:
+            asked = {"conditional_span": {"mask": outside_of_paragraph(*rows[1:])}}
+        every = {"params": {"pooler": pooler} | params}
+        found: Any = albert.apply(every, *rows, head_inputs=asked)
         results = []
         for head in model.heads:
             if head == "hidden":
@@ -220,6 +229,8 @@ def function(model: Model) -> Callable[..., dict[str, jax.Array]]:
                 results.append(vector / jnp.maximum(norm, SMALLEST_NORM))
             elif head == "span":
                 results += [found.logits[head][..., 0], found.logits[head][..., 1]]
+            elif head == "conditional_span":
+                results += [found.logits[head][name] for name in CONDITIONAL.values()]
             elif model.choices:
                 results.append(found.logits[head].reshape(-1, options))
             else:

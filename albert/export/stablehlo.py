@@ -14,22 +14,31 @@ import safetensors.numpy
 from flax.traverse_util import unflatten_dict
 
 from albert.export.interface import INPUTS, Model, Options, function
+from albert.models.heads import BEAMS
 
 PROGRAM, WEIGHTS = "model.stablehlo", "model.safetensors"
 PLATFORMS = ("cpu", "cuda", "tpu")
 FILES = {"float32": PROGRAM}
 PRECISIONS = tuple(FILES)
 OPTIONS: tuple[str, ...] = ()  # fields of `Options` that are read
+PACKAGES: tuple[str, ...] = ()  # beside jax
+
+
+def static_lengths(model: Model, options: Options) -> None:
+    """None: rows may have any length."""
 
 
 def write(model: Model, folder: Path, precision: str, options: Options) -> Path:
     """Writes program and weights; the program. Batch and length are free, up to the model's
-    positions."""
+    positions, and from as many on as an answer of SQuAD 2.0 has beams."""
     del precision, options  # there is one, and none
     names = "b, c, l" if model.choices else "b, l"
     limit = model.config.max_position_embeddings
+    constraints = [f"l <= {limit}"]
+    if "conditional_span" in model.heads:
+        constraints.append(f"l >= {BEAMS}")
     rows = jax.ShapeDtypeStruct(
-        jax.export.symbolic_shape(names, constraints=[f"l <= {limit}"]), jnp.int32
+        jax.export.symbolic_shape(names, constraints=constraints), jnp.int32
     )
     params = {path: np.asarray(value, np.float32) for path, value in model.params.items()}
     shapes = {path: jax.ShapeDtypeStruct(p.shape, p.dtype) for path, p in params.items()}
@@ -62,9 +71,9 @@ def runner(path: Path):
     return run
 
 
-def usage(model: Model, files: dict[str, str]) -> str:
+def usage(model: Model, files: dict[str, str], options: Options) -> str:
     """Lines of a README: how a program runs it."""
-    del files
+    del files, options
     shape = "[B, C, L]" if model.choices else "[B, L]"
     example = "[[[2, 10, 3], [2, 11, 3]]]" if model.choices else "[[2, 10, 3]]"
     outputs = ", ".join(f"`{name}`" for name in model.outputs)

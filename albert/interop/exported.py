@@ -9,6 +9,14 @@ from albert.interop.folders import read_json
 from albert.runtime.digests import file_digest
 
 MANIFEST = "manifest.json"
+# What the head of SQuAD 2.0 gives: its names outside, as transformers has them of XLNet, and ours.
+CONDITIONAL = {
+    "start_top_log_probs": "start",
+    "start_top_index": "start_index",
+    "end_top_log_probs": "end",
+    "end_top_index": "end_index",
+    "cls_logits": "none",
+}
 _FIELDS: dict[str, type] = {
     "format": str,
     "heads": dict,

@@ -255,6 +255,8 @@ def released_config(config: AlbertConfig) -> dict:
         "param_dtype",
         "attention",
         "scan_unroll",
+        "least_depth",
+        "positions",
         "remat",
     )
     values = {name: value for name, value in vars(config).items() if name not in ours}

@@ -11,6 +11,7 @@ import dataclasses
 
 import numpy as np
 
+from albert.checkpoints import CheckpointError
 from albert.interop.weights import Weights, layer_path, parameter_shapes, without_exits
 from albert.models.config import AlbertConfig
 from albert.models.sharing import LOW_RANK
@@ -98,6 +99,55 @@ def reshare(weights: Weights, config: AlbertConfig, method: str = "average") -> 
         names={},
         notes=[*weights.notes, note],
     )
+
+
+def first_layers(weights: Weights, depth: int) -> Weights:
+    """The model that ends behind its first `depth` layers, which stay as they are; no optimizer's
+    moments. What a model is good for that was trained with `least_depth`.
+
+    Raises CheckpointError: it has no such depth, or no strategy of sharing says which of these
+    layers share.
+    """
+    old = weights.config
+    if depth == old.depth:
+        return weights
+    if not 1 <= depth < old.depth or depth % old.inner_group_num:
+        of = f", a multiple of {old.inner_group_num}," if old.inner_group_num > 1 else ""
+        raise CheckpointError(
+            f"depth is {depth}; the model can end behind 1 to {old.depth}{of} layers."
+        )
+    config = dataclasses.replace(
+        old,
+        num_hidden_layers=depth // old.inner_group_num,
+        least_depth=0,
+        scan_unroll=min(old.scan_unroll, depth),
+    )
+    names = {path.split("/", 3)[3] for path in weights.params if path.startswith("encoder/group_")}
+    ranks = (True, False)
+    if (
+        config.problems()
+        or any(config.leaf_sets(leaf) != old.leaf_sets(leaf)[:depth] for leaf in names)
+        or [*map(config.low_rank, ranks)] != [*map(old.low_rank, ranks)]
+    ):
+        raise CheckpointError(
+            f"Of sharing {old.sharing!r} over {old.depth} layers the first {depth} are no model of "
+            "that strategy. Sharing all, none, attention and ffn can be cut anywhere."
+        )
+    params = {p: v for p, v in weights.params.items() if not p.startswith("encoder/group_")}
+    for leaf in names:
+        for entry in range(max(config.leaf_sets(leaf)) + 1):
+            params[layer_path(config, entry, leaf)] = weights.params[layer_path(old, entry, leaf)]
+    note = f"ends behind {depth} of its {old.depth} layers"
+    cut = dataclasses.replace(
+        weights,
+        config=config,
+        params=params,
+        mu=None,
+        nu=None,
+        names={},
+        notes=[*weights.notes, note],
+    )
+    return without_exits(cut) if "exits" in weights.heads else cut
 
 
 def _sources(old: int, new: int) -> list[int]:

@@ -177,6 +177,11 @@ def parameter_shapes(
 
 def released_groups(config: AlbertConfig, program: str) -> int:
     """num_hidden_groups of such a model there; raises CheckpointError when it has no such model."""
+    if config.positions != "learned":
+        raise CheckpointError(
+            f"{program} knows a table of positions, and this model's are {config.positions} "
+            "(model.positions): it has none. Save it as albert, or export it."
+        )
     groups = parameter_sharing.num_groups(config.sharing, config.num_hidden_layers)
     if groups is None or config.per_layer_norm or config.lora_rank:
         raise CheckpointError(
@@ -329,6 +334,8 @@ def read_config(path: Path, activations: Mapping[str, str]) -> AlbertConfig:
         remat="none",
         attention="auto",
         scan_unroll=1,
+        least_depth=0,
+        positions="learned",
     )
     if problems := config.problems():
         raise CheckpointError(f"{path}: {'; '.join(problems)}.")

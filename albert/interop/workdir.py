@@ -30,9 +30,6 @@ if TYPE_CHECKING:
 CHECKPOINTS, VOCABULARY = "checkpoints", "tokenizer.model"
 BEST_REPORT = "eval_best.json"  # figures of the best checkpoint, where that is what is served
 
-# Fields of a model that came after the first version, and what it did.
-_ADDED = {"attention": "xla", "scan_unroll": 1}
-
 
 def is_workdir(path: Path) -> bool:
     """Whether `path` is a run's folder or one checkpoint in it."""
@@ -89,7 +86,7 @@ def _read(
     where = checkpoints.folder / str(step)
     info = checkpoints.info(step)
     try:
-        config = model_from_json(_ADDED | info["config"]["model"])
+        config = model_from_json(info["config"]["model"])
         text = info["config"]["data"]
         flags = bool(text["lower_case"]), bool(text["strip_accents"])
     except (ConfigError, KeyError, TypeError) as error:

@@ -24,8 +24,13 @@ REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.save_only_these_names(lean.DENSE),  # dense outputs are kept
     "full": jax.checkpoint_policies.nothing_saveable,  # only the layer's input is kept
 }
+POSITIONS = ("learned", "rotary")
 AUTO_DTYPE = "auto"  # of a config whose dtype is chosen where it runs; of no model that is built
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
+
+
+# Fields that came after the first version, and what a model did that was described without them.
+ADDED = {"attention": "xla", "scan_unroll": 1, "least_depth": 0, "positions": "learned"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +51,10 @@ class AlbertConfig:
     hidden_act: str  # a key of ACTIVATIONS
     hidden_dropout_prob: float
     attention_probs_dropout_prob: float
+    # In training each row takes so many layers as are drawn for it, from this to all; 0: all.
+    least_depth: int
     max_position_embeddings: int
+    positions: str  # learned, a table as released, or rotary; see `albert.models.rotary`
     type_vocab_size: int
     initializer_range: float
     map_equal_embeddings: bool  # E -> H even where E = H, as Hugging Face has it
@@ -82,6 +90,7 @@ class AlbertConfig:
             "param_dtype": DTYPES,
             "remat": REMAT_POLICIES,
             "attention": (AUTO, *KERNELS),
+            "positions": POSITIONS,
         }
         for name, legal in choices.items():
             if getattr(self, name) not in legal:
@@ -93,6 +102,11 @@ class AlbertConfig:
                 f"scan_unroll is {self.scan_unroll}; it must be from 1, a loop over the layers, to "
                 f"{self.depth}, all of them written out"
             )
+        if not 0 <= self.least_depth <= max(self.depth, 0):
+            found.append(
+                f"least_depth is {self.least_depth}; it must be from 1 to {self.depth}, the layers "
+                "of the model, or 0 to train with all of them always"
+            )
         if self.initializer_range <= 0:
             found.append(f"initializer_range is {self.initializer_range}; it must be positive")
         if found:
@@ -101,6 +115,11 @@ class AlbertConfig:
             found.append(
                 f"hidden_size {self.hidden_size} is not a multiple of "
                 f"num_attention_heads {self.num_attention_heads}"
+            )
+        elif self.positions == "rotary" and self.head_width % 2:
+            found.append(
+                f"positions is rotary and a head is {self.head_width} wide (hidden_size / "
+                "num_attention_heads); it turns pairs of numbers, so that must be even"
             )
         found += parameter_sharing.problems(self.sharing, self.num_hidden_layers)
         widest = min(self.hidden_size, self.intermediate_size)
@@ -120,6 +139,11 @@ class AlbertConfig:
     def maps_embeddings(self) -> bool:
         """Whether a dense layer E -> H stands between embeddings and encoder."""
         return self.map_equal_embeddings or self.embedding_size != self.hidden_size
+
+    @property
+    def head_width(self) -> int:
+        """D."""
+        return self.hidden_size // self.num_attention_heads
 
     @property
     def depth(self) -> int:
@@ -148,7 +172,7 @@ class AlbertConfig:
 def model_from_json(values: dict) -> AlbertConfig:
     """The model of a config that was made plain; raises ConfigError."""
     problems: list[str] = []
-    config = build(AlbertConfig, values, "model.", problems)
+    config = build(AlbertConfig, ADDED | values, "model.", problems)
     if config is not None:
         problems += [f"model.{text}" for text in config.problems()]
     if problems:

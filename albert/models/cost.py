@@ -1,11 +1,12 @@
 """What a model costs in closed form: parameters, operations, what a layer keeps."""
 
 import math
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 
-from albert.models.attention import KERNELS, candidates
+from albert.models.attention import KERNELS
 from albert.models.config import DTYPES, AlbertConfig
 
 
@@ -46,8 +47,22 @@ def encoder_flops(config: AlbertConfig, length: int) -> float:
     return 6 * used + 12 * layers * length * h
 
 
-def layer_bytes(config: AlbertConfig, length: int, remat: str, kernel: str = "xla") -> int:
-    """Bytes for each token of rows of this length that one layer keeps for the backward pass.
+class Layout(NamedTuple):
+    """How a device holds what a layer keeps."""
+
+    lanes: int = 1  # to a multiple of so many a head's width is filled up: 128 on TPUs
+    heads: int = 1  # devices that share the heads
+    mlp: int = 1  # devices that share the feed-forward width
+
+
+WHOLE = Layout()
+
+
+def layer_bytes(
+    config: AlbertConfig, length: int, remat: str, kernel: str = "xla", layout: Layout = WHOLE
+) -> int:
+    """Bytes for each token of rows of this length that one layer keeps for the backward pass, on
+    each of the devices that share it.
 
     Nothing computed again, in the compute dtype: its input, q, k, v, context, the input of either
     LayerNorm and what comes of the first (8 H), and the feed-forward product in front of its
@@ -55,28 +70,19 @@ def layer_bytes(config: AlbertConfig, length: int, remat: str, kernel: str = "xl
     keeps; dropout masks of a byte. With "dots" its input and its dense products; with "full" its
     input alone. Compilers are held to it (`tests/test_compilers.py`).
     """
-    h, i, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
+    h, i = config.hidden_size, config.intermediate_size // layout.mlp
+    heads = config.num_attention_heads // layout.heads
+    width = h // config.num_attention_heads
+    of_heads = heads * layout.lanes * math.ceil(width / layout.lanes)  # of each of q, k, v, context
     item = DTYPES[config.dtype](0).dtype.itemsize
     if remat == "full":
         return item * h
     if remat == "dots":
-        return item * (6 * h + i)
-    kept = item * (8 * h + i) + 4 * 4 + KERNELS[kernel].kept(heads, h // heads, length, item)
+        return item * (3 * h + 3 * of_heads + i)
+    kept = item * (4 * h + 4 * of_heads + i) + 4 * 4
+    kept += KERNELS[kernel].kept(heads, width, length, item)
     if config.hidden_dropout_prob:
         kept += 2 * h
     if config.attention_probs_dropout_prob:
         kept += heads * length
     return kept
-
-
-def encoder_activation_bytes(config: AlbertConfig, rows: int, length: int) -> int:
-    """Estimate of what the encoder needs for the backward pass, at its peak, with the plain
-    attention kernel or the one that the config names.
-
-    What all layers keep, and with a remat policy one that is computed again. Compilers fuse more or
-    less: take it within a factor of two.
-    """
-    kernel = candidates(config.attention)[0]
-    kept = config.depth * layer_bytes(config, length, config.remat, kernel)
-    again = 0 if config.remat == "none" else layer_bytes(config, length, "none", kernel)
-    return rows * length * (kept + again)

@@ -12,11 +12,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from albert.models import attention, exits
+from albert.models import attention, exits, rotary
 from albert.models.attention import xla
 from albert.models.config import AUTO_DTYPE, DTYPES, AlbertConfig
 from albert.models.heads import HEADS
 from albert.models.layers import Dense, LayerNorm, LayerStack, dropout, in_use, initializer
+
+_DEPTH_STREAM = 3  # of a row's key; layers and embeddings take 0 and 1, a task's head 2
 
 
 @flax.struct.dataclass
@@ -73,9 +75,10 @@ class Embeddings(nn.Module):
 
         self.word_embeddings = table("word_embeddings", "vocab", c.vocab_size)
         self.token_type_embeddings = table("token_type_embeddings", "token_type", c.type_vocab_size)
-        self.position_embeddings = table(
-            "position_embeddings", "position", c.max_position_embeddings
-        )
+        if c.positions == "learned":
+            self.position_embeddings = table(
+                "position_embeddings", "position", c.max_position_embeddings
+            )
         self.layer_norm = LayerNorm("embed", c)
 
     def __call__(self, input_ids, token_type_ids, position_ids=None, keys=None):
@@ -86,15 +89,29 @@ class Embeddings(nn.Module):
         length = input_ids.shape[1]
         if length > self.config.max_position_embeddings:
             raise ValueError(
-                f"a sequence of length {length} is longer than the position table, "
+                f"a sequence of length {length} is longer than the model has positions, "
                 f"max_position_embeddings {self.config.max_position_embeddings}"
             )
         x = self.word_embeddings[input_ids] + self.token_type_embeddings[token_type_ids]
-        positions = slice(length) if position_ids is None else position_ids
-        x = self.layer_norm(x + self.position_embeddings[positions])
+        if self.config.positions == "learned":
+            positions = slice(length) if position_ids is None else position_ids
+            x += self.position_embeddings[positions]
+        x = self.layer_norm(x)
         return dropout(
             x.astype(DTYPES[self.config.dtype]), self.config.hidden_dropout_prob, keys, 0
         )
+
+
+def drawn_depths(keys: jax.Array, config: AlbertConfig) -> jax.Array:
+    """How many layers each row takes in training, evenly from `least_depth` to all: keys [B] ->
+    int32 [B].
+
+    So that the model serves at any of these depths; random depths as in Fan et al. 2019, arXiv
+    1909.11556, but always the first layers, and drawn for each row, so that what is learned depends
+    neither on the mesh nor on the parts that a batch is computed in.
+    """
+    least, most = config.least_depth, config.depth
+    return jax.vmap(lambda key: jax.random.randint(key, (), least, most + 1))(keys)
 
 
 class Encoder(nn.Module):
@@ -136,7 +153,8 @@ class Encoder(nn.Module):
           segment_ids: int [B, L] of packed rows: tokens see those with the same number only.
           position_ids: int [B, L] of packed rows, each in [0, max_position_embeddings).
           cls_positions: int [B, K] of packed rows: where its K examples begin; all are pooled.
-          dropout_keys: random keys [B], one for each row; None turns dropout off.
+          dropout_keys: random keys [B], one for each row; None turns dropout off, and every row
+            takes all layers.
           output_hidden_states: also return the layers' input and every layer's output.
           output_attention_entropy: also return the entropy of every layer's attention.
           output_pooled_before: also return what the pooler makes of all depths but the last; of
@@ -149,19 +167,27 @@ class Encoder(nn.Module):
         c = self.config
         if output_pooled_before and cls_positions is not None:
             raise ValueError("what the pooler makes of every depth is there for unpacked rows only")
-        layer_keys = embedding_keys = None
+        layer_keys = embedding_keys = depths = None
         if dropout_keys is not None:
             fold = jax.vmap(jax.random.fold_in, (0, None))
             layer_keys, embedding_keys = fold(dropout_keys, 0), fold(dropout_keys, 1)
+            if c.least_depth:
+                depths = drawn_depths(fold(dropout_keys, _DEPTH_STREAM), c)
         x = self.embeddings(input_ids, token_type_ids, position_ids, embedding_keys)
         rate = c.attention_probs_dropout_prob if dropout_keys is not None else 0.0
         most = input_ids.shape[1] if cls_positions is None else cls_positions.shape[1]
-        visible = self._visible(attention_mask, rate, segment_ids, most)
+        visible = self._visible(attention_mask, rate, segment_ids, most, position_ids)
         entropy_bias = (
             xla.prepare(attention_mask, segment_ids) if output_attention_entropy else None
         )
         hidden, hidden_states, firsts, entropies = self.encoder(
-            x, visible, layer_keys, entropy_bias, output_hidden_states, output_pooled_before
+            x,
+            visible,
+            layer_keys,
+            entropy_bias,
+            output_hidden_states,
+            output_pooled_before,
+            depths=depths,
         )
         if cls_positions is None:
             first = hidden[:, 0]
@@ -199,20 +225,29 @@ class Encoder(nn.Module):
 
         return self.encoder(x, visible, None, None, until=(state, look_at))
 
-    def _visible(self, attention_mask, dropout_rate: float, segment_ids, most: int):
-        """Who sees whom, and the kernel; `most`: examples in a row at most."""
+    def _visible(
+        self, attention_mask, dropout_rate: float, segment_ids, most: int, position_ids=None
+    ):
+        """Who sees whom, and the kernel, and by how much queries and keys are turned; `most`:
+        examples in a row at most."""
         c = self.config
         use = attention.Use(
             length=attention_mask.shape[1],
-            head_dim=c.hidden_size // c.num_attention_heads,
+            head_dim=c.head_width,
             dtype=c.dtype,
             dropout=dropout_rate,
             packed=segment_ids is not None,
             backend=None,
         )
-        return attention.prepare(
+        visible = attention.prepare(
             c.attention, attention.here(use), attention_mask, segment_ids, most
         )
+        if c.positions == "learned":
+            return visible
+        if position_ids is None:
+            position_ids = jnp.arange(attention_mask.shape[1])[None]
+        turns = rotary.turns(position_ids, c.head_width)
+        return dataclasses.replace(visible, turns=turns)
 
 
 class Albert(nn.Module):

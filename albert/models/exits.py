@@ -63,7 +63,7 @@ def problem(exit: Exit, kind: str, depth: int) -> str | None:
     """Why a model cannot be left so, as a sentence; None: it can.
 
     Args:
-      kind: what its classifier tells; of `heads.KINDS`.
+      kind: what its classifier tells; of `kinds.KINDS`.
       depth: its layers.
     """
     if exit.rule == "patience" and not 1 <= exit.value < depth:
@@ -95,7 +95,7 @@ def look(exit: Exit, kind: str, seen: Seen, depth, logits) -> Seen:
     """What is known after one depth more.
 
     Args:
-      kind: of `heads.KINDS`.
+      kind: of `kinds.KINDS`.
       depth: of these logits, int [], from 0.
       logits: float32 [B, labels].
     """

@@ -160,6 +160,9 @@ class _OnPairs(nn.Module):
         return a @ kernel[:h] + b @ kernel[h:] + bias
 
 
+BEAMS = 5  # starts of an answer that are followed, and ends for each
+
+
 def outside_of_paragraph(attention_mask, token_type_ids):
     """bool [B, L]: where an answer may not stand. It may in the second segment without its [SEP],
     and at [CLS], which means that there is none."""
@@ -190,7 +193,7 @@ class ConditionalSpan(nn.Module):
         self.answer_pairs = _OnPairs(c)
         self.answer = Dense(*last, c, dtype=jnp.float32, has_bias=False)
 
-    def __call__(self, encoded, mask=None, starts=None, keys=None, beams=(5, 5)):
+    def __call__(self, encoded, mask=None, starts=None, keys=None, beams=(BEAMS, BEAMS)):
         """The heads' log-probabilities and logits.
 
         Args:
@@ -228,7 +231,7 @@ class ConditionalSpan(nn.Module):
             return {"start": start, "end": ends(starts[:, None])[:, 0], "none": none}
         top, at = jax.lax.top_k(start, beams[0])
         top_ends, ends_at = jax.lax.top_k(ends(at), beams[1])
-        flat = len(x), beams[0] * beams[1]
+        flat = x.shape[0], beams[0] * beams[1]
         return {
             "start": top,
             "start_index": at,

@@ -10,7 +10,7 @@ Source of every formula: Lan et al. 2019 (arXiv 1909.11942) and the released pro
 google-research/albert. Where the two differ, the program decides.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import cache, partial
 
 import flax.linen as nn
@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from albert.models import lean
+from albert.models import lean, rotary
 from albert.models.attention import attend, xla
 from albert.models.attention.base import Visible
 from albert.models.config import ACTIVATIONS, DTYPES, REMAT_POLICIES, AlbertConfig
@@ -51,7 +51,7 @@ def in_use(weight, *axes: str):
       weight: a parameter, or one that was cast: what is sent is what is given here.
       axes: logical names of its axes.
     """
-    return nn.with_logical_constraint(weight, axes, rules=rules_within_rows())
+    return nn.with_logical_constraint(weight, axes, rules=rules_without(row_axes()))
 
 
 def cast_in_use(kernel, dtype, *axes: str):
@@ -67,12 +67,11 @@ def row_axes() -> tuple[str, ...]:
     return tuple(axis for name, axes in rules if name == "batch" for axis in _each(axes))
 
 
-def rules_within_rows() -> list[tuple[str, tuple[str, ...]]]:
-    """The rules in force without the mesh axes that rows are cut along."""
-    of_rows = row_axes()
+def rules_without(axes: Collection[str]) -> list[tuple[str, tuple[str, ...]]]:
+    """The rules in force without these mesh axes."""
     return [
-        (name, tuple(axis for axis in _each(axes) if axis not in of_rows))
-        for name, axes in nn.get_logical_axis_rules()
+        (name, tuple(axis for axis in _each(of) if axis not in axes))
+        for name, of in nn.get_logical_axis_rules()
     ]
 
 
@@ -186,7 +185,8 @@ class SelfAttention(nn.Module):
 
         Args:
           x: [B, L, H].
-          visible: of `attention.prepare`: who sees whom, and the kernel.
+          visible: of `attention.prepare`: who sees whom, and the kernel; with `turns` where
+            positions are rotary.
           keys: random keys [B] for dropout; None turns it off.
           entropy_bias: of the plain path, to return the entropy of the attention as well.
 
@@ -194,7 +194,7 @@ class SelfAttention(nn.Module):
           [B, L, H], and the entropy in nats, float32 [B, A, L], or None.
         """
         c = self.config
-        h, a, d = c.hidden_size, c.num_attention_heads, c.hidden_size // c.num_attention_heads
+        h, a, d = c.hidden_size, c.num_attention_heads, c.head_width
         axes, rank = ("hidden", "heads", "head_dim"), c.low_rank(attention=True)
         q, k, v = (
             Dense((h, a, d), axes, c, rank=rank, name=n)(x) for n in ("query", "key", "value")
@@ -203,6 +203,8 @@ class SelfAttention(nn.Module):
             nn.with_logical_constraint(t, ("batch", "length", "heads", "head_dim"))
             for t in (q, k, v)
         )
+        if visible.turns is not None:
+            q, k = (rotary.turned(t, visible.turns) for t in (q, k))
         rate = c.attention_probs_dropout_prob
         drop = partial(dropout, rate=rate, keys=keys, place=_OF_PROBABILITIES)
         drops = keys is not None and rate > 0
@@ -293,12 +295,13 @@ class LayerStep(nn.Module):
     keep_first: bool
 
     @nn.compact
-    def __call__(self, x, depth, own, shared, cast, visible, keys, entropy_bias):
+    def __call__(self, x, depth, own, shared, cast, visible, keys, entropy_bias, depths):
         """[B, L, H], int [], leaves of this depth, leaves [sets, ...] and what of them was cast to
         the compute dtype, ... -> the next x."""
-        x, entropy = apply_layer(
+        deeper, entropy = apply_layer(
             self.config, x, depth, own, shared, cast, visible, keys, entropy_bias
         )
+        x = deeper if depths is None else jnp.where((depth < depths)[:, None, None], deeper, x)
         kept = x if self.keep_hidden else None, x[:, 0] if self.keep_first else None
         return x, (*kept, entropy)
 
@@ -351,7 +354,15 @@ class LayerStack(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x, visible, keys, entropy_bias, keep_hidden=False, keep_first=False, until=None
+        self,
+        x,
+        visible,
+        keys,
+        entropy_bias,
+        keep_hidden=False,
+        keep_first=False,
+        until=None,
+        depths=None,
     ):
         """What every depth made of the embeddings.
 
@@ -365,6 +376,7 @@ class LayerStack(nn.Module):
           until: (state, look) to stop in front of a depth: `look` takes the state, the depth that
             was just run, counted from 0, and what it gave for the first token, [B, H]; it gives the
             next state, and whether each row has all that it needs, bool [B].
+          depths: int [B], behind how many layers each row stays as it is; None: behind all.
 
         Returns:
           [B, L, H]; every layer's input and output [N + 1, B, L, H], or None; first tokens
@@ -404,12 +416,12 @@ class LayerStack(nn.Module):
         policy = REMAT_POLICIES[c.remat] or keep_all_but_weights(layers.values())
         step = nn.scan(
             nn.remat(LayerStep, prevent_cse=False, policy=policy),
-            in_axes=(0, 0, *(nn.broadcast,) * 5),
+            in_axes=(0, 0, *(nn.broadcast,) * 6),
             length=c.depth,
             unroll=c.scan_unroll,
         )
         last, (states, firsts, entropies) = step(c, keep_hidden, keep_first, name="step")(
-            x, jnp.arange(c.depth), own, shared, cast, visible, keys, entropy_bias
+            x, jnp.arange(c.depth), own, shared, cast, visible, keys, entropy_bias, depths
         )
         hidden = jnp.concatenate([x[None], states]) if keep_hidden else None
         return last, hidden, firsts, entropies

@@ -167,6 +167,43 @@ def _cross_entropy_backward(kept, cotangents):
 cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def soft_cross_entropy(logits, others, temperature: float):
+    """Cross entropy of softmax(logits / T) with the probabilities softmax(others / T).
+
+    Neither probabilities nor their logarithms are kept, and no gradient goes to `others`.
+
+    Args:
+      logits: float32 [..., V].
+      others: the same.
+      temperature: T.
+
+    Returns:
+      float32 [...].
+    """
+    return _soft_cross_entropy_forward(logits, others, temperature)[0]
+
+
+def _soft_cross_entropy_forward(logits, others, temperature):
+    z = logits / temperature
+    largest = z.max(-1, keepdims=True)
+    more = jnp.log(jnp.exp(z - largest).sum(-1, keepdims=True))
+    p = jax.nn.softmax(others / temperature)
+    # Finite where a logit is -1e30 to say that it is not there, in both.
+    found = (p * (largest - z)).sum(-1) + more[..., 0]
+    return found, (logits, others, largest, more)
+
+
+def _soft_cross_entropy_backward(temperature, kept, dy):
+    logits, others, largest, more = kept
+    ours = jnp.exp(logits / temperature - largest - more)
+    theirs = jax.nn.softmax(others / temperature)
+    return (ours - theirs) * (dy / temperature)[..., None], None
+
+
+soft_cross_entropy.defvjp(_soft_cross_entropy_forward, _soft_cross_entropy_backward)
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def layer_norm(x, scale, bias, epsilon: float):
     """(x - mean) / sqrt(variance + epsilon) * scale + bias over the last axis.

@@ -5,6 +5,7 @@
   python eval.py --workdir=runs/quickstart --layers           what each layer does, with a plot
   python eval.py --workdir=runs/base --text=other_text.txt    other text; any source of a config
   python eval.py --workdir=runs/mrpc                          a fine-tuned run: its best checkpoint
+  python eval.py --workdir=runs/mrpc --program=mrpc-onnx      what int8 cost: exported programs
   python eval.py --model=albert-base-v2 --text=other_text.txt --config.data.seq_length=128 \\
       --config.train.eval_batch_size=16                       a Hugging Face folder, a TensorFlow
                                                               checkpoint, or another run
@@ -52,9 +53,17 @@ _LAYERS = flags.DEFINE_bool(
     "Look into the layers of a run instead: how far each one moves its input, the entropy of "
     "its attention, its share of the gradient. Writes layers_STEP.json and layers_STEP.png.",
 )
+_PROGRAM = flags.DEFINE_string(
+    "program",
+    None,
+    "A folder of tools/export.py: judge what is in it by what the run is judged by, beside the "
+    "run's checkpoint. Says what int8 cost.",
+)
+_DEPTH = flags.DEFINE_integer(
+    "depth", None, "Of --model: end behind so many layers. Default: all.", lower_bound=1
+)
 _EXAMPLES = flags.DEFINE_integer("examples", 5, "Filled-in masks to show.", lower_bound=0)
-_DISTRIBUTED = cli.define_distributed()
-_HEARTBEAT = cli.define_heartbeat()
+_PROCESSES = cli.Processes()
 
 
 def main() -> None:
@@ -62,41 +71,55 @@ def main() -> None:
     from albert.runtime.paths import place
     from albert.train.evaluate import Options, evaluate_model, evaluate_run
 
-    if _DISTRIBUTED.value:
-        from albert.train.sharding import join_processes
-
-        join_processes(_HEARTBEAT.value)
     data = {"sentence_objective": _OBJECTIVE.value} if _OBJECTIVE.value else {}
     options = Options(_TEXT.value, _ROWS.value, _EXAMPLES.value, data)
     if _MODEL.value is not None:
-        if _WORKDIR.value is not None or _STEP.value is not None or _LAYERS.value:
+        if (_WORKDIR.value, _STEP.value, _PROGRAM.value) != (None,) * 3 or _LAYERS.value:
             raise ConfigError(
                 [
-                    "--model names what to evaluate; leave --workdir, --step and --layers out. One "
-                    "checkpoint of a run is --model=WORKDIR/checkpoints/STEP"
+                    "--model names what to evaluate; leave --workdir, --step, --program and "
+                    "--layers out. One checkpoint of a run is --model=WORKDIR/checkpoints/STEP"
                 ]
             )
         config = cli.checked(_CONFIG, needs_text=False)
-        with cli.ending_alone(_DISTRIBUTED.value, _HEARTBEAT.value):
-            evaluate_model(place(_MODEL.value), config, options)
+        _PROCESSES.join()
+        with _PROCESSES.ending_alone():
+            evaluate_model(place(_MODEL.value), config, options, _DEPTH.value)
         return
+    if _DEPTH.value is not None:
+        raise ConfigError(["--depth is of --model; a run is --model=WORKDIR too"])
     workdir = place(_WORKDIR.value or "runs/quickstart")
     if _LAYERS.value:
         from albert.diagnostics import diagnose_run
 
-        if _NAMES_CONFIG or cli.overrides(_CONFIG) or _OBJECTIVE.value or _DISTRIBUTED.value:
+        given = _OBJECTIVE.value, _PROCESSES.are_several, _PROGRAM.value
+        if _NAMES_CONFIG or cli.overrides(_CONFIG) or any(given):
             raise ConfigError(
                 [
                     "--layers looks at a run by its own config, in one process; leave --config, "
-                    "--sentence_objective and --distributed out"
+                    "--sentence_objective, --distributed and --program out"
                 ]
             )
         diagnose_run(workdir, _STEP.value, _TEXT.value, _ROWS.value)
         return
+    if _PROGRAM.value is not None:
+        from albert.train.evaluate_program import evaluate_program
+
+        if _NAMES_CONFIG or _PROCESSES.are_several:
+            raise ConfigError(
+                [
+                    "--program is judged as the run is, in one process; leave --config and "
+                    "--distributed out"
+                ]
+            )
+        options = options.with_fields(cli.overrides(_CONFIG))
+        evaluate_program(workdir, _STEP.value, place(_PROGRAM.value), options)
+        return
     other = cli.checked(_CONFIG, needs_text=False) if _NAMES_CONFIG else None
     if other is None:
         options = options.with_fields(cli.overrides(_CONFIG))
-    with cli.ending_alone(_DISTRIBUTED.value, _HEARTBEAT.value):
+    _PROCESSES.join()
+    with _PROCESSES.ending_alone():
         evaluate_run(workdir, _STEP.value, options, other)
 
 

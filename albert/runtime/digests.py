@@ -1,7 +1,10 @@
-"""SHA-256 of files and of text."""
+"""SHA-256 of files, of text and of arrays."""
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
+
+import numpy as np
 
 _READ = 1 << 22  # bytes of a file
 
@@ -18,3 +21,13 @@ def file_digest(path: Path) -> list:
 
 def text_digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def arrays_digest(arrays: Mapping[str, np.ndarray], described: str = "") -> str:
+    """Of names, types, shapes and numbers, in the order of the names, and of a text."""
+    digest = hashlib.sha256(described.encode())
+    for name in sorted(arrays):
+        value = arrays[name]
+        digest.update(f"\n{name} {value.dtype} {value.shape} ".encode())
+        digest.update(np.ascontiguousarray(value).data)
+    return digest.hexdigest()

@@ -84,6 +84,8 @@ def matches(value, kind) -> bool:
         if len(inner) == 2 and inner[1] is Ellipsis:
             return all(matches(x, inner[0]) for x in value)
         return len(value) == len(inner) and all(map(matches, value, inner))
+    if kind is Mapping:
+        return isinstance(value, Mapping)
     if kind is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     return type(value) is kind

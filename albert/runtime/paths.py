@@ -60,6 +60,12 @@ def resolved(path: Path) -> Path:
     return path if is_remote(path) else path.resolve()
 
 
+def modified(path: Path) -> float:
+    """When a file was changed last, in seconds since 1970; here or in a store."""
+    status = path.stat()
+    return status.mtime if is_remote(path) else status.st_mtime  # type: ignore[attr-defined]
+
+
 def file_name_part(text: str, also: str = "") -> str:
     """A part of a file's name that tells a text or path from every other, and can be read.
 

@@ -11,15 +11,13 @@ import numpy as np
 from albert.answers import ABILITIES
 from albert.checkpoints import CheckpointError
 from albert.interop import exported, huggingface_tokenizer
-from albert.interop.exported import Exported
+from albert.interop.exported import CONDITIONAL, Exported
 from albert.runtime.digests import text_digest
 from albert.serving.backend import Card, Row, Shapes, padded
 
-PRECISIONS = ("int8", "float32")  # the first that the folder has is taken
+PRECISIONS = ("int8", "float32", "int4")  # the first that the folder has is taken
 # Scores of every piece at every place are computed for so many rows at once that they fit in this.
 _SCORES_BYTES = 1 << 28
-# What is not exported: SQuAD 2.0, whose answers have odds.
-_NO_THRESHOLD = 0.0
 
 
 class OnnxBackend:
@@ -100,7 +98,7 @@ class OnnxBackend:
             type_vocab_size=found.model["type_vocab_size"],
             kind=found.fields.get("classifier", {}).get("kind", "classes"),
             labels=_labels(found),
-            threshold=_NO_THRESHOLD,
+            threshold=found.fields.get("conditional_span", {}).get("threshold", 0.0),
             poolings=tuple(self._poolings),
             pooling=found.pooling
             if found.pooling in self._poolings
@@ -148,6 +146,9 @@ class OnnxBackend:
             return [
                 {name: np.array(v[at]) for name, v in vectors.items()} for at in range(len(rows))
             ]
+        if "conditional_span" in self._exported.heads:
+            beams = {ours: found[name] for name, ours in CONDITIONAL.items()}
+            return [{n: np.array(v[at]) for n, v in beams.items()} for at in range(len(rows))]
         if ability == "answer":
             logits = np.stack([found["start_logits"], found["end_logits"]], axis=-1)
         else:
@@ -205,7 +206,7 @@ def _abilities(found: Exported) -> tuple[str, ...]:
         "classify": "classifier" in found.heads and not is_choice,
         "choose": "classifier" in found.heads and is_choice,
         "tag": "tokens" in found.heads,
-        "answer": "span" in found.heads,
+        "answer": bool({"span", "conditional_span"} & {*found.heads}),
     }
     return tuple(name for name in ABILITIES if has[name])
 

@@ -21,6 +21,7 @@ from albert.interop.weights import Weights
 from albert.models.attention import Use
 from albert.models.config import AlbertConfig
 from albert.models.encoder import init_params
+from albert.tasks.distillation import Distillation, DistillationConfig
 from albert.tasks.pictures import Draw
 
 Batch = dict[str, Any]  # arrays by field, each with the rows as its first axis
@@ -39,6 +40,8 @@ class RunConfig(Protocol):
     def data(self) -> Any: ...
     @property
     def train(self) -> Any: ...
+    @property
+    def distillation(self) -> DistillationConfig: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,6 +139,8 @@ class Task(abc.ABC):
       tokenizer: whose copy lies in the workdir; None where there is none.
       workers: processes that make batches; 0: a thread.
       opening: lines that tell of the data when a run starts.
+      distillation: how it learns from a teacher beside the data, set by whoever trains it; None:
+        there is no teacher.
     """
 
     Section: ClassVar[type]  # of `config.data`: a frozen dataclass with `problems() -> list[str]`
@@ -144,6 +149,9 @@ class Task(abc.ABC):
     # What is loaded and evaluated of a run unless a step is named: its best checkpoint, by `best`,
     # or its newest.
     serves_best: ClassVar[bool] = False
+    # The head whose logits a teacher may teach; empty: the task learns from no teacher. One that
+    # does has `taught`, and adds the part of `distillation` to its sums, loss and metrics.
+    taught_head: ClassVar[str] = ""
 
     model: nn.Module
     rows: Rows | None
@@ -154,6 +162,7 @@ class Task(abc.ABC):
     tokenizer: Tokenizer | None = None
     workers: int = 0
     opening: Sequence[str] = ()
+    distillation: Distillation | None = None
 
     # Asked before there is any data or device.
 
@@ -274,7 +283,8 @@ class Task(abc.ABC):
 
     # Pure functions of one step. The parts of a batch add up: `sums` are additive over rows, and
     # `loss` is linear in them. A task whose rows need the others of their batch says in `problems`
-    # that it knows no parts (`train.accumulation`, `train.reduce_dtype`).
+    # that it knows no parts (`train.accumulation`, `train.microbatch`, `train.reduce_dtype`,
+    # `sharding.slices`).
 
     @abc.abstractmethod
     def denominators(self, batch: Batch) -> dict[str, jax.Array]:
@@ -289,6 +299,15 @@ class Task(abc.ABC):
           rows: some rows of the batch.
           dropout_keys: random keys, one for each row; None turns dropout off.
         """
+
+    def taught(self, rows: Batch, teacher) -> Batch:
+        """Some rows of the batch, and with them what the teacher makes of them: what `sums` takes.
+
+        Args:
+          teacher: the parameters of `distillation.model`, unboxed; None: there is no teacher.
+        """
+        del teacher
+        return rows
 
     @abc.abstractmethod
     def loss(self, sums, denominators) -> jax.Array:
@@ -310,6 +329,11 @@ class Task(abc.ABC):
         return ""
 
     # What a run is.
+
+    def teacher_problems(self, config: RunConfig, teacher: Weights) -> list[str]:
+        """Why a model with the task's head cannot teach what the data tells, one sentence each."""
+        del config, teacher
+        return []
 
     def left_out(self, start: Weights) -> Sequence[str]:
         """Parts of a model to start from that are not taken, such as "classifier_head"."""

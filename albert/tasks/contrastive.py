@@ -36,7 +36,7 @@ from albert.tasks import glue
 from albert.tasks.base import Best, Evaluation
 from albert.tasks.classification import text_of
 from albert.tasks.finetuning import FineTuning, FineTuningConfig, digest_of
-from albert.tasks.metrics import pearson, spearman
+from albert.tasks.metrics import defined, pearson, spearman
 from albert.tasks.pictures import Draw, histogram, scatter
 from albert.tasks.vocabulary import tokenizer_of, vocabulary_of
 
@@ -228,7 +228,7 @@ def figures(scores: Sequence[float], numbers: np.ndarray, vectors: np.ndarray) -
     labels = np.asarray(scores, np.float64)
     cosines = (unit[:, 0] * unit[:, 1]).sum(-1)
     found = {"spearman": spearman(labels, cosines), "pearson": pearson(labels, cosines)}
-    found = {name: value if math.isfinite(value) else 0.0 for name, value in found.items()}
+    found = {name: defined(value) for name, value in found.items()}
     alike = labels > _ALIKE * labels.max()
     if alike.any():
         found["alignment"] = float((2 - 2 * cosines[alike]).mean())
@@ -343,17 +343,23 @@ class Contrastive(FineTuning):
                 f"train.batch_size is {train.batch_size}; the negatives of a text are the others "
                 "of its batch: it must be at least 2"
             )
-        if train.accumulation > 1:
-            found.append(
-                f"train.accumulation is {train.accumulation}; the negatives of a text are those of "
-                "the whole batch, which is not computed in parts: set it to 1, and spare memory "
-                "with model.remat or a smaller train.batch_size"
-            )
+        for name, whole in (("accumulation", 1), ("microbatch", 0)):
+            if (value := getattr(train, name)) > whole:
+                found.append(
+                    f"train.{name} is {value}; the negatives of a text are those of the whole "
+                    f"batch, which is not computed in parts: set it to {whole}, and spare memory "
+                    "with model.remat or a smaller train.batch_size"
+                )
         if train.reduce_dtype != "float32":
             found.append(
                 f"train.reduce_dtype is {train.reduce_dtype}; it is of gradients that every device "
                 "computes from its rows alone, and here negatives are on all devices: set it to "
                 "float32"
+            )
+        if config.sharding.slices > 1:
+            found.append(
+                f"sharding.slices is {config.sharding.slices}; slices send each other gradients "
+                "alone, and here negatives are on all devices: train on one slice"
             )
         drops = (data.dropout, model.hidden_dropout_prob, model.attention_probs_dropout_prob)
         if needs_text and not data.text_b and not any(drops):
@@ -441,14 +447,8 @@ class Contrastive(FineTuning):
     def _outputs(self, params, rows, dropout_keys=None):
         """What the head gives of rows of texts, [B, S, L]: float32 [B, S, H] by name. Every text of
         a row drops out by a key of its own."""
-        count, texts, length = rows["input_ids"].shape
-        keys = None
-        if dropout_keys is not None:
-            keys = jax.vmap(lambda key: jax.random.split(key, texts))(dropout_keys).reshape(-1)
-        flat = {
-            name: rows[name].reshape(-1, length)
-            for name in ("input_ids", "attention_mask", "token_type_ids")
-        }
+        count, texts, _ = rows["input_ids"].shape
+        flat, keys = self._flat(rows, dropout_keys)
         found = self._head_output(params, flat, keys, {"attention_mask": flat["attention_mask"]})
         return {name: value.reshape(count, texts, -1) for name, value in found.items()}
 

@@ -51,7 +51,7 @@ def points(
     """A point for each of `rules`.
 
     Args:
-      kind: of `albert.models.heads.KINDS`.
+      kind: of `albert.models.kinds.KINDS`.
       logits: float32 [n, N, labels], of all depths.
       figures: of logits [n, labels].
     """
@@ -63,12 +63,14 @@ def points(
     return found
 
 
-def draw(found: Sequence[Point], metric: str) -> Draw:
-    """A metric over the mean depth, a line for each kind of rule."""
+def draw(found: Sequence[Point], metric: str, milliseconds: Sequence[float] = ()) -> Draw:
+    """A metric over the mean depth, or over each point's time; a line for each kind of rule."""
     lines: Mapping[str, list[tuple[float, float]]] = {name: [] for name in exits.RULES}
-    for point in found:
-        lines[exits.parse(point.exit).rule].append((point.mean_depth, point.figures[metric]))
-    return tradeoff(lines, "layers, mean", metric.replace("_", " "), "leaving early")
+    for number, point in enumerate(found):
+        cost = milliseconds[number] if milliseconds else point.mean_depth
+        lines[exits.parse(point.exit).rule].append((cost, point.figures[metric]))
+    what = "ms a text, mean" if milliseconds else "layers, mean"
+    return tradeoff(lines, what, metric.replace("_", " "), "leaving early")
 
 
 def table(found: Sequence[Point], more: Mapping[str, Sequence[float]] | None = None) -> list[str]:

@@ -5,18 +5,23 @@ as rows, and the best checkpoint by what they are judged on.
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
 import numpy as np
 
 from albert.data.sources.base import SourceError
+from albert.interop.weights import Weights
 from albert.models.attention import Use
+from albert.models.config import AlbertConfig
 from albert.models.cost import encoder_flops
+from albert.models.encoder import Albert, AlbertOutput
 from albert.tasks.base import RunConfig, Task
-from albert.tasks.vocabulary import vocabulary_problems
+from albert.tasks.distillation import TAUGHT, Seen
+from albert.tasks.vocabulary import taught_vocabulary_problems, vocabulary_problems
 
+_INPUTS = "input_ids", "attention_mask", "token_type_ids"
 _HEAD_STREAM = 2  # of a row's dropout key; the encoder takes 0 and 1
 _HELD_OUT_STREAM = 6  # which examples are held out
 
@@ -57,7 +62,10 @@ class FineTuning(Task):
     # Of the description, beside the examples: what forbids to resume when it changes, in words.
     deciding: ClassVar[dict[str, str]] = {}
 
+    model: Albert
     _config: RunConfig
+    # What is asked in place of the model, if anything: rows -> what the heads give, by name.
+    program: Callable[[Mapping[str, jax.Array]], dict[str, Any]] | None = None
 
     @classmethod
     def problems(cls, config, needs_text):
@@ -94,7 +102,7 @@ class FineTuning(Task):
     def attention_use(cls, config):
         return Use(
             length=config.data.seq_length,
-            head_dim=config.model.hidden_size // config.model.num_attention_heads,
+            head_dim=config.model.head_width,
             dtype=config.model.dtype,
             dropout=config.model.attention_probs_dropout_prob,
             packed=False,
@@ -109,7 +117,7 @@ class FineTuning(Task):
 
     @classmethod
     def flops_per_row(cls, config):
-        return cls.sequences_per_row(config) * _flops(config, config.data.seq_length)
+        return cls.sequences_per_row(config) * _flops(config.model, config.data.seq_length)
 
     @classmethod
     def tokens_per_row(cls, config):
@@ -117,22 +125,42 @@ class FineTuning(Task):
 
     def flops_of(self, metrics):
         sequences = self._config.train.batch_size * self.sequences_per_row(self._config)
-        return sequences * _flops(self._config, round(metrics["padded_tokens"] / sequences))
+        length = round(metrics["padded_tokens"] / sequences)
+        of_sequence = _flops(self._config.model, length)
+        if self.distillation:  # whose forward pass is a third of a training step
+            of_sequence += _flops(self.distillation.model.config, length) / 3
+        return sequences * of_sequence
 
     def _head_output(self, params, rows, dropout_keys=None, inputs: dict | None = None) -> Any:
         """What the first head gives of rows; `inputs`: of its own."""
-        return self._head_outputs(params, rows, dropout_keys, inputs)[self.model.heads[0]]
+        return self._output(params, rows, dropout_keys, inputs).logits[self.model.heads[0]]
 
-    def _head_outputs(self, params, rows, dropout_keys=None, inputs: dict | None = None) -> Any:
-        """What the heads give of rows, by name; `inputs`: of the first."""
-        first, *_ = self.model.heads  # an `Albert`
-        of_heads = {head: dict(inputs or {}) if head == first else {} for head in self.model.heads}
+    def _seen(self, params, rows, dropout_keys=None, model: Albert | None = None) -> Seen:
+        """What the task's model, or another one with the same head or none, makes of rows."""
+        output = self._output(params, rows, dropout_keys, None, model)
+        return Seen(output.logits.get(self.model.heads[0]), output.last_hidden_state)
+
+    def _output(
+        self,
+        params,
+        rows,
+        dropout_keys=None,
+        inputs: dict | None = None,
+        model: Albert | None = None,
+    ) -> AlbertOutput:
+        """What encoder and heads give of rows; `inputs`: of the first head; `model`: None for the
+        task's own."""
+        if self.program is not None and model is None:
+            return AlbertOutput(None, None, None, None, self.program(rows))
+        model = self.model if model is None else model
+        first = model.heads[0] if model.heads else None
+        of_heads = {head: dict(inputs or {}) if head == first else {} for head in model.heads}
         if dropout_keys is not None:
             keys = jax.vmap(jax.random.fold_in, (0, None))(dropout_keys, _HEAD_STREAM)
             for head, own in of_heads.items():
-                if "dropout" in self.model.head_fields.get(head, {}):
+                if "dropout" in model.head_fields.get(head, {}):
                     own["keys"] = keys
-        output: Any = self.model.apply(
+        output: Any = model.apply(
             {"params": params},
             rows["input_ids"],
             rows["attention_mask"],
@@ -140,7 +168,25 @@ class FineTuning(Task):
             head_inputs=of_heads,
             dropout_keys=dropout_keys,
         )
-        return output.logits
+        return output
+
+    @staticmethod
+    def _flat(rows, dropout_keys=None) -> tuple[dict, Any]:
+        """Rows of several sequences, [B, S, L], as B S rows of one, and a dropout key for each."""
+        count = rows["input_ids"].shape[1]
+        if dropout_keys is not None:
+            keys = jax.vmap(lambda key: jax.random.split(key, count))(dropout_keys)
+            dropout_keys = keys.reshape(-1)
+        flat = {name: rows[name].reshape(-1, rows[name].shape[-1]) for name in _INPUTS}
+        return flat, dropout_keys
+
+    def taught(self, rows, teacher):
+        if self.distillation is None:
+            return rows
+        return rows | {TAUGHT: self._seen(teacher, rows, model=self.distillation.model)}
+
+    def teacher_problems(self, config, teacher):
+        return taught_vocabulary_problems(config, self.tokenizer, teacher)
 
     def changes(self, saved):
         now = self.description()
@@ -165,11 +211,23 @@ class FineTuning(Task):
         return self
 
 
-def _flops(config, length: int) -> float:
+def _flops(model: AlbertConfig, length: int) -> float:
     """Model FLOPs of one training step for a sequence of this length; see `encoder_flops`. The
     pooler is counted, heads are not."""
-    h = config.model.hidden_size
-    return length * encoder_flops(config.model, length) + 6 * h * h
+    h = model.hidden_size
+    return length * encoder_flops(model, length) + 6 * h * h
+
+
+def taught_label_problems(config, labels: Sequence[str], teacher: Weights) -> list[str]:
+    """A sentence where a teacher does not tell these labels apart, in this order."""
+    if tuple(labels) == tuple(teacher.labels):
+        return []
+    return [
+        f"the labels of distillation.teacher, {config.distillation.teacher}, are "
+        f"{', '.join(teacher.labels) or 'without names'} and those of the data "
+        f"{', '.join(labels)}: they must be the same, in the same order. Fine-tune the teacher on "
+        "this task with this project, which keeps their names"
+    ]
 
 
 def digest_of(examples: Sequence | None) -> str:

@@ -3,6 +3,7 @@
 They are imported when a figure is asked for, and agree with what GLUE's own scripts use.
 """
 
+import math
 import warnings
 
 import numpy as np
@@ -55,6 +56,12 @@ def spearman(labels, predictions) -> float:
     from scipy.stats import spearmanr
 
     return _correlation(spearmanr, labels, predictions)
+
+
+def defined(value: float) -> float:
+    """A figure for a table: one that is undefined, such as a correlation with outputs that are all
+    alike, counts as 0."""
+    return value if math.isfinite(value) else 0.0
 
 
 def _correlation(function, labels, predictions) -> float:

@@ -36,7 +36,12 @@ from albert.models.cost import encoder_flops
 from albert.models.encoder import Albert, AlbertOutput
 from albert.runtime.paths import place
 from albert.tasks.base import Best, Evaluation, RunConfig, Samples, Task
-from albert.tasks.vocabulary import vocabulary_of, vocabulary_problems
+from albert.tasks.distillation import TAUGHT, Seen
+from albert.tasks.vocabulary import (
+    taught_vocabulary_problems,
+    vocabulary_of,
+    vocabulary_problems,
+)
 
 MLM_EPSILON = 1e-5  # added to the sum of weights, as released
 MAX_SPAN = 4  # masked runs of this length and longer are counted together
@@ -89,9 +94,13 @@ def sentence_order_terms(logits, labels):
 
 
 class Pretraining(Task):
-    """MLM = sum(w * nll) / (sum(w) + 1e-5); SOP = mean cross entropy; the loss is their sum."""
+    """MLM = sum(w * nll) / (sum(w) + 1e-5); SOP = mean cross entropy; the loss is their sum.
+
+    A teacher's soft labels are of the masked words; the order of sentences is learned from labels.
+    """
 
     Section = DataConfig
+    taught_head = "mlm"
     amounts = ("real_tokens", "padded_tokens")
     best = Best("valid", "loss")
 
@@ -173,7 +182,7 @@ class Pretraining(Task):
     def attention_use(cls, config):
         return Use(
             length=config.data.seq_length,
-            head_dim=config.model.hidden_size // config.model.num_attention_heads,
+            head_dim=config.model.head_width,
             dtype=config.model.dtype,
             dropout=config.model.attention_probs_dropout_prob,
             packed=config.data.packing > 0,
@@ -230,10 +239,16 @@ class Pretraining(Task):
         return task
 
     def denominators(self, batch):
-        return {
+        found = {
             "mlm": batch["mlm_weights"].sum(),
             "sop": (batch["sop_labels"] >= 0).sum().astype(jnp.float32),
         }
+        return found | self.distillation.denominators(batch) if self.distillation else found
+
+    def taught(self, rows, teacher):
+        if self.distillation is None:
+            return rows
+        return rows | {TAUGHT: self._seen(apply_model(self.distillation.model, teacher, rows))}
 
     def sums(self, params, rows, dropout_keys):
         output = apply_model(self.model, params, rows, dropout_keys)
@@ -241,7 +256,7 @@ class Pretraining(Task):
             output.mlm_logits, rows["mlm_labels"], rows["mlm_weights"]
         )
         sop_nll, sop_hit, _ = sentence_order_terms(output.sop_logits, rows["sop_labels"])
-        return {
+        sums = {
             "mlm_nll": mlm_nll.sum(),
             "mlm_hits": mlm_hit.sum(),
             "sop_nll": sop_nll.sum(),
@@ -249,6 +264,10 @@ class Pretraining(Task):
             "real_tokens": rows["attention_mask"].sum(),
             "padded_tokens": jnp.asarray(rows["attention_mask"].size, jnp.int32),
         }
+        if self.distillation:
+            seen, weights = self._seen(output), rows["mlm_weights"]
+            sums |= self.distillation.sums("classes", seen, rows[TAUGHT], weights, rows)
+        return sums
 
     @staticmethod
     def _scales(denominators):
@@ -258,7 +277,10 @@ class Pretraining(Task):
 
     def loss(self, sums, denominators):
         mlm, sop = self._scales(denominators)
-        return sums["mlm_nll"] * mlm + sums["sop_nll"] * sop
+        of_words = sums["mlm_nll"] * mlm
+        if self.distillation:
+            of_words = self.distillation.loss(of_words, sums, denominators, mlm)
+        return of_words + sums["sop_nll"] * sop
 
     def metrics(self, sums, denominators):
         mlm, sop = self._scales(denominators)
@@ -270,13 +292,19 @@ class Pretraining(Task):
         }
         if self._config.data.sentence_objective != "none":
             found |= {"sop_loss": sums["sop_nll"] * sop, "sop_accuracy": sums["sop_hits"] * sop}
+        if self.distillation:
+            hard = sums["mlm_nll"] * mlm + sums["sop_nll"] * sop
+            found |= self.distillation.metrics(hard, sums, denominators, mlm)
         return found
 
     def line(self, metrics):
         text = f"mlm {metrics['mlm_loss']:.3f} ({100 * metrics['mlm_accuracy']:.1f} %)"
         if "sop_loss" in metrics:
             text += f"  sop {metrics['sop_loss']:.3f} ({100 * metrics['sop_accuracy']:.1f} %)"
-        return text
+        return f"{text}  {self.distillation.line(metrics)}" if self.distillation else text
+
+    def teacher_problems(self, config, teacher):
+        return taught_vocabulary_problems(config, self.tokenizer, teacher)
 
     def description(self):
         assert self._data is not None
@@ -299,6 +327,13 @@ class Pretraining(Task):
         if saved["held_out"] != now["held_out"]:
             told.append("  held-out text: figures before and after do not compare")
         return refused, told
+
+    def _seen(self, output: AlbertOutput) -> Seen:
+        """With logits of pieces alone: either model may have more rows than there are pieces."""
+        logits = output.mlm_logits
+        if logits is not None and self.tokenizer is not None:
+            logits = logits[..., : self.tokenizer.vocab_size]
+        return Seen(logits, output.last_hidden_state)
 
     def _guess(self, params, rows):
         """The likeliest piece at every masked position, int [B, P]. A model may have more rows than
@@ -384,7 +419,8 @@ def figures(sums: dict[str, np.ndarray]) -> dict[str, float]:
 
     `unigram_entropy`, in nats, is that of the held-out text's own pieces: the lowest MLM loss
     that is possible without looking at the context. All pieces are counted, not just the masked
-    ones, since the entropy of few samples comes out too low.
+    ones, since the entropy of few samples comes out too low. `gain`, in nats: by how much the loss
+    where [MASK] is shown is below it, which only the context can give.
     """
     result = {}
     for task in ("mlm", "sop"):
@@ -404,6 +440,8 @@ def figures(sums: dict[str, np.ndarray]) -> dict[str, float]:
         if count:
             result[f"mlm_loss_{group}"] = nll / count
             result[f"mlm_accuracy_{group}"] = hit / count
+    if "mlm_loss_shown_mask" in result:
+        result["gain"] = result["unigram_entropy"] - result["mlm_loss_shown_mask"]
     return {name: float(value) for name, value in result.items()}
 
 
@@ -413,6 +451,8 @@ def line_of(result: dict[str, float]) -> str:
         f"held-out: mlm {result['mlm_loss']:.3f} ({100 * result['mlm_accuracy']:.1f} %), "
         f"unigram entropy {result['unigram_entropy']:.3f}"
     )
+    if "gain" in result:
+        text += f", gain {result['gain']:.2f} where [MASK] is shown"
     if "sop_loss" in result:
         text += f"; sop {result['sop_loss']:.3f} ({100 * result['sop_accuracy']:.1f} %)"
     return text

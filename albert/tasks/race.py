@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -24,6 +23,7 @@ from albert.data.tokenizer import Tokenizer
 from albert.models.encoder import Albert
 from albert.models.kinds import label_probabilities
 from albert.runtime.paths import place
+from albert.tasks.distillation import Seen
 from albert.tasks.finetuning import FineTuningConfig
 from albert.tasks.texts import HEAD, LabelledData, Split, TextTask
 from albert.tasks.vocabulary import vocabulary_of
@@ -295,19 +295,18 @@ class MultipleChoice(TextTask):
     def _targets(self, examples):
         return np.asarray([question.label for question in examples], np.int32)
 
-    def _logits(self, params, rows, dropout_keys=None):
-        """float32 [B, C]."""
-        count, options, length = rows["input_ids"].shape
-        keys = None
-        if dropout_keys is not None:
-            keys = jax.vmap(lambda key: jax.random.split(key, options))(dropout_keys).reshape(-1)
-        flat = {
-            name: rows[name].reshape(-1, length)
-            for name in ("input_ids", "attention_mask", "token_type_ids")
-        }
-        logits = self._head_output(params, flat, keys).reshape(count, options)
+    def _seen(self, params, rows, dropout_keys=None, model=None):
+        """Logits are float32 [B, C], hidden states [B * C, L, H]."""
+        count, options, _ = rows["input_ids"].shape
+        flat, keys = self._flat(rows, dropout_keys)
+        logits, hidden = super()._seen(params, flat, keys, model)
+        if logits is None:
+            return Seen(None, hidden)
         there = jnp.arange(options) < jnp.maximum(rows["options"], 1)[:, None]
-        return jnp.where(there, logits, _ABSENT)
+        return Seen(jnp.where(there, logits.reshape(count, options), _ABSENT), hidden)
+
+    def _encoded_rows(self, rows):
+        return self._flat(rows)[0]
 
     def _figures(self, targets, metrics, examples, logits):
         found = super()._figures(targets, metrics, examples, logits)

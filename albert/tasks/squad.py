@@ -55,8 +55,6 @@ __all__ = [
     "with_threshold",
 ]
 
-_BEAMS = 5, 5  # starts of a window in version 2.0, and ends of each
-
 
 @dataclasses.dataclass(frozen=True)
 class SquadConfig(FineTuningConfig):
@@ -260,7 +258,7 @@ class Squad(FineTuning):
         inputs: dict[str, Any] = {}
         if self._has_none:
             mask = outside_of_paragraph(rows["attention_mask"], rows["token_type_ids"])
-            inputs = {"mask": mask, "starts": starts, "beams": _BEAMS}
+            inputs = {"mask": mask, "starts": starts}
         found = self._head_output(params, rows, dropout_keys, inputs)
         if self._has_none:
             return found

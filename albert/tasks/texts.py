@@ -7,7 +7,6 @@ Source of head and loss: `create_model` in `classifier_utils.py`, google-researc
 import abc
 import dataclasses
 import json
-import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -28,8 +27,14 @@ from albert.runtime.console import warn
 from albert.runtime.paths import place
 from albert.tasks import exits as exit_curve
 from albert.tasks.base import Best, Evaluation, Predictions
-from albert.tasks.finetuning import FineTuning, FineTuningConfig, digest_of
-from albert.tasks.metrics import METRICS, expected_calibration_error
+from albert.tasks.distillation import TAUGHT
+from albert.tasks.finetuning import (
+    FineTuning,
+    FineTuningConfig,
+    digest_of,
+    taught_label_problems,
+)
+from albert.tasks.metrics import METRICS, defined, expected_calibration_error
 from albert.tasks.pictures import Draw, confusion, histogram, reliability, scatter
 from albert.tasks.vocabulary import tokenizer_of, vocabulary_of
 
@@ -89,6 +94,7 @@ class TextTask(FineTuning):
     depth, 1 to N (Zhou et al. 2020, arXiv 2006.04152).
     """
 
+    taught_head = HEAD
     deciding: ClassVar = {
         "kind": "what is learned",
         "labels": "the labels",
@@ -151,10 +157,21 @@ class TextTask(FineTuning):
         learned = cls.exits(config)
         if learned != "none" and config.model.depth < 2 and not config.init_model:
             found.append(f"data.exits is {learned!r} and the model has one layer: set it to 'none'")
+        if learned != "none" and config.model.least_depth:
+            found.append(
+                f"data.exits is {learned!r} and model.least_depth {config.model.least_depth}: "
+                "classifiers on every depth train every depth; set least_depth to 0"
+            )
         if learned == "frozen" and needs_text and not config.init_from:
             found.append(
                 "data.exits is 'frozen' and init_from is empty; name the fine-tuned model whose "
                 "depths are to have classifiers"
+            )
+        if learned != "none" and config.distillation.teacher:
+            found.append(
+                f"data.exits is {learned!r} and distillation.teacher is set: a teacher teaches the "
+                "last depth alone. Set data.exits to 'none'; learned afterwards, 'frozen', they "
+                "stand behind what the teacher taught"
             )
         return found
 
@@ -352,7 +369,8 @@ class TextTask(FineTuning):
     # Pure functions of one step.
 
     def denominators(self, batch):
-        return {"weight": batch["weights"].sum()}
+        found = {"weight": batch["weights"].sum()}
+        return found | self.distillation.denominators(batch) if self.distillation else found
 
     def sums(self, params, rows, dropout_keys):
         if EXITS in self.model.heads:
@@ -367,26 +385,43 @@ class TextTask(FineTuning):
             depths = range(1, len(terms) + 1)
             losses = sum(n * loss for n, (loss, _) in zip(depths, terms, strict=True)) / sum(depths)
             hits = terms[-1][1]
+            seen = None
         else:
-            losses, hits = self._terms(self._logits(params, rows, dropout_keys), rows["labels"])
+            seen = self._seen(params, rows, dropout_keys)
+            losses, hits = self._terms(seen.logits, rows["labels"])
         found = {
             "loss": (losses * rows["weights"]).sum(),
             "real_tokens": rows["attention_mask"].sum(),
             "padded_tokens": jnp.asarray(rows["attention_mask"].size, jnp.int32),
         }
+        if self.distillation and seen:
+            weights, sequences = rows["weights"], self._encoded_rows(rows)
+            found |= self.distillation.sums(self.kind, seen, rows[TAUGHT], weights, sequences)
         return found if hits is None else found | {"hits": (hits * rows["weights"]).sum()}
 
     def loss(self, sums, denominators):
-        return sums["loss"] / denominators["weight"]
+        hard = sums["loss"] / denominators["weight"]
+        if self.distillation is None:
+            return hard
+        return self.distillation.loss(hard, sums, denominators, 1 / denominators["weight"])
 
     def metrics(self, sums, denominators):
         found = {name: sums[name] for name in self.amounts}
         if "hits" in sums:
             found["accuracy"] = sums["hits"] / denominators["weight"]
+        if self.distillation:
+            hard, scale = sums["loss"] / denominators["weight"], 1 / denominators["weight"]
+            found |= self.distillation.metrics(hard, sums, denominators, scale)
         return found
 
     def line(self, metrics):
-        return f"accuracy {100 * metrics['accuracy']:.1f} %" if "accuracy" in metrics else ""
+        parts = [f"accuracy {100 * metrics['accuracy']:.1f} %"] if "accuracy" in metrics else []
+        parts += [self.distillation.line(metrics)] if self.distillation else []
+        return "  ".join(parts)
+
+    def _encoded_rows(self, rows) -> dict:
+        """The sequences of rows, as the encoder is given them."""
+        return rows
 
     def _terms(self, logits, labels):
         """Loss, and whether the likeliest class is right (None: there are no classes), of every
@@ -402,11 +437,11 @@ class TextTask(FineTuning):
 
     def _logits(self, params, rows, dropout_keys=None):
         """float32 [B, labels]."""
-        return self._head_output(params, rows, dropout_keys)
+        return self._seen(params, rows, dropout_keys).logits
 
     def _of_every_depth(self, params, rows, dropout_keys=None):
         """Logits of all depths, the last one's last: float32 [B, N, labels]."""
-        found = self._head_outputs(params, rows, dropout_keys)
+        found = self._output(params, rows, dropout_keys).logits
         return jnp.concatenate([found[EXITS], found[HEAD][:, None]], axis=1)
 
     def _figures(
@@ -421,8 +456,7 @@ class TextTask(FineTuning):
         found = {"loss": float(loss.mean())}
         predictions = predictions_of(self.kind, logits)
         for name in metrics:
-            value = METRICS[name](targets, predictions)
-            found[name] = value if math.isfinite(value) else 0.0
+            found[name] = defined(METRICS[name](targets, predictions))
         if self.kind in ("classes", "choice"):
             counts = np.bincount(targets)
             found["majority"] = float(counts.max() / counts.sum())
@@ -444,8 +478,7 @@ class TextTask(FineTuning):
     def _points(self, targets: np.ndarray, metrics: tuple[str, ...], logits: np.ndarray):
         def figures(left):
             predictions = predictions_of(self.kind, left)
-            found = {name: METRICS[name](targets, predictions) for name in metrics}
-            return {name: value if math.isfinite(value) else 0.0 for name, value in found.items()}
+            return {name: defined(METRICS[name](targets, predictions)) for name in metrics}
 
         return exit_curve.points(self.kind, logits, figures)
 
@@ -481,6 +514,27 @@ class TextTask(FineTuning):
         return found
 
     # What a run is.
+
+    def teacher_problems(self, config, teacher):
+        found = super().teacher_problems(config, teacher)
+        section = config.distillation
+        if not section.share:
+            return found  # what is learned of the hidden states alone needs no head
+        kind = teacher.heads[HEAD]["kind"]
+        if kind != self.kind:
+            return [
+                *found,
+                f"the classifier of distillation.teacher, {section.teacher}, tells {kind} and the "
+                f"data {self.kind}: fine-tune the teacher on this task",
+            ]
+        if self.kind == "number" and section.temperature is not None:
+            found.append(
+                f"distillation.temperature is {section.temperature} and what is learned is a "
+                "number, which has none: set it to None"
+            )
+        if self.labels:
+            found += taught_label_problems(config, self.labels, teacher)
+        return found
 
     def left_out(self, start):
         """The heads of a model that tells other things apart, and what it learned of depths where

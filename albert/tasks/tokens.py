@@ -22,7 +22,14 @@ from albert.data.sources.base import SourceError
 from albert.models.encoder import Albert
 from albert.runtime.console import warn
 from albert.tasks.base import Best, Evaluation, Predictions
-from albert.tasks.finetuning import FineTuning, FineTuningConfig, digest_of, held_out
+from albert.tasks.distillation import TAUGHT
+from albert.tasks.finetuning import (
+    FineTuning,
+    FineTuningConfig,
+    digest_of,
+    held_out,
+    taught_label_problems,
+)
 from albert.tasks.pictures import Draw, confusion
 from albert.tasks.vocabulary import tokenizer_of, vocabulary_of
 
@@ -172,6 +179,7 @@ class TokenLabels(FineTuning):
     """
 
     Section = TokensConfig
+    taught_head = HEAD
     deciding: ClassVar = {"labels": "the labels"}
 
     def __init__(self, config, labels: Sequence[str], tokenizer=None, train=None, dev=None):
@@ -308,31 +316,45 @@ class TokenLabels(FineTuning):
     # Pure functions of one step.
 
     def denominators(self, batch):
-        return {"words": (batch["labels"] >= 0).sum().astype(jnp.float32)}
+        found = {"words": (batch["labels"] >= 0).sum().astype(jnp.float32)}
+        return found | self.distillation.denominators(batch) if self.distillation else found
 
     def sums(self, params, rows, dropout_keys):
-        logits = self._logits(params, rows, dropout_keys)
-        labels = rows["labels"]
+        seen = self._seen(params, rows, dropout_keys)
+        logits, labels = seen.logits, rows["labels"]
         known = (labels >= 0).astype(jnp.float32)
         log_probabilities = jax.nn.log_softmax(logits)
         chosen = jnp.maximum(labels, 0)[..., None]
         nll = -jnp.take_along_axis(log_probabilities, chosen, axis=-1)[..., 0]
-        return {
+        found = {
             "loss": (nll * known).sum(),
             "hits": ((jnp.argmax(logits, -1) == labels) * known).sum(),
             "real_tokens": rows["attention_mask"].sum(),
             "padded_tokens": jnp.asarray(rows["attention_mask"].size, jnp.int32),
         }
+        if self.distillation:
+            found |= self.distillation.sums("classes", seen, rows[TAUGHT], known, rows)
+        return found
 
     def loss(self, sums, denominators):
-        return sums["loss"] / jnp.maximum(denominators["words"], 1.0)
+        words = jnp.maximum(denominators["words"], 1.0)
+        hard = sums["loss"] / words
+        if self.distillation is None:
+            return hard
+        return self.distillation.loss(hard, sums, denominators, 1 / words)
 
     def metrics(self, sums, denominators):
+        words = jnp.maximum(denominators["words"], 1.0)
         found = {name: sums[name] for name in self.amounts}
-        return found | {"accuracy": sums["hits"] / jnp.maximum(denominators["words"], 1.0)}
+        found["accuracy"] = sums["hits"] / words
+        if self.distillation:
+            hard = sums["loss"] / words
+            found |= self.distillation.metrics(hard, sums, denominators, 1 / words)
+        return found
 
     def line(self, metrics):
-        return f"accuracy {100 * metrics['accuracy']:.1f} %"
+        text = f"accuracy {100 * metrics['accuracy']:.1f} %"
+        return f"{text}  {self.distillation.line(metrics)}" if self.distillation else text
 
     def _logits(self, params, rows, dropout_keys=None):
         """float32 [B, L, labels]."""
@@ -343,6 +365,12 @@ class TokenLabels(FineTuning):
         return jnp.argmax(self._logits(params, rows), axis=-1)
 
     # What a run is.
+
+    def teacher_problems(self, config, teacher):
+        found = super().teacher_problems(config, teacher)
+        if config.distillation.share:
+            found += taught_label_problems(config, self.labels, teacher)
+        return found
 
     def left_out(self, start):
         return () if start.labels == self.labels else (f"{HEAD}_head",)

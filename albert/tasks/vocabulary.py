@@ -37,6 +37,31 @@ def vocabulary_problems(config, start: Weights) -> list[str]:
     return problems
 
 
+def taught_vocabulary_problems(config, tokenizer: Tokenizer | None, teacher: Weights) -> list[str]:
+    """Why a teacher does not know the pieces of a run's vocabulary, a sentence each."""
+    path = config.distillation.teacher
+    if teacher.tokenizer is None:
+        note = f" ({teacher.vocabulary_note})" if teacher.vocabulary_note else ""
+        return [
+            f"there is no vocabulary beside distillation.teacher, {path}{note}, so that nobody "
+            f"knows whether its pieces are the run's; put its {VOCABULARY} there"
+        ]
+    assert tokenizer is not None
+    if _pieces(tokenizer) != _pieces(teacher.tokenizer):
+        return [
+            f"distillation.teacher, {path}, has another vocabulary, {teacher.tokenizer.path}, than "
+            f"the run, {tokenizer.path}: its ids are those of other pieces. Train the student with "
+            "the teacher's: name that file with --config.data.tokenizer"
+        ]
+    return [
+        f"data.{field} is {getattr(tokenizer, field)} and that of distillation.teacher, {path}, "
+        f"{getattr(teacher.tokenizer, field)}: it has learned other text; set --config.data."
+        f"{field}={getattr(teacher.tokenizer, field)}"
+        for field in ("lower_case", "strip_accents")
+        if getattr(tokenizer, field) != getattr(teacher.tokenizer, field)
+    ]
+
+
 def tokenizer_of(config, workdir: Path, saved: dict | None, start: Weights | None) -> Tokenizer:
     """The vocabulary of a run: its own copy, the one that the config names, or that of the model
     to start from. Raises VocabularyError."""

@@ -6,11 +6,14 @@ below, which are what the package reads. Values and comments stand in `configs/d
 
 import ast
 import dataclasses
+import json
 import math
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import jax
 
 from albert import __version__
 from albert.checkpoints import CheckpointError
@@ -18,13 +21,17 @@ from albert.data.pretraining.prepare import MAX_SEED
 from albert.interop.reshare import INIT_METHODS
 from albert.models import attention
 from albert.models.attention import Use
-from albert.models.config import AUTO_DTYPE, AlbertConfig
+from albert.models.config import ADDED, AUTO_DTYPE, AlbertConfig
 from albert.models.sharing import uneven_groups
 from albert.runtime.fields import ConfigError, build, matches, unknown, wrong_type
 from albert.tasks import TASKS, find_task
+from albert.tasks.base import Task
+from albert.tasks.distillation import DistillationConfig
 from albert.train.hardware import fastest_dtype
 from albert.train.optimizers import OptimizerConfig
-from albert.train.sharding import MESH_AXES, ShardingConfig, partition_problems
+from albert.train.phases import length_problems, phase_problems, phases_of
+from albert.train.sharding import ShardingConfig, partition_problems, slices_of
+from albert.train.writers import WRITERS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +40,9 @@ class TrainConfig:
     epochs: float  # passes over the training rows, in place of num_steps; 0: num_steps says
     batch_size: int  # rows of one step, over all devices and parts
     accumulation: int  # parts a batch is cut into, one after the other, to save memory
+    microbatch: int  # rows of a part on a device at most, in place of accumulation; 0: not set
     log_every: int  # steps
+    writers: tuple[str, ...]  # where figures go: keys of `albert.train.writers.WRITERS`
     eval_every: int  # steps; the last step is always evaluated
     eval_rows: int  # held-out rows of one evaluation, at most
     eval_batch_size: int
@@ -67,15 +76,27 @@ class TrainConfig:
         ):
             if getattr(self, name) < 1:
                 found.append(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("epochs", "checkpoint_minutes", "keep_best", "stall_seconds"):
+        for name in ("epochs", "microbatch", "checkpoint_minutes", "keep_best", "stall_seconds"):
             if getattr(self, name) < 0:
                 found.append(f"{name} is {getattr(self, name)}; it must not be negative")
         if self.spike_factor and self.spike_factor <= 1:
             found.append(f"spike_factor is {self.spike_factor}; it must be over 1, or 0 for never")
+        if unknown_ones := [name for name in self.writers if name not in WRITERS]:
+            found.append(f"writers has {', '.join(unknown_ones)}; there is {', '.join(WRITERS)}")
+        elif "jsonl" not in self.writers or len({*self.writers}) < len(self.writers):
+            found.append(
+                f"writers is {self.writers}; each may stand there once, and jsonl must: resuming, "
+                "sweeps and pictures read it"
+            )
         if self.reduce_dtype not in ("float32", "bfloat16"):
             found.append(f"reduce_dtype is {self.reduce_dtype!r}; it must be float32 or bfloat16")
         if self.on_divergence not in ("stop", "rollback"):
             found.append(f"on_divergence is {self.on_divergence!r}; it must be stop or rollback")
+        if self.microbatch > 0 and self.accumulation > 1:
+            found.append(
+                f"microbatch is {self.microbatch} and accumulation {self.accumulation}: both say "
+                "in how many parts a batch is computed; set accumulation to 1, or microbatch to 0"
+            )
         if not found and self.batch_size % self.accumulation:
             found.append(
                 f"batch_size {self.batch_size} is not a multiple of accumulation "
@@ -96,7 +117,22 @@ class Config:
     data: Any  # the `Section` of the task
     optimizer: OptimizerConfig
     train: TrainConfig
+    phases: tuple[Mapping, ...]  # fields that change with the steps; see phases.py
     sharding: ShardingConfig
+    distillation: DistillationConfig
+
+
+# Fields, by section, and sections that came after the first version, as they are in a run that did
+# not have them.
+_ADDED_FIELDS: dict[str, dict] = {
+    "model": ADDED,
+    "train": {"microbatch": 0, "writers": ["jsonl", "tensorboard"]},
+    "sharding": {"slices": 1},
+}
+_ADDED_SECTIONS: dict[str, Any] = {
+    "phases": [],
+    "distillation": dataclasses.asdict(DistillationConfig("", None, None, None, None)),
+}
 
 
 def check(values: Mapping, needs_text: bool = True, for_training: bool = True) -> Config:
@@ -119,11 +155,14 @@ def check(values: Mapping, needs_text: bool = True, for_training: bool = True) -
     config = build(Config, values, "", problems, {"data": task.Section})
     if config is None:
         raise ConfigError(problems)
-    for section in ("model", "data", "optimizer", "train", "sharding"):
-        problems += [f"{section}.{text}" for text in getattr(config, section).problems()]
-    problems += task.problems(config, needs_text)
-    if not config.model.problems():
-        problems += attention_problems_of(config)
+    problems += _problems_of_sections(config, task, needs_text)
+    problems += (of_phases := phase_problems(config))
+    if not of_phases:
+        for phase in phases_of(config):
+            if phase.changes:  # else it has nothing that was not looked at
+                of = _problems_of_sections(phase.config, task, needs_text)
+                new = [text for text in of if text not in problems]
+                problems += [f"phases[{phase.number}]: {text}" for text in new]
     if config.init_optimizer and not config.init_from:
         problems.append("init_optimizer is True and init_from is empty: there is nothing to take")
     if config.init_optimizer:
@@ -139,6 +178,12 @@ def check(values: Mapping, needs_text: bool = True, for_training: bool = True) -
             "init_method is svd and init_from is empty or model.lora_rank 0; it makes low-rank "
             "differences from the layers of another model, so it needs both"
         )
+    if config.distillation.teacher and not task.taught_head:
+        able = [name for name in TASKS if find_task(name).taught_head]
+        problems.append(
+            f"distillation.teacher is {config.distillation.teacher!r} and the task {config.task} "
+            f"learns from no teacher; {', '.join(able)} do. Set it to ''"
+        )
     if not config.init_from:  # released models may be so
         sharing, steps = config.model.sharing, config.model.num_hidden_layers
         problems += [f"model.{text}" for text in uneven_groups(sharing, steps)]
@@ -149,13 +194,24 @@ def check(values: Mapping, needs_text: bool = True, for_training: bool = True) -
             f"train.epochs is {config.train.epochs} and init_optimizer True, which goes on at the "
             "step of init_from; set train.num_steps, and train.epochs to 0"
         )
-    length_problems = config.optimizer.length_problems(config.train.num_steps)
-    problems += [f"optimizer.{text}" for text in length_problems]
+    if not of_phases:
+        problems += [f"optimizer.{text}" for text in length_problems(config)]
     if for_training:
         problems += [f"model.{text}" for text in _training_dtype_problems(config.model)]
     if problems:
         raise ConfigError(problems)
     return config
+
+
+def _problems_of_sections(config: Config, task: type[Task], needs_text: bool) -> list[str]:
+    """What is wrong with the fields of each section, and of the task's beside the others."""
+    found: list[str] = []
+    for section in ("model", "data", "optimizer", "train", "sharding", "distillation"):
+        found += [f"{section}.{text}" for text in getattr(config, section).problems()]
+    found += task.problems(config, needs_text)
+    if not config.model.problems():
+        found += attention_problems_of(config)
+    return found
 
 
 def with_dtype(config: Config, info: dict | None, say: Callable[[str], None]) -> Config:
@@ -211,7 +267,22 @@ def from_json(values: dict) -> Config:
             return {name: tuples(inner) for name, inner in value.items()}
         return tuple(map(tuples, value)) if isinstance(value, (list, tuple)) else value
 
-    return check(tuples(values), needs_text=False, for_training=False)
+    return check(tuples(with_added(values)), needs_text=False, for_training=False)
+
+
+def as_plain(config: Config) -> dict:
+    """The config as JSON has it."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def with_added(values: dict) -> dict:
+    """A plain config with what came after the version that wrote it, as it was without that."""
+    whole = _ADDED_SECTIONS | values
+    return whole | {
+        section: fields | whole[section]
+        for section, fields in _ADDED_FIELDS.items()
+        if section in whole
+    }
 
 
 def _training_dtype_problems(model: AlbertConfig) -> list[str]:
@@ -257,29 +328,71 @@ def version_of(info: dict) -> str:
     return info.get("version", "0.1.0")  # the last version that did not say
 
 
-def check_devices(config: Config, boxed_params, num_devices: int) -> None:
-    """Raises ConfigError when the devices cannot share the batch or the parameters equally."""
+def parts_of(config: Config, num_devices: int) -> int:
+    """Parts in which a batch is computed, one after the other: `train.accumulation` or, where
+    `train.microbatch` is set, as few as leave a device no more rows of each than that.
+
+    Raises ConfigError when the devices cannot share the rows of a part equally.
+    """
+    train = config.train
+    shards = _row_shards(config, num_devices)
+    name, rows = "train.batch_size", train.batch_size
+    if train.accumulation > 1:
+        name, rows = f"{name} / train.accumulation", rows // train.accumulation
+    if rows % shards:
+        raise ConfigError([_not_shared(name, rows, shards)])
+    if not train.microbatch:
+        return train.accumulation
+    each = rows // shards
+    most = max(n for n in range(1, min(each, train.microbatch) + 1) if each % n == 0)
+    return each // most
+
+
+def rows_at_once(config: Config, num_devices: int) -> int:
+    """Rows that a device computes at once; raises ConfigError as `parts_of` does."""
+    parts = parts_of(config, num_devices)
+    return config.train.batch_size // parts // _row_shards(config, num_devices)
+
+
+def _row_shards(config: Config, num_devices: int) -> int:
     try:
-        shape = config.sharding.mesh_shape(num_devices)
+        return config.sharding.shares("batch", num_devices)
     except ValueError as error:
         raise ConfigError([str(error)]) from error
+
+
+def _not_shared(name: str, rows: int, shards: int) -> str:
+    return f"{name} = {rows} rows cannot be shared by {shards} devices equally"
+
+
+def check_devices(
+    config: Config, boxed_params, num_devices: int, where: Callable[[Use], Use] = attention.here
+) -> None:
+    """Raises ConfigError when the devices cannot share the batch or the parameters equally, or
+    lack the attention kernel; `where`: as in `attention_problems_of`."""
+    shards = _row_shards(config, num_devices)
+    shape = config.sharding.mesh_shape(num_devices)
     problems = partition_problems(boxed_params, shape, config.sharding)
-    problems += attention_problems_of(config, attention.here)
-    axes = config.sharding.spec("batch")[0] or ()
-    shards = 1
-    for axis in (axes,) if isinstance(axes, str) else axes:
-        shards *= shape[MESH_AXES.index(axis)]
-    for name, rows in (
-        (
-            "train.batch_size / train.accumulation",
-            config.train.batch_size // config.train.accumulation,
-        ),
-        ("train.eval_batch_size", config.train.eval_batch_size),
-    ):
-        if rows % shards:
-            problems.append(f"{name} = {rows} rows cannot be shared by {shards} devices equally")
+    problems += attention_problems_of(config, where)
+    for phase in phases_of(config):
+        of = f"phases[{phase.number}]: " if phase.changes else ""
+        try:
+            parts_of(phase.config, num_devices)
+        except ConfigError as error:
+            problems += [f"{of}{text}" for text in error.problems]
+        if (rows := phase.config.train.eval_batch_size) % shards:
+            problems.append(of + _not_shared("train.eval_batch_size", rows, shards))
     if problems:
         raise ConfigError(problems)
+
+
+def check_here(config: Config, boxed_params) -> None:
+    """As `check_devices`, of the devices that are here, which also say what slices they are in."""
+    check_devices(config, boxed_params, jax.device_count())
+    try:
+        slices_of(jax.devices(), config.sharding.slices)
+    except ValueError as error:
+        raise ConfigError([str(error)]) from error
 
 
 def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -34,8 +34,12 @@ def find_config(path: str) -> str:
     return file + colon + argument
 
 
-def read_config(path: str | os.PathLike, overrides: Mapping[str, Any]) -> "Config":
+def read_config(
+    path: str | os.PathLike, overrides: Mapping[str, Any], needs_text: bool = True
+) -> "Config":
     """The checked config of a file, with `overrides` by dotted names or as nested dicts.
+
+    `needs_text`: as of `check`.
 
     Raises ConfigError with everything that is wrong.
     """
@@ -57,7 +61,7 @@ def read_config(path: str | os.PathLike, overrides: Mapping[str, Any]) -> "Confi
     _override(values, overrides, "", problems)
     checked = None
     try:
-        checked = check(values)
+        checked = check(values, needs_text)
     except ConfigError as error:
         problems += error.problems
     if checked is None or problems:

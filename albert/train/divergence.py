@@ -27,7 +27,8 @@ def save_rows(workdir: Path, source: BatchSource, divergence: Divergence) -> lis
     folder = workdir / FOLDER
     folder.mkdir(exist_ok=True)
     paths = []
-    for step in range(divergence.last - divergence.number, divergence.last):
+    first = max(divergence.last - divergence.number, source.first_step)  # of this phase
+    for step in range(first, divergence.last):
         suffix = f"_process_{jax.process_index()}" if jax.process_count() > 1 else ""
         paths.append(folder / f"step_{step}{suffix}.npz")
         rows = io.BytesIO()

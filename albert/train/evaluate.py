@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Iterator
@@ -19,18 +20,20 @@ from albert.checkpoints.store import CheckpointError, Checkpoints
 from albert.data.loader import heldout_batch
 from albert.data.tokenizer import Tokenizer
 from albert.interop import formats
+from albert.interop.reshare import first_layers
 from albert.interop.weights import predicting_pieces, stacked
 from albert.interop.workdir import VOCABULARY, is_run, served
 from albert.models import attention
+from albert.runtime.console import tell
 from albert.runtime.digests import text_digest
 from albert.runtime.fields import ConfigError
 from albert.runtime.paths import file_name_part, place, replace_text
 from albert.tasks import find_task
 from albert.tasks.base import Evaluation, Predictions, Samples, Task
 from albert.tasks.pictures import Draw
-from albert.train.config import Config, attention_problems_of, config_of_run, from_json
-from albert.train.log_files import write_scalars
+from albert.train.config import Config, as_plain, attention_problems_of, config_of_run, from_json
 from albert.train.pictures import pictures_of_run, write_pictures
+from albert.train.processes import host_line
 from albert.train.sharding import (
     ShardingConfig,
     batch_sharding,
@@ -39,7 +42,10 @@ from albert.train.sharding import (
     placed,
     put_batch,
     replicated,
+    slice_index,
 )
+from albert.train.writers import MetricWriter, unusable
+from albert.train.writers.base import About
 
 # Fields of data that say where things are, and change no figure.
 _PLACES = ("folder", "tokenizer", "train_sources", "workers")
@@ -190,8 +196,16 @@ def evaluate_run(
       CheckpointError: there is no such run or checkpoint.
       ConfigError, SourceError, VocabularyError: its text or vocabulary cannot be used.
     """
-    with contextlib.closing(Checkpoints(workdir / "checkpoints")) as checkpoints:
-        steps = chosen_steps(checkpoints, step)
+    with contextlib.ExitStack() as stack:
+        error: Exception | None = None
+        try:
+            opened = Checkpoints(workdir / "checkpoints")
+            checkpoints = stack.enter_context(contextlib.closing(opened))
+            steps = chosen_steps(checkpoints, step)
+        except CheckpointError as not_there:  # on this host, maybe, whose folder is its own
+            error = not_there
+        if (agreed := agreed_error(error)) is not None:
+            raise agreed
         # Beside a living run every process sees others: all take the first one's.
         steps = [
             int(agreed_value(steps[min(i, len(steps) - 1)]))
@@ -199,7 +213,10 @@ def evaluate_run(
         ]
         config, task = open_run(workdir, checkpoints.info(steps[-1]), options, other)
         suffix = options.suffix + _suffix_of(other, checkpoints.info(steps[-1]))
-        with on_these_devices(config, task) as (evaluators, like, mesh, sharding, size):
+        with (
+            on_these_devices(config, task) as (evaluators, like, mesh, sharding, size),
+            _writer_beside(workdir, config, f"eval{suffix}") as writer,
+        ):
             for number in steps:
                 params = _restored(checkpoints, number, like)
                 if params is None:
@@ -211,13 +228,12 @@ def evaluate_run(
                 for each in task.predictions:
                     rows = _OverRows(each, mesh, sharding, size)
                     predicted |= each.files(rows.gathered(params))
-                if jax.process_index():
+                if writer is None:
                     continue
                 path = workdir / f"eval_{number}{suffix}.json"
                 write_report(path, number, figures, lines)
-                board = workdir / "tensorboard" / f"eval{suffix}"
                 for name, values in figures.items():
-                    write_scalars(board, number, "eval" if name == "valid" else name, values)
+                    writer.write(number, "eval" if name == "valid" else name, values)
                 print_figures(f"at step {number}", task, figures, lines)
                 print(f"Written to {path}", flush=True)
                 drawn: dict[str, Draw] = {}
@@ -227,7 +243,7 @@ def evaluate_run(
                         drawn |= {f"{name}_{picture}": draw for picture, draw in all_of.items()}
                 if drawn:
                     folder = workdir / f"pictures_{number}{suffix}"
-                    write_pictures(folder, board, number, drawn)
+                    write_pictures(folder, writer, number, drawn)
                     print(f"Pictures are in {folder}: {', '.join(drawn)}", flush=True)
                 for name, of_file in predicted.items():
                     place_of = workdir / f"predictions_{number}{suffix}" / name
@@ -235,6 +251,23 @@ def evaluate_run(
                     replace_text(place_of, "".join(f"{line}\n" for line in of_file))
                     print(f"Predictions are in {place_of}", flush=True)
                 print(flush=True)
+
+
+@contextlib.contextmanager
+def _writer_beside(workdir: Path, config: Config, part: str) -> Iterator[MetricWriter | None]:
+    """The run's writers for what is logged beside it, as a run of their own; None in all processes
+    but the first. Those that cannot be used here are told and left out."""
+    if jax.process_index():
+        yield None
+        return
+    names = [name for name in config.train.writers if name != "jsonl"]  # the run's own record
+    left_out = unusable(names, workdir)
+    for problems in left_out.values():
+        print("\n".join(f"Not logged there: {text}" for text in problems), flush=True)
+    about = About(workdir, as_plain(config), None, part=part)
+    kept = [name for name in names if name not in left_out]
+    with contextlib.closing(MetricWriter(kept, about, functools.partial(print, flush=True))) as it:
+        yield it
 
 
 def predictions_of(workdir: Path, step: int, config: Config, task: Task) -> list:
@@ -328,20 +361,23 @@ def _evaluated_by(other: Config, own: Config, workdir: Path) -> Config:
     return dataclasses.replace(own, data=other.data, train=other.train)
 
 
-def evaluate_model(path: Path, config: Config, options: Options) -> None:
+def evaluate_model(path: Path, config: Config, options: Options, depth: int | None = None) -> None:
     """Evaluates any model that `albert.load` takes and prints the figures; writes nothing.
 
     Args:
       path: the model.
       config: says how data becomes rows, and how many at once; its model section is not used.
       options: see `Options`.
+      depth: end behind so many layers; None: all.
 
     Raises:
-      CheckpointError: there is no such model.
+      CheckpointError: there is no such model, or it cannot end there.
       ConfigError, SourceError, VocabularyError: there is no vocabulary or text, or it does not fit.
     """
     named = place(config.data.tokenizer) if config.data.tokenizer else None
     weights = formats.read(path, vocabulary=named)
+    if depth is not None:
+        weights = first_layers(weights, depth)
     kind = find_task(config.task)
     config = dataclasses.replace(options.applied(config), model=weights.config)
     problems = kind.problems(config, needs_text=False) + kind.evaluation_problems(config, weights)
@@ -366,17 +402,20 @@ def evaluate_model(path: Path, config: Config, options: Options) -> None:
 @contextlib.contextmanager
 def on_these_devices(config: Config, task: Task) -> Iterator[tuple]:
     """Yields (evaluators, abstract parameters, mesh, sharding, rows at once) over the devices that
-    are here: the run's own mesh where they can form it, else all of them along "data"."""
+    are here: the run's own mesh where they can form it, else all of a slice along "data"."""
     sharding = config.sharding
-    try:
-        sharding.mesh_shape(jax.device_count())
-    except ValueError:
-        sharding = dataclasses.replace(sharding, data=-1, fsdp=1, tensor=1)
     if problems := attention_problems_of(config, attention.here):
         raise ConfigError(problems)
-    mesh = make_mesh(sharding)
+    try:
+        mesh = make_mesh(sharding)
+    except ValueError:
+        slices = len({slice_index(device) for device in jax.devices()})
+        sharding = dataclasses.replace(sharding, slices=slices, data=-1, fsdp=1, tensor=1)
+        mesh = make_mesh(sharding)
     size = -(-config.train.eval_batch_size // jax.device_count()) * jax.device_count()
     like = placed(task.abstract_params(task.model), mesh, sharding)
+    if jax.process_count() > 1:
+        tell(host_line(mesh, local_rows(batch_sharding(mesh, sharding), size), size, like))
     with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.rules):
         evaluators = [Evaluator(e, mesh, sharding, size) for e in task.evaluations]
         yield evaluators, like, mesh, sharding, size

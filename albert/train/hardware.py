@@ -1,6 +1,7 @@
 """What a device could do at most, and how much memory was used."""
 
 import functools
+import os
 import re
 import resource
 import sys
@@ -134,6 +135,14 @@ def _rate_on_cpu(dtype: str) -> float:
         product(x).block_until_ready()
         times.append(time.perf_counter() - start)
     return 2 * size**3 / min(times)
+
+
+def device_memory_bytes() -> float:
+    """What programs get of a local device's memory; of a CPU a device's share of the machine's."""
+    statistics = jax.local_devices()[0].memory_stats()
+    if statistics and "bytes_limit" in statistics:
+        return statistics["bytes_limit"]
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / jax.local_device_count()
 
 
 def peak_memory_bytes() -> int:

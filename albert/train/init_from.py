@@ -19,7 +19,7 @@ from albert.train.config import Config
 from albert.train.optimizers import slot_of
 from albert.train.step import TrainState
 
-# Fields of the model that the shapes of its parameters follow from.
+# Fields of the model that its parameters and their shapes follow from.
 _SHAPES = (
     "vocab_size",
     "embedding_size",
@@ -27,20 +27,20 @@ _SHAPES = (
     "num_attention_heads",
     "intermediate_size",
     "max_position_embeddings",
+    "positions",
     "type_vocab_size",
     "maps_embeddings",
 )
 # Fields that may change on purpose, and are told.
 _TOLD = (*STRUCTURE, "hidden_act", "hidden_dropout_prob", "attention_probs_dropout_prob")
-
-
 # Fields of the model that a run has of its own, whatever it starts from.
-_OWN = (
+OWN = (
     "dtype",
     "param_dtype",
     "remat",
     "attention",
     "scan_unroll",
+    "least_depth",
     "hidden_dropout_prob",
     "attention_probs_dropout_prob",
 )
@@ -55,7 +55,7 @@ def resumed(config: Config, info: dict) -> Config:
 
 
 def _with_model(config: Config, model: AlbertConfig) -> Config:
-    own = {name: getattr(config.model, name) for name in _OWN}
+    own = {name: getattr(config.model, name) for name in OWN}
     return dataclasses.replace(config, model=dataclasses.replace(model, **own))
 
 

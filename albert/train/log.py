@@ -13,10 +13,14 @@ import numpy as np
 from albert.models.config import DTYPES
 from albert.runtime.console import format_count, format_seconds
 from albert.tasks.base import Evaluation, Task
-from albert.train.config import Config
+from albert.train.config import Config, as_plain
+from albert.train.cost import flops_per_row
+from albert.train.goodput import Clock
 from albert.train.hardware import peak_flops, peak_memory_bytes
-from albert.train.log_files import MetricWriter
+from albert.train.phases import Phase
 from albert.train.progress import Progress
+from albert.train.writers import MetricWriter
+from albert.train.writers.base import About
 
 # Metrics that say where the run is; the others are averaged over the steps of a line.
 _STATES = ("learning_rate", "param_norm", "bad_steps", "bad_steps_in_row")
@@ -38,18 +42,18 @@ class RunLog:
     def __init__(
         self,
         config: Config,
-        task: Task,
         workdir: Path,
         first_step: int,
         progress: Progress,
         say: Callable[[str], None],
+        clock: Clock,
     ):
-        """Goes on with the logs of a run at `first_step`."""
-        self._config, self._task, self._progress, self._say = config, task, progress, say
+        """Goes on with the logs of a run at `first_step`; `enter` must follow."""
+        self._config, self._progress, self._say = config, progress, say
+        self._clock = clock
+        about = About(workdir, as_plain(config), first_step, progress.evaluated)
         self._writer = (
-            MetricWriter(workdir, first_step, progress.evaluated, say)
-            if jax.process_index() == 0
-            else None
+            MetricWriter(config.train.writers, about, say) if jax.process_index() == 0 else None
         )
         self.divergence: Divergence | None = None  # for the loop to act upon
         peak, origin = peak_flops(DTYPES[config.model.dtype])
@@ -57,13 +61,19 @@ class RunLog:
             f"{jax.device_count()} x {jax.devices()[0].device_kind}; MFU counts against "
             f"{format_count(peak)}FLOP/s each ({origin})."
         )
-        self._flops_per_step = config.train.batch_size * task.flops_per_row(config)
         self._peak = peak * jax.device_count()
         self._pending: deque = deque()
         # When the last step was finished; None before the first and after a pause, so that
         # compiling, evaluating and saving count for no step.
         self._since: float | None = None
         self._elapsed, self._timed_steps, self._waited = 0.0, 0, 0.0
+
+    def enter(self, phase: Phase, task: Task) -> None:
+        """The steps from here on are of this phase; those before were flushed."""
+        self._config, self._phase, self._task = phase.config, phase, task
+        self._flops_per_step = phase.config.train.batch_size * flops_per_row(
+            phase.config, task.distillation.model.config if task.distillation else None
+        )
 
     def step(self, step: int, metrics, waited: float) -> None:
         """Takes the metrics of a step that was started, and the seconds waited for its data."""
@@ -89,7 +99,7 @@ class RunLog:
             self._elapsed += now - self._since
             self._timed_steps += 1
         self._since = now
-        if step % self._config.train.log_every == 0 or step == self._config.train.num_steps:
+        if step % self._config.train.log_every == 0 or step == self._phase.end:
             self._write(step)
 
     def _write(self, step: int) -> None:
@@ -101,7 +111,8 @@ class RunLog:
         values = {n: float(np.mean([v[n] for v in finite])) for n in means} if finite else {}
         values |= {n: last[n] for n in ("learning_rate", "param_norm", "bad_steps")}
         assert task.rows is not None
-        values["epoch"] = step * config.train.batch_size / task.rows.rows_per_epoch
+        values["goodput"] = self._clock.goodput
+        values["epoch"] = self._phase.row_at(step) / task.rows.rows_per_epoch
         line = f"step {step}/{config.train.num_steps}  "
         line += f"loss {values['loss']:.3f}  {task.line(values)}" if finite else "loss not finite"
         if self._timed_steps:
@@ -120,11 +131,12 @@ class RunLog:
             }
             name = task.amounts[0] if task.amounts else "rows"
             speed = format_count(values[f"{name}_per_second"])
-            left = seconds * (config.train.num_steps - step)
+            left = seconds * (self._phase.end - step)
+            until = "ETA" if self._phase.end == config.train.num_steps else "ETA of the phase"
             line += (
                 f"  {speed} {name.split('_')[-1]}/s  "
                 f"waiting for data {100 * values['data_wait_share']:.0f} %  "
-                f"ETA {format_seconds(left)}"
+                f"{until} {format_seconds(left)}"
             )
         if last["bad_steps"]:
             line += f"  skipped {last['bad_steps']:.0f}"

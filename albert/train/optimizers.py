@@ -501,7 +501,10 @@ OPTIMIZERS: dict[str, Entry] = {
 
 
 def make_optimizer(
-    config: OptimizerConfig, total_steps: int, unused: Sequence[str] = ()
+    config: OptimizerConfig,
+    total_steps: int,
+    kept: Sequence[str] = (),
+    again: Sequence[tuple[int, OptimizerConfig]] = (),
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """The optimizer that `config` names, clipping included, and its learning-rate schedule.
 
@@ -512,22 +515,17 @@ def make_optimizer(
     That is lr(updates + 1): the released program reads its step counter after increasing it,
     as its golden runs show, so the first update is not lost to lr(0) = 0.
 
-    `unused`: parts of the model, such as "pooler", that stay as they are: weight decay would change
-    what no gradient does.
+    `kept`: parts of the model, such as "pooler", that stay as they are: weight decay would change
+    what no gradient does. `again`: updates made so far -> what the schedule is of from there on,
+    with an end of its own; moments are kept.
     """
-    rate = SCHEDULES[config.schedule].build(
-        Shape(
-            peak=config.learning_rate,
-            final=config.final_learning_rate or 0.0,
-            warmup=config.warmup_steps,
-            cooldown=config.cooldown_steps,
-            total=total_steps,
-        )
-    )
-
-    def schedule(count):
-        return rate(count + 1)
-
+    begins = [0, *(first for first, _ in again)]
+    ends = [*begins[1:], total_steps]
+    parts = [
+        _schedule(of, end - begin)
+        for of, begin, end in zip((config, *(of for _, of in again)), begins, ends, strict=True)
+    ]
+    schedule = optax.join_schedules(parts, begins[1:])
     entry = OPTIMIZERS[config.name]
     chosen = {field: getattr(config, field) for field in entry.fields}
     fields = {k: entry.fields[k] if value is None else value for k, value in chosen.items()}
@@ -535,8 +533,22 @@ def make_optimizer(
     if entry.per_tensor:
         made = per_tensor(made)
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
-    kept = [_kept(unused)] if unused else []
-    return with_axis_names(optax.chain(clip, made, *kept)), schedule
+    rest = [_kept(kept)] if kept else []
+    return with_axis_names(optax.chain(clip, made, *rest)), schedule
+
+
+def _schedule(config: OptimizerConfig, updates: int) -> optax.Schedule:
+    """Updates made so far -> the rate of the next, over so many."""
+    rate = SCHEDULES[config.schedule].build(
+        Shape(
+            peak=config.learning_rate,
+            final=config.final_learning_rate or 0.0,
+            warmup=config.warmup_steps,
+            cooldown=config.cooldown_steps,
+            total=updates,
+        )
+    )
+    return lambda count: rate(count + 1)
 
 
 def _kept(parts: Sequence[str]) -> optax.GradientTransformation:

@@ -1,12 +1,12 @@
-"""Pictures of an evaluation and of a run: drawn, written as PNG, and shown in TensorBoard."""
+"""Pictures of an evaluation and of a run: drawn, written as PNG, and shown by writers."""
 
-import contextlib
 import io
 from collections.abc import Mapping
 from pathlib import Path
 
 from albert.tasks.pictures import Draw, curves
-from albert.train.log_files import Board, records
+from albert.train.writers import MetricWriter
+from albert.train.writers.jsonl import records
 
 # Figures that are neither shares nor correlations, and are drawn apart or not at all.
 _OTHERS = ("loss", "threshold")
@@ -23,14 +23,15 @@ def png_of(draw: Draw, width: float = 6.0, height: float = 5.0) -> bytes:
     return picture.getvalue()
 
 
-def write_pictures(folder: Path, board: Path, step: int, pictures: Mapping[str, Draw]) -> None:
-    """Writes NAME.png into a folder, and the same pictures to TensorBoard as those of a step."""
+def write_pictures(
+    folder: Path, writer: MetricWriter, step: int, pictures: Mapping[str, Draw]
+) -> None:
+    """Writes NAME.png into a folder, and shows the same pictures as those of a step."""
     folder.mkdir(parents=True, exist_ok=True)
-    with contextlib.closing(Board(board)) as events:
-        for name, draw in pictures.items():
-            png = png_of(draw)
-            (folder / f"{name}.png").write_bytes(png)
-            events.write_picture(step, name, png)
+    for name, draw in pictures.items():
+        png = png_of(draw)
+        (folder / f"{name}.png").write_bytes(png)
+        writer.write_picture(step, name, png)
 
 
 def pictures_of_run(workdir: Path, evaluation: str, step: int) -> dict[str, Draw]:

@@ -8,7 +8,8 @@ from pathlib import Path
 from albert import __version__
 from albert.runtime import RunError
 from albert.tasks.base import Task
-from albert.train.config import Config, version_of
+from albert.train.config import version_of, with_added
+from albert.train.phases import Phase
 
 # Told by the task's own description, or past: where a run started.
 _NOT_COMPARED = ("init_from", "init_model", "init_optimizer", "init_method")
@@ -17,6 +18,7 @@ _NUMERICS = ("model.dtype", "model.remat", "model.attention", "model.scan_unroll
 # Harmless and yet not exact: what is learned differs from here on.
 _LEARNING = (
     "optimizer",
+    "distillation",
     "train.max_bad_steps",
     "train.spike_factor",
     "train.reduce_dtype",
@@ -25,13 +27,15 @@ _LEARNING = (
 )
 
 
-def describe_run(config: Config, task: Task) -> dict:
-    """What a checkpoint says of its run, as JSON."""
+def describe_run(phase: Phase, task: Task) -> dict:
+    """What a checkpoint of this phase says of its run, as JSON. `task`: with the phase's rows."""
     described = {
         "version": __version__,
-        "config": dataclasses.asdict(config),
+        "config": dataclasses.asdict(phase.config),
+        "course": phase.course,
         "heads": _heads(task),
         "serves_best": task.serves_best,
+        "teacher": task.distillation.digest if task.distillation else None,
         **task.description(),
     }
     return json.loads(json.dumps(described))
@@ -55,29 +59,43 @@ def check_version(saved: dict, workdir: Path) -> None:
 
 
 def check_same_run(
-    saved: dict, config: Config, task: Task, workdir: Path, say: Callable[[str], None]
+    saved: dict, phase: Phase, task: Task, workdir: Path, say: Callable[[str], None]
 ) -> None:
-    """Refuses to resume with another model or other rows; tells of any other change.
+    """Refuses to resume with another model, teacher or other rows; tells of any other change.
 
     Args:
       saved: a checkpoint's description.
+      phase: that it has reached.
+      task: with the phase's rows.
 
     Raises:
       RunError: names every value that may not change.
     """
-    now = describe_run(config, task)
+    now = describe_run(phase, task)
+    old = with_added(saved["config"])
     refused, warned = task.changes(saved)
     told: list[str] = []
+    before, after = saved.get("teacher"), now["teacher"]
+    if before != after:
+        named = [digest[:12] if digest else "none" for digest in (before, after)]
+        refused.append(
+            f"  distillation.teacher: digest of what is used of its weights: {' -> '.join(named)}"
+        )
+    if (course := saved.get("course", [])) != now["course"]:
+        was, given = ("; ".join(lines) or "none" for lines in (course, now["course"]))
+        refused.append(f"  phases before this one: {was} -> {given}")
     for section, after in now["config"].items():
         if section in _NOT_COMPARED:
             continue
-        for line in _changes(section, saved["config"].get(section), after):
+        for line in _changes(section, old.get(section), after):
             field = line.split(":")[0].strip()
             # A row's number is step * batch_size + its place in the batch.
             if field in ("task", "seed", "train.batch_size") or (
                 section == "model" and field not in _NUMERICS
             ):
                 refused.append(line)
+            elif field == "distillation.teacher":
+                told.append(line)  # its weights are compared, wherever they lie
             elif field.startswith(_LEARNING) or section == "model":
                 warned.append(line)
             else:

@@ -20,7 +20,6 @@ class Saver:
 
     Args:
       checkpoints: where to.
-      description: of the run, saved with every checkpoint.
       config: for its intervals and `max_failed_saves`.
       tell: says a sentence to the user.
     """
@@ -28,12 +27,11 @@ class Saver:
     def __init__(
         self,
         checkpoints: Checkpoints,
-        description: dict,
         config: TrainConfig,
         tell: Callable[[str], None],
     ):
         self._checkpoints = checkpoints
-        self._description = description
+        self.description: dict = {}  # of the run, saved with every checkpoint
         self._config = config
         self._tell = tell
         self._failed, self._most = 0, config.max_failed_saves  # in a row
@@ -41,12 +39,12 @@ class Saver:
         self.step: int | None = None  # last one given to `save` or restored
         self._best = agreed_value(min(checkpoints.losses().values(), default=np.inf))
 
-    def is_due(self, step: int, loss: float | None) -> bool:
+    def is_due(self, step: int, loss: float | None, ends_phase: bool) -> bool:
         """Whether to save at this step, evaluated with this loss or not at all."""
         improved = loss is not None and loss < self._best
         self._best = min(self._best, loss) if loss is not None else self._best
         return step != self.step and (
-            step == self._config.num_steps
+            ends_phase
             or step % self._config.checkpoint_every == 0
             or (improved and self._config.keep_best > 0)
             or (step % self._config.log_every == 0 and self._minutes_passed())
@@ -79,7 +77,7 @@ class Saver:
         self._time = time.monotonic()
         self.finish()
         self.step = step
-        description = self._description | progress.as_json()  # written in the background
+        description = self.description | progress.as_json()  # written in the background
         try:
             self._checkpoints.save(step, *split(state), description, loss)
         except CannotAgree:

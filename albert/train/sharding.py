@@ -2,15 +2,14 @@
 
 import dataclasses
 import math
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-MESH_AXES = ("data", "fsdp", "tensor")
+MESH_AXES = ("slices", "data", "fsdp", "tensor")
 LOGICAL_AXES = (
     "batch",
     "length",
@@ -31,7 +30,8 @@ LOGICAL_AXES = (
 
 @dataclasses.dataclass(frozen=True)
 class ShardingConfig:
-    data: int  # devices along each mesh axis; one of them may be -1: all that are left
+    slices: int  # groups of hosts with a fast network inside; between them rows are shared alone
+    data: int  # devices of a slice along each mesh axis; one of them may be -1: all that are left
     fsdp: int
     tensor: int
     # (logical axis, mesh axes it is cut along); axes without a rule are not cut.
@@ -40,11 +40,16 @@ class ShardingConfig:
     def problems(self) -> list[str]:
         """What is wrong with the fields, one sentence each."""
         found = []
-        sizes = [getattr(self, name) for name in MESH_AXES]
+        if self.slices < 1:
+            found.append(f"slices is {self.slices}; it must be at least 1")
+        sizes = self._sizes
         if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
             found.append(
                 f"data, fsdp and tensor are {sizes}; each must be positive, or one of them -1"
             )
+        ruled = [logical for logical, _ in self.rules]
+        for logical in sorted({name for name in ruled if ruled.count(name) > 1}):
+            found.append(f"rules has {logical!r} more than once; an axis is cut by one rule")
         for logical, axes in self.rules:
             if len(set(axes)) < len(axes):
                 found.append(f"rules cut {logical!r} along {axes}, one of them twice")
@@ -57,54 +62,105 @@ class ShardingConfig:
                     found.append(
                         f"rules name the mesh axis {axis!r}; there is {', '.join(MESH_AXES)}"
                     )
+            if "slices" in axes and logical != "batch":
+                found.append(
+                    f"rules cut {logical!r} along slices, whose network is slow; only rows may be"
+                )
+        if self.slices > 1 and dict(self.rules).get("batch", ())[:1] != ("slices",):
+            found.append(
+                f"slices is {self.slices} and rules do not cut 'batch' along them first: each "
+                "would compute the same rows. The rule is ('batch', ('slices', 'data', 'fsdp'))"
+            )
         return found
+
+    @property
+    def _sizes(self) -> list[int]:
+        """Devices of a slice along each mesh axis, as they are written."""
+        return [getattr(self, name) for name in MESH_AXES[1:]]
 
     def mesh_shape(self, num_devices: int) -> tuple[int, ...]:
         """Devices along each mesh axis; raises ValueError when they cannot be arranged so."""
-        sizes = [getattr(self, name) for name in MESH_AXES]
+        if num_devices % self.slices:
+            raise ValueError(
+                f"sharding.slices is {self.slices}: {num_devices} devices are not so many slices "
+                "of the same size"
+            )
+        sizes, in_slice = self._sizes, num_devices // self.slices
         fixed = math.prod(size for size in sizes if size != -1)
-        shape = tuple(num_devices // fixed if size == -1 else size for size in sizes)
-        if math.prod(shape) != num_devices:
+        shape = tuple(in_slice // fixed if size == -1 else size for size in sizes)
+        if math.prod(shape) != in_slice:
+            of_slice = " of a slice" if self.slices > 1 else ""
             raise ValueError(
                 f"sharding: data x fsdp x tensor = {' x '.join(map(str, sizes))} cannot be laid "
-                f"over {num_devices} devices"
+                f"over {in_slice} devices{of_slice}"
             )
-        return shape
+        return (self.slices, *shape)
+
+    @property
+    def fewest_devices(self) -> int:
+        """Devices that the axes of a given size make."""
+        return math.prod(max(getattr(self, name), 1) for name in MESH_AXES)
+
+    def shares(self, logical_axis: str, num_devices: int) -> int:
+        """Devices among which a logical axis is cut; raises ValueError as `mesh_shape` does."""
+        sizes = dict(zip(MESH_AXES, self.mesh_shape(num_devices), strict=True))
+        axes = self.spec(logical_axis)[0] or ()
+        return math.prod(sizes[axis] for axis in ((axes,) if isinstance(axes, str) else axes))
 
     def spec(self, *logical_axes: str | None) -> PartitionSpec:
         """The partition of an array with these logical axes."""
         return nn.logical_to_mesh_axes(logical_axes, self.rules) or PartitionSpec()
 
 
-def join_processes(heartbeat_seconds: int = 100) -> None:
-    """Makes this process one of several; call it before anything else touches a device.
+def slice_index(device: jax.Device) -> int:
+    """The slice that a TPU is in; others say nothing that is meant so."""
+    return getattr(device, "slice_index", 0) if device.platform == "tpu" else 0
 
-    On cloud TPUs and under Slurm jax finds the others by itself. Elsewhere it is told by
-    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. A process that shows no sign of
-    life for `heartbeat_seconds`, dead or hung, ends all others with an error that names its task.
+
+def slices_of(devices: Sequence[jax.Device], slices: int) -> list[list[jax.Device]]:
+    """The devices slice by slice: on TPUs as they say themselves, elsewhere in the order of the
+    processes, so many devices to each.
+
+    Raises ValueError where there are other slices than these.
     """
-    if os.environ.get("JAX_PLATFORMS") == "cpu":
-        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    if devices[0].platform == "tpu":
+        by_index: dict[int, list[jax.Device]] = {}
+        for device in devices:
+            by_index.setdefault(slice_index(device), []).append(device)
+        if len(by_index) != slices:
+            raise ValueError(
+                f"sharding.slices is {slices}, and the devices are in {len(by_index)}: set "
+                f"--config.sharding.slices={len(by_index)}"
+            )
+        return [by_index[index] for index in sorted(by_index)]
+    ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
+    processes = len({device.process_index for device in devices})
+    if len(devices) % slices or (processes > 1 and processes % slices):
+        raise ValueError(
+            f"sharding.slices is {slices}: {processes} processes with {len(devices)} devices are "
+            "not so many slices of whole processes"
+        )
+    size = len(devices) // slices
+    return [ordered[first : first + size] for first in range(0, len(devices), size)]
 
-    def number(variable: str) -> int | None:
-        return int(os.environ[variable]) if variable in os.environ else None
 
-    jax.distributed.initialize(
-        os.environ.get("JAX_COORDINATOR_ADDRESS"),
-        number("JAX_NUM_PROCESSES"),
-        number("JAX_PROCESS_ID"),
-        heartbeat_timeout_seconds=heartbeat_seconds,
-    )
+def mesh_over(devices: Sequence[jax.Device], shape: tuple[int, ...]) -> Mesh:
+    """A mesh of these devices, `shape` as `ShardingConfig.mesh_shape` gives it; the devices of a
+    slice lie in it as their network does. Raises ValueError as `slices_of` does."""
+    laid = []
+    for of_slice in slices_of(devices, shape[0]):
+        if of_slice[0].platform == "tpu":
+            laid.append(jax.make_mesh(shape[1:], MESH_AXES[1:], devices=of_slice).devices)
+        else:
+            # As they stand: on GPUs each host is a slice to jax, which then refuses.
+            laid.append(np.array(of_slice).reshape(shape[1:]))
+    # Explicit axes, the default, make flax's logical constraints fail.
+    return Mesh(np.stack(laid), MESH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(shape))
 
 
 def make_mesh(config: ShardingConfig) -> Mesh:
-    """A mesh over all devices of all processes."""
-    return jax.make_mesh(
-        config.mesh_shape(jax.device_count()),
-        MESH_AXES,
-        # Explicit axes, the default, make flax's logical constraints fail.
-        axis_types=(jax.sharding.AxisType.Auto,) * len(MESH_AXES),
-    )
+    """A mesh over all devices of all processes; raises ValueError when they cannot form it."""
+    return mesh_over(jax.devices(), config.mesh_shape(jax.device_count()))
 
 
 def tree_shardings(boxed, mesh: Mesh, config: ShardingConfig):
@@ -127,6 +183,31 @@ def placed(boxed, mesh: Mesh, config: ShardingConfig):
         nn.meta.unbox(boxed),
         tree_shardings(boxed, mesh, config),
     )
+
+
+def bytes_of_a_device(boxed, config: ShardingConfig, num_devices: int, whole: str = "") -> int:
+    """Bytes of a device's part of a tree, abstract or not, that carries logical axis names.
+
+    Args:
+      whole: a logical axis; along the mesh axes that it is cut along the tree is not.
+
+    Raises ValueError as `ShardingConfig.mesh_shape` does.
+    """
+    sizes = dict(zip(MESH_AXES, config.mesh_shape(num_devices), strict=True))
+    for axis in dict(config.rules).get(whole, ()):
+        sizes[axis] = 1
+
+    def size(leaf) -> int:
+        is_named = isinstance(leaf, nn.LogicallyPartitioned)
+        value = leaf.value if is_named else leaf
+        cut: list[str] = []
+        for axes in config.spec(*leaf.names) if is_named else ():
+            cut += [axes] if isinstance(axes, str) else axes or ()
+        whole_bytes = value.dtype.itemsize * math.prod(value.shape)
+        return whole_bytes // math.prod(sizes[axis] for axis in cut)
+
+    leaves = jax.tree.leaves(boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
+    return sum(map(size, leaves))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

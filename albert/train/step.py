@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, PartitionSpec
 
-from albert.models.layers import row_axes, row_keys, rules_within_rows
+from albert.models.encoder import abstract_params
+from albert.models.layers import row_axes, row_keys, rules_without
 from albert.tasks.base import Task
 from albert.train.sharding import ShardingConfig, batch_sharding, placed, replicated
 
@@ -52,29 +53,39 @@ def abstract_state(
     return placed(jax.eval_shape(lambda: new_state(init, optimizer, 0)), mesh, sharding)
 
 
+def abstract_teacher(model: nn.Module, mesh: Mesh, sharding: ShardingConfig):
+    """The teacher's parameters as abstract arrays that say where each lies: cut by the rules that
+    the student's are cut by."""
+    return placed(abstract_params(model), mesh, sharding)
+
+
 def make_gradient(
     task: Task, accumulation: int, mesh: Mesh | None = None, reduce_dtype: str = "float32"
 ) -> Callable:
-    """The function (params, batch, keys, denominators) -> ((loss, sums), gradient).
+    """The function (params, batch, keys, denominators, teacher) -> ((loss, sums), gradient).
 
     The gradient is that of the whole batch, in parts or not: every part is scaled by the batch's
     own denominators. Of parts, the devices that hold different rows add up what is their own, and
-    it is summed over them once, behind the last part.
+    it is summed over them once, behind the last part. Without parts each slice has a gradient of
+    its own, which is summed over slices once. A teacher computes the same part, without a gradient;
+    None: there is none.
 
     `reduce_dtype`: in which that sum is sent and made.
     """
 
-    def objective(params, rows, keys, denominators):
-        sums = task.sums(params, rows, keys)
+    def objective(params, rows, keys, denominators, teacher):
+        sums = task.sums(params, task.taught(rows, teacher), keys)
         return task.loss(sums, denominators), sums
 
     gradient = jax.value_and_grad(objective, has_aux=True)
 
-    def of_batch(params, batch, keys, denominators):
+    def of_batch(params, batch, keys, denominators, teacher=None):
         cut = tuple(axis for axis in row_axes() if mesh is not None and mesh.shape[axis] > 1)
-        if accumulation == 1 and (reduce_dtype == "float32" or not cut):
-            # The compiler sums in float32 by itself.
-            return gradient(params, batch, keys, denominators)
+        if accumulation == 1 and reduce_dtype == "float32":
+            # The compiler sums in float32 by itself; but where it likes, such as at every depth.
+            cut = tuple(axis for axis in cut if axis == "slices")
+        if accumulation == 1 and not cut:
+            return gradient(params, batch, keys, denominators, teacher)
         sizes = [mesh.shape[axis] for axis in cut] if mesh is not None else []
         shards = math.prod(sizes)
 
@@ -93,9 +104,9 @@ def make_gradient(
 
         def of_part(rows, keys):
             """What each shard contributes: the gradient, with an axis for the shards in front."""
-            over_shards = jax.vmap(gradient, (None, 0, 0, None), spmd_axis_name=cut or None)
-            with nn.logical_axis_rules(rules_within_rows()):
-                result = over_shards(params, rows, keys, denominators)
+            over_shards = jax.vmap(gradient, (None, 0, 0, None, None), spmd_axis_name=cut or None)
+            with nn.logical_axis_rules(rules_without(cut)):
+                result = over_shards(params, rows, keys, denominators, teacher)
             return jax.tree.map(along_shards, result)
 
         def add(total, part):
@@ -126,19 +137,22 @@ def make_train_step(
     mesh: Mesh | None = None,
     reduce_dtype: str = "float32",
 ) -> Callable:
-    """The function (state, batch) -> (state, metrics).
+    """The function (state, batch, teacher) -> (state, metrics).
 
     An update whose loss or gradient is not finite is skipped: parameters and optimizer stay as they
     are. So is one whose gradient norm is over `spike_factor` times its running mean, unless that is
-    0 or fewer than `_SPIKES_AFTER` updates were made.
+    0 or fewer than `_SPIKES_AFTER` updates were made. `teacher`: the parameters of the model that
+    the task learns from; left out where there is none.
     """
     gradient = make_gradient(task, accumulation, mesh, reduce_dtype)
 
-    def train_step(state: TrainState, batch) -> tuple[TrainState, dict[str, jax.Array]]:
+    def train_step(
+        state: TrainState, batch, teacher=None
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         keys = row_keys(key, len(jax.tree.leaves(batch)[0]))
         denominators = task.denominators(batch)
-        (loss, sums), grads = gradient(state.params, batch, keys, denominators)
+        (loss, sums), grads = gradient(state.params, batch, keys, denominators, teacher)
         grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         applied = state.step - state.bad_steps
@@ -200,7 +214,8 @@ def shard_training(
     Returns:
       (abstract, create, step): the state as abstract arrays that say where each lies; a function
       without arguments that makes it there, never whole on one device; and the compiled training
-      step, which donates the state it is given.
+      step, which donates the state it is given. The step of a task that learns from a teacher takes
+      that one's parameters behind the batch.
     """
     init = partial(task.init, task.model)
     abstract = abstract_state(init, optimizer, mesh, sharding)
@@ -208,11 +223,15 @@ def shard_training(
     create = jax.jit(
         lambda: nn.meta.unbox(new_state(init, optimizer, seed)), out_shardings=shardings
     )
+    inputs = [shardings, batch_sharding(mesh, sharding)]
+    if task.distillation:
+        teacher = abstract_teacher(task.distillation.model, mesh, sharding)
+        inputs.append(jax.tree.map(lambda leaf: leaf.sharding, teacher))
     step = jax.jit(
         make_train_step(
             task, optimizer, schedule, accumulation, seed, spike_factor, mesh, reduce_dtype
         ),
-        in_shardings=(shardings, batch_sharding(mesh, sharding)),
+        in_shardings=tuple(inputs),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
         compiler_options=_DETERMINISTIC if deterministic else None,

@@ -10,10 +10,12 @@ from jax.experimental import multihost_utils
 from albert.runtime import RunError
 from albert.runtime.lock import WorkdirLock
 from albert.runtime.paths import is_remote
+from albert.train.processes import check_shared
 
 
 def claim(workdir: Path) -> None:
-    """Finds out at once whether the workdir can be written; raises RunError."""
+    """Finds out at once whether the workdir can be written, and is one and the same to all
+    processes; raises RunError."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         probe = workdir / f".write-test-{jax.process_index()}"
@@ -26,6 +28,7 @@ def claim(workdir: Path) -> None:
         raise RunError(
             f"Cannot write to the workdir {workdir}: {reason}. Choose another --workdir."
         ) from error
+    check_shared(workdir)
 
 
 class NoLock:

@@ -1,4 +1,5 @@
-"""Every way of sharing at one size, and four embedding sizes, with the same tokens each."""
+"""Every way of sharing at one size, what may buy back its price, and four embedding sizes, with the
+same tokens each; all of one width cost the same operations."""
 
 from configs.ablations.scale import LAPTOP, is_laptop
 from tools.sweeps.grid import Overrides, Sweep, chain, choices, product
@@ -27,10 +28,18 @@ def get_sweep(arg: str = "") -> Sweep:
     laptop = is_laptop(arg)
     sizes = (8, 16, 32, 64) if laptop else (64, 128, 256, 768)
     middle, widest = (32, 64) if laptop else (128, 768)
+    # As many parameters as the layers of one width have where none is shared.
+    width, heads = (124, 2) if laptop else (2560, 40)
+    wide: Overrides = {
+        "model.hidden_size": width,
+        "model.intermediate_size": (2 if laptop else 4) * width,
+        "model.num_attention_heads": heads,
+    }
     size = choices("model.embedding_size", middle)
     published: list[tuple[Overrides, dict[str, object]]] = [
-        ({"model.per_layer_norm": True}, {}),  # the paper has neither of these two
+        ({"model.per_layer_norm": True}, {}),  # the paper has none of these three
         ({"model.lora_rank": 8}, {}),
+        (wide, {}),
     ]
     published += [
         (
@@ -46,6 +55,7 @@ def get_sweep(arg: str = "") -> Sweep:
             product(choices("model.sharing", *_STRATEGIES), size),
             product(choices("model.sharing", "all"), size, choices("model.per_layer_norm", True)),
             product(choices("model.sharing", "all"), size, choices("model.lora_rank", 8)),
+            product(choices("model.sharing", "all"), size, [wide]),
             product(choices("model.sharing", "all"), choices("model.embedding_size", *sizes)),
             product(choices("model.sharing", "none"), choices("model.embedding_size", widest)),
         ),

@@ -6,7 +6,7 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -22,11 +22,11 @@ from albert.tasks.pretraining import Pretraining, apply_model, flops_per_token
 from albert.train.config import Config
 from albert.train.cost import parameters_of, state_bytes
 from albert.train.optimizers import make_optimizer
+from albert.train.program import data_mesh, lower_step, memory
 from albert.train.step import make_train_step, new_state
 from tools.claims import energy
 from tools.claims.sizes import bert_of, largest_that_fits, resized
 from tools.compilers.hlo import exchanged
-from tools.compilers.program import data_mesh, lower_step, memory
 from tools.compilers.targets import compile_for
 
 REPEATS = 5
@@ -74,11 +74,11 @@ class Notebook:
             self.keep(name, measure())
         return self.values[name]
 
-    def keep(self, name: str, value: object) -> None:
-        """Writes a value down, in place of one that was there."""
+    def keep(self, name: str, value: object, where: str | None = None) -> None:
+        """Writes a value down, in place of one that was there; `where`: None for here."""
         # As it will be read again: keys are strings, tuples lists.
         self.values[name] = json.loads(json.dumps(value))
-        self.values["where"][name] = self._where
+        self.values["where"][name] = where or self._where
         self._path.parent.mkdir(parents=True, exist_ok=True)
         replace_text(self._path, json.dumps(self.values, indent=1) + "\n")
 
@@ -348,6 +348,38 @@ def _medians(runs: dict) -> dict:
             if turn:
                 times[key].append(time.perf_counter() - begin)
     return {key: statistics.median(seconds) for key, seconds in times.items()}
+
+
+def inference(path: Path) -> dict:
+    """What benchmarks/inference.py printed, from the last line of its output.
+
+    Raises ConfigError: it is not that.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8").strip().rpartition("\n")[2])
+        if not {"where", "threads", "contenders"} <= found.keys():
+            raise ValueError("its last line has no where, threads and contenders")
+        return found
+    except (OSError, ValueError, AttributeError) as error:
+        raise ConfigError([f"--inference: {path} is no output of inference.py: {error}"]) from error
+
+
+def exits(paths: Sequence[Path]) -> dict:
+    """What `tools/exits.py --latency` wrote, by the name of the folder that it lies in.
+
+    Raises ConfigError: a file is not that.
+    """
+    found = {}
+    for path in paths:
+        try:
+            of = json.loads(path.read_text(encoding="utf-8"))
+            if not {"where", "points", "ms", "ms_without_exits"} <= of.keys():
+                raise ValueError("it lacks points, milliseconds or where")
+        except (OSError, ValueError, AttributeError) as error:
+            what = f"--exits: {path} was not written by tools/exits.py --latency: {error}"
+            raise ConfigError([what]) from error
+        found[path.absolute().parent.name] = of
+    return found
 
 
 def run_problems(folders: dict[str, list[Path]]) -> list[str]:

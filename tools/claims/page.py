@@ -1,5 +1,6 @@
 """The page of the claims report: tables and pictures of what was measured, and the verdicts."""
 
+import re
 import statistics
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from tools.claims.verdicts import (
     SLIGHTLY,
     every_claim,
     exchanged_between,
+    quickest,
     step_shape,
 )
 from tools.compilers.targets import INSTALL, TARGETS
@@ -70,6 +72,7 @@ def write(found: dict, size: str, command: str, energy: list[str], folder: Path)
     lines += _memory_section(found, pictures)
     lines += _communication_section(found)
     lines += _time_section(found, pictures)
+    lines += _device_section(found)
     lines += _run_section(found, pictures)
     lines += ["## Energy", "", *energy]
     page = folder / "claims.md"
@@ -329,6 +332,47 @@ def _time_section(found: dict, pictures: Path) -> list[str]:
         lines += table(["model", "layers", "tracing, s", "compiling, s"], rows)
         lines += ["", "![Compile time against depth](claims/compile.png)", ""]
     return lines
+
+
+def _device_section(found: dict) -> list[str]:
+    lines = ["## On a device", ""]
+    if of := found.get("inference"):
+        shapes = [name for name in next(iter(of["contenders"].values())) if _is_shape(name)]
+        rows = [
+            [
+                name,
+                f"{facts['file_bytes'] / 1e6:.1f}",
+                f"{facts['memory_bytes'] / 2**20:.0f}",
+                *(f"{1000 * facts[shape][1]:.1f}" for shape in shapes),
+            ]
+            for name, facts in of["contenders"].items()
+        ]
+        lines += table(["what", "file, MB", "memory, MiB", *(f"ms, {s}" for s in shapes)], rows)
+        lines += [
+            "",
+            f"The encoder, {of['threads']} threads, medians in turns, by benchmarks/inference.py, "
+            "which says what each is; memory is over that of the library alone.",
+            "",
+        ]
+    else:
+        lines += [
+            f"{_MISSING}run `python benchmarks/inference.py | tee FILE` and name FILE with "
+            "--inference.",
+            "",
+        ]
+    for name, of in found.get("exits", {}).items():
+        rule, share = quickest(of)
+        lines += [
+            f"Leaving early, {name}: `{rule}` takes {share:.2f} of the time of all layers "
+            f"({of['ms_without_exits']:.3g} ms a text, {of['threads']} threads, "
+            f"{of['texts_timed']} of {of['examples']} texts timed).",
+            "",
+        ]
+    return lines
+
+
+def _is_shape(name: str) -> bool:
+    return re.fullmatch(r"\d+x\d+", name) is not None
 
 
 def _run_section(found: dict, pictures: Path) -> list[str]:

@@ -24,7 +24,7 @@ def resized(config: Config, rows: int, length: int, predictions: int, **model) -
         config,
         model=dataclasses.replace(config.model, max_position_embeddings=positions, **model),
         data=dataclasses.replace(config.data, seq_length=length, max_predictions=predictions),
-        train=dataclasses.replace(config.train, batch_size=rows, accumulation=1),
+        train=dataclasses.replace(config.train, batch_size=rows, accumulation=1, microbatch=0),
     )
 
 

@@ -1,6 +1,7 @@
 """What is commonly said of ALBERT, judged by the numbers that were measured."""
 
 import dataclasses
+import re
 import statistics
 from collections.abc import Sequence
 from typing import Any
@@ -125,6 +126,7 @@ def every_claim(found: dict, size: str) -> list[Verdict]:
             "greener at equal steps, by time", f"seconds of a step of {shape} here", *seconds
         ),
     ]
+    made += on_a_device(found)
     runs = found.get("runs")
     final = {n: [c[-1][1] for c in runs[n]["valid"]] if runs else [] for n in BOTH}
     train = {n: [c[-1][1] for c in runs[n]["train"]] if runs else [] for n in BOTH}
@@ -139,6 +141,75 @@ def every_claim(found: dict, size: str) -> list[Verdict]:
         ),
     ]
     return made
+
+
+# A model may lose so much in its first metric by leaving early.
+MAY_LOSE = 0.005
+
+
+def on_a_device(found: dict) -> list[Verdict]:
+    """Claims about what is exported, by ONNX Runtime, and about leaving early."""
+    of = found.get("inference", {})
+
+    def both(form: str, name: str) -> list[float | None]:
+        there = of.get("contenders", {})
+        pair = [there.get(each, {}).get(name) for each in (form, f"bert-{form}")]
+        return [value[1] if isinstance(value, list) else value for value in pair]  # the median
+
+    shapes = shapes_of(of)
+    first = shapes[0] if shapes else "-"
+    threads = f"{of.get('threads', '-')} threads"
+    made = [
+        by_ratio(
+            "a small file on a device",
+            "bytes of the int8 graph",
+            *both("onnx-int8", "file_bytes"),
+        ),
+        by_ratio(
+            "little memory on a device",
+            "bytes held over the runtime's own, int8",
+            *both("onnx-int8", "memory_bytes"),
+        ),
+    ]
+    for form, dtype in (("onnx", "float32"), ("onnx-int8", "int8")):
+        for claim, shape in (("short texts", first), ("long texts", shapes[-1] if shapes else "-")):
+            made.append(
+                by_ratio(
+                    f"quick answers to {claim}, {dtype}",
+                    f"seconds at {shape} in ONNX Runtime, {threads}",
+                    *both(form, shape),
+                )
+            )
+    left = found.get("exits")
+    if not left:
+        return [*made, Verdict("fewer layers when fewer will do", NOT_MEASURED, "leaving early")]
+    best = {name: quickest(of) for name, of in left.items()}
+    worst = max(share for _, share in best.values())
+    told = ", ".join(f"{name} {share:.2f} ({rule})" for name, (rule, share) in best.items())
+    what = f"seconds a text, of all layers', at most {100 * MAY_LOSE:g} points below them: {told}"
+    verdict = by_ratio("", "", worst, 1.0).verdict
+    return [*made, Verdict("fewer layers when fewer will do", verdict, what)]
+
+
+def shapes_of(inference: dict) -> list[str]:
+    """The shapes of one row that inference.py timed, such as 1x128, short ones first."""
+    every = {name for facts in inference.get("contenders", {}).values() for name in facts}
+    alone = [name for name in every if re.fullmatch(r"1x\d+", name)]
+    return sorted(alone, key=lambda name: int(name[2:]))
+
+
+def quickest(of: dict) -> tuple[str, float]:
+    """Of what tools/exits.py wrote: the rule that costs at most MAY_LOSE of the first metric and
+    takes the least time, and that as a share of the graph's without exits."""
+    points = of["points"]
+    metric = next(iter(points[0]["figures"]))
+    whole = max(
+        (p for p in points if p["exit"].startswith("depth:")), key=lambda p: p["mean_depth"]
+    )
+    least = whole["figures"][metric] - MAY_LOSE
+    timed = zip(points, of["ms"], strict=True)
+    ms, rule = min((ms, p["exit"]) for p, ms in timed if p["figures"][metric] >= least)
+    return rule, ms / of["ms_without_exits"]
 
 
 def step_shape(found: dict) -> str:

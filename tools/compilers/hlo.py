@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
+
 _ITEM = {
     "pred": 1,
     "s8": 1,
@@ -200,7 +202,7 @@ def figures(text: str, depth: int) -> Figures:
                 arrays.setdefault(str(array), (array.size, one.source))
     large = sorted((-size, name) for name, (size, _) in arrays.items() if size > 2**20)
     return Figures(
-        exchanged=exchanged(text, depth),
+        exchanged=_by_kind(module, depth),
         exchanged_in_loops=[
             f"{one.kind} {' '.join(map(str, one.arrays))}: {one.source}"
             for one in exchanges(module, depth)
@@ -353,6 +355,7 @@ class Exchange(NamedTuple):
     arrays: tuple[Array, ...]  # its results
     times: int | None  # how often it is run; 1: it stands in no loop
     source: str  # what it comes from in the program that was traced
+    groups: tuple[tuple[int, ...], ...]  # devices that exchange with each other; none: all
 
     @property
     def size(self) -> int:
@@ -386,8 +389,53 @@ def exchanges(module: Module, turns: int | None = None) -> list[Exchange]:
                 arrays = inner.arrays
                 if inner.kind != kind and kind != "all-reduce":
                     arrays = arrays[len(inner.operands) : 2 * len(inner.operands)]
-                found.append(Exchange(kind, arrays, times, inner.source))
+                groups = _groups(inner.line)
+                found.append(Exchange(kind, arrays, times, inner.source, groups))
     return found
+
+
+def _groups(line: str) -> tuple[tuple[int, ...], ...]:
+    """The devices of a collective that exchange with each other; empty: all with all.
+
+    XLA writes them out, {{0,1},{2,3}}, of a permutation the pairs; or as numbers counted up,
+    reshaped and transposed, whose rows they are, [2,4]<=[4,2]T(1,0); or as a mesh of such numbers
+    and the axes along which is sent, mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}.
+    """
+    said = re.search(r"(?:replica_groups|source_target_pairs)=(.*)", line)
+    if not said or re.match(r"\{\}", said[1]):
+        return ()
+    if re.match(r"\{\{", said[1]):
+        written = said[1][1 : said[1].index("}}") + 1]
+        return tuple(
+            tuple(int(n) for n in group.split(",") if n)
+            for group in re.findall(r"\{([\d,]*)\}", written)
+        )
+    if rows := re.match(r"(\[[\d,]+\])<=(\[[\d,]+\])(T\([\d,]+\))?", said[1]):
+        numbers = _counted(rows[2], rows[3]).reshape(_numbers(rows[1]))
+        return tuple(map(tuple, numbers.tolist()))
+    mesh = re.match(
+        r"mesh\[([^\]]*)\](?:, device_ids=\((\[[\d,]+\])(T\([\d,]+\))?\))? \{([^}]*)\}", said[1]
+    )
+    if not mesh or ":" in mesh[4]:
+        raise ValueError(f"groups of devices that are not understood: {said[1][:200]}")
+    axes = dict(re.findall(r"'([^']+)'=(\d+)", mesh[1]))
+    shape = [int(size) for size in axes.values()]
+    numbers = _counted(mesh[2] or f"[{math.prod(shape)}]", mesh[3]).reshape(shape)
+    along = [list(axes).index(name) for name in re.findall(r"'([^']+)'", mesh[4])]
+    together = math.prod(shape[axis] for axis in along)
+    moved = np.moveaxis(numbers, along, range(-len(along), 0))
+    return tuple(map(tuple, moved.reshape(-1, together).tolist()))
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(n) for n in re.findall(r"\d+", text)]
+
+
+def _counted(shape: str, order: str | None) -> np.ndarray:
+    """0, 1, ... in this shape, then transposed."""
+    sizes = _numbers(shape)
+    numbers = np.arange(math.prod(sizes)).reshape(sizes)
+    return numbers.transpose(_numbers(order)) if order else numbers
 
 
 def exchanged(text: str, turns: int | None = None) -> dict[str, dict[str, int]]:
@@ -400,8 +448,12 @@ def exchanged(text: str, turns: int | None = None) -> dict[str, dict[str, int]]:
 
     Raises ValueError when that is needed and None.
     """
+    return _by_kind(Module(text), turns)
+
+
+def _by_kind(module: Module, turns: int | None) -> dict[str, dict[str, int]]:
     found: dict[str, dict[str, int]] = {}
-    for one in exchanges(Module(text), turns):
+    for one in exchanges(module, turns):
         if one.times is None:
             raise ValueError(f"a loop with collectives of no known length: {one.source}")
         of_kind = found.setdefault(one.kind, {"number": 0, "bytes": 0})

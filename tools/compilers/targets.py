@@ -9,34 +9,45 @@ or NVIDIA's, no device.
 import dataclasses
 import importlib.util
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import NamedTuple
+
+from albert.train.chips import CHIPS, Chip
+from albert.train.compiler import answer_of, compiled, described_tpus
 
 
 class Target(NamedTuple):
     platform: str  # as jax names its plugins
     topology: str  # as the compiler of that platform names it
-    memory: float  # bytes of a device
-    bandwidth: float  # bytes/s between a device and its memory at best
-    flops: float  # products in bfloat16, FLOP/s at best
+    chip: Chip
     attention: str  # the fused kernel
-    reached: (
-        float  # bytes/s that copies reach: measured by others on H100 and H200, guessed for TPUs
-    )
+
+    @property
+    def memory(self) -> float:
+        """Bytes of a device."""
+        return self.chip.memory
+
+    @property
+    def flops(self) -> float:
+        """Products in bfloat16, FLOP/s at best."""
+        return self.chip.flops
+
+    @property
+    def reached(self) -> float:
+        """Bytes/s that copies within the memory reach."""
+        return self.chip.reached
 
 
-# From the makers' data sheets. One H100, since nothing is sent where there is one; 16 TPU chips.
+# One H100, since nothing is sent where there is one; 16 TPU chips.
 TARGETS = {
-    "v5e": Target("tpu", "v5e:4x4", 15.75 * 2**30, 0.82e12, 197e12, "splash", 0.66e12),
-    "v5p": Target("tpu", "v5p:2x2x4", 95 * 2**30, 2.77e12, 459e12, "splash", 2.2e12),
-    "v6e": Target("tpu", "v6e:4x4", 31.25 * 2**30, 1.64e12, 918e12, "splash", 1.3e12),
-    "h100": Target("cuda", "1x1x1", 79 * 2**30, 3.35e12, 989e12, "cudnn", 3.0e12),
+    "v5e": Target("tpu", "v5e:4x4", CHIPS["v5e"], "splash"),
+    "v5p": Target("tpu", "v5p:2x2x4", CHIPS["v5p"], "splash"),
+    "v6e": Target("tpu", "v6e:4x4", CHIPS["v6e"], "splash"),
+    "h100": Target("cuda", "1x1x1", CHIPS["h100"], "cudnn"),
     # The program for an H100; only memory and bandwidth differ.
-    "h200": Target("cuda", "1x1x1", 139 * 2**30, 4.8e12, 989e12, "cudnn", 4.3e12),
-    "h100x8": Target("cuda", "1x1x8", 79 * 2**30, 3.35e12, 989e12, "cudnn", 3.0e12),
+    "h200": Target("cuda", "1x1x1", CHIPS["h200"], "cudnn"),
+    "h100x8": Target("cuda", "1x1x8", CHIPS["h100"], "cudnn"),
 }
 # What XLA:GPU wants to know of an H100 SXM, as its GpuTargetConfigProto. cuDNN's version is that of
 # the library that plans its kernels here.
@@ -66,13 +77,6 @@ dnn_version_info {{ major: {0} minor: {1} patch: {2} }}
 runtime_version {{ major: 13 }}
 device_description_str: "NVIDIA H100 80GB HBM3"
 """
-_ENVIRONMENT = {
-    "JAX_PLATFORMS": "cpu",
-    "TPU_SKIP_MDS_QUERY": "1",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    "XLA_FLAGS": "",
-}
-_SECONDS = 1800
 INSTALL = {
     "tpu": "pip install -r requirements-report.txt",
     "cuda": "pip install --no-deps -r requirements-gpu-compiler.txt",
@@ -105,35 +109,18 @@ def compile_for(target: str, config: dict, text_to: str = "") -> dict:
     """
     if reason := missing(target):
         return {"missing": reason}
-    request = json.dumps({"target": target, "config": config, "text_to": text_to})
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", "tools.compilers.targets"],
-            input=request,
-            capture_output=True,
-            text=True,
-            env=os.environ | _ENVIRONMENT,
-            timeout=_SECONDS,
-            cwd=Path(__file__).resolve().parents[2],
-        )
-    except subprocess.TimeoutExpired:
-        return {"missing": f"it took over {_SECONDS} s"}
-    lines = done.stdout.strip().splitlines()
-    if done.returncode or not lines:
-        reason = (done.stderr.strip().splitlines() or ["no answer"])[-1][:300]
-        return {"missing": reason}
-    return json.loads(lines[-1])
+    request = {"target": target, "config": config, "text_to": text_to}
+    return answer_of("tools.compilers.targets", request)
 
 
 def devices_of(target: str) -> list:
     """The described devices, to compile for. Needs the environment of this file's processes."""
-    from jax.experimental import topologies
-
-    _, topology, *_ = of = TARGETS[target]
+    of = TARGETS[target]
     if of.platform == "tpu":
-        return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
+        return list(described_tpus(of.topology))
     from jax._src.cudnn import fused_attention_stablehlo
     from jax._src.lib import cuda_versions
+    from jax.experimental import topologies
 
     # jax asks the device that is there, of which there is none.
     fused_attention_stablehlo.check_compute_capability = lambda capability: True
@@ -142,7 +129,7 @@ def devices_of(target: str) -> list:
     version = number // 10000, number // 100 % 100, number % 100
     return list(
         topologies.get_topology_desc(
-            platform="cuda", topology=topology, target_config=_H100.format(*version)
+            platform="cuda", topology=of.topology, target_config=_H100.format(*version)
         ).devices
     )
 
@@ -151,28 +138,25 @@ def _answer(request: dict) -> dict:
     import time
 
     from albert.train.config import from_json
+    from albert.train.program import described_mesh, lower_step, memory
     from tools.compilers.hlo import figures
-    from tools.compilers.program import lower_step, memory, mesh_over
 
     target = request["target"]
     config = from_json(request["config"])
     devices = devices_of(target)
-    lowered = lower_step(config, mesh_over(devices, config.sharding.mesh_shape(len(devices))))
+    lowered = lower_step(config, described_mesh(devices, config.sharding.mesh_shape(len(devices))))
     begin = time.perf_counter()
-    try:
-        compiled = lowered.compile()
-    except Exception as error:  # XlaRuntimeError has no public name
-        if "RESOURCE_EXHAUSTED" in str(error):
-            return {"fits": False}
-        raise
+    program = compiled(lowered)
+    if program is None:
+        return {"fits": False}
     seconds = time.perf_counter() - begin
-    text = compiled.as_text()
+    text = program.as_text()
     if request["text_to"]:
         Path(request["text_to"]).write_text(text)
     of = TARGETS[target]
     return {
         "fits": True,
-        **memory(compiled, knows_peak=of.platform == "tpu"),
+        **memory(program, knows_peak=of.platform == "tpu"),
         **dataclasses.asdict(figures(text, config.model.depth)),
         "seconds": seconds,
     }

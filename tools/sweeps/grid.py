@@ -7,6 +7,8 @@ import dataclasses
 import itertools
 from collections.abc import Sequence
 
+from tools.sweeps.space import Search
+
 Overrides = dict[str, object]
 
 
@@ -52,7 +54,7 @@ class Sweep:
 
     title: str
     base: str  # config file of every run, with an argument behind a colon if wanted
-    runs: list[Overrides]
+    runs: list[Overrides] = dataclasses.field(default_factory=list)
     seeds: tuple[int, ...] = (0, 1, 2)
     common: Overrides = dataclasses.field(default_factory=dict)  # overrides of all runs
     # What every run may spend: ("steps" | "tokens" | "flops" | "seconds", how many). Tokens are
@@ -68,3 +70,5 @@ class Sweep:
     published: tuple[tuple[Overrides, dict[str, object]], ...] = ()
     center: str = "mean"  # of the seeds; or median, which papers give of fine-tuning
     note: str = ""  # stands below the table
+    # Draws the runs, one after the other; `runs` is then empty, and there is one seed.
+    search: Search | None = None

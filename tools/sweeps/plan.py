@@ -13,11 +13,10 @@ from pathlib import Path
 
 from albert.checkpoints import CheckpointError
 from albert.interop import formats
-from albert.models.config import AlbertConfig
 from albert.runtime.fields import ConfigError
 from albert.runtime.paths import file_name_part, place
 from albert.tasks import find_task
-from albert.train.config import Config, check, field_types, from_json, split_overrides
+from albert.train.config import Config, check, field_types, from_json, split_overrides, with_added
 from albert.train.cost import state_bytes
 from tools.sweeps.grid import Overrides, Sweep
 
@@ -190,6 +189,11 @@ def plan(sweep: Sweep, folder: Path, common: Overrides, seeds: tuple[int, ...]) 
                         f"{name}: train.epochs is {run.config.train.epochs}, and the sweep has a "
                         f"budget of {kind}, which says how long its runs are; set it to 0"
                     )
+                if sweep.budget and run.config.phases:
+                    problems.append(
+                        f"{name}: it has phases, and the sweep a budget of {kind}, which says how "
+                        "long its runs are and not its phases; leave one of them out"
+                    )
                 if sweep.budget and kind != "seconds":
                     run = run.with_steps(steps_of(run.config, *sweep.budget))
             except (ConfigError, KeyError, TypeError, AttributeError) as error:
@@ -253,7 +257,7 @@ def _stored_config(run: Run) -> dict | None:
     if not path.is_file():
         return None
     try:
-        return json.loads(path.read_text())["config"]
+        return with_added(json.loads(path.read_text())["config"])
     except (ValueError, KeyError) as error:
         raise CheckpointError(f"{path} is damaged: {error}. Remove {run.workdir}.") from error
 
@@ -293,16 +297,25 @@ def is_finished(run: Run) -> bool:
     return (run.workdir / f"eval_{run.trained.train.num_steps}.json").is_file()
 
 
-def _model_of(path: str) -> AlbertConfig:
-    """The sizes of a model to start from; read in a process of its own, since reading wakes jax up,
-    and a process in which jax is awake should start no others by fork."""
-    spawned = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=spawned) as other:
-        return other.submit(_read_model, path).result()
+def without_accelerator() -> None:
+    """Leaves it to the runs: jax would take it, with most of its memory, for whoever asks sizes."""
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
 
 
-def _read_model(path: str) -> AlbertConfig:
-    return formats.read(place(path)).config
+def _bytes_of(configs: list[Config]) -> int:
+    """What the checkpoints of runs take at most."""
+    total = 0
+    read = functools.cache(lambda path: formats.read(place(path)).config)
+    sized = functools.cache(state_bytes)
+    for config in configs:
+        if config.init_model and config.init_from:
+            config = dataclasses.replace(config, model=read(config.init_from))
+        sizes = sized(dataclasses.replace(config, seed=0))
+        kept = config.train.keep_last + config.train.keep_best + 1
+        total += kept * (sizes["parameters"] + sizes["optimizer"])
+    return total
 
 
 def check_disk(runs: list[Run], folder: Path) -> None:
@@ -311,16 +324,12 @@ def check_disk(runs: list[Run], folder: Path) -> None:
     A run keeps `keep_last + keep_best` checkpoints of parameters and optimizer, and one more while
     it is being written.
     """
-    needed = 0
-    sized = functools.cache(_model_of)
-    for run in runs:
-        if not is_finished(run):
-            config = run.config
-            if config.init_model and config.init_from:
-                config = dataclasses.replace(config, model=sized(config.init_from))
-            sizes = state_bytes(config)
-            kept = run.config.train.keep_last + run.config.train.keep_best + 1
-            needed += kept * (sizes["parameters"] + sizes["optimizer"])
+    left = [run.config for run in runs if not is_finished(run)]
+    # Sizes wake jax up, which takes an accelerator that the runs need, and a process in which it is
+    # awake should start no others by fork: asked in one of its own.
+    spawned = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, spawned, without_accelerator) as other:
+        needed = other.submit(_bytes_of, left).result()
     disk = next(p for p in (folder, *folder.absolute().parents) if p.is_dir())
     free = shutil.disk_usage(disk).free
     if needed > free:

@@ -5,13 +5,14 @@ from pathlib import Path
 import numpy as np
 
 from albert.interop.workdir import BEST_REPORT
+from albert.train.phases import tokens_until
 from tools.sweeps.grid import Overrides, Sweep
 from tools.sweeps.plan import Run, is_finished
-from tools.sweeps.results import Row
+from tools.sweeps.results import Row, seconds_of_step, short
 
 # (group of the logs, key, title) of what is drawn over training.
 _PRETRAINING = (
-    ("valid", "mlm_loss", "held-out MLM loss, nats"),
+    ("valid", "gain", "gain where [MASK] is shown, nats"),
     ("valid", "sop_accuracy", "held-out SOP accuracy"),
 )
 
@@ -29,12 +30,13 @@ def draw(sweep: Sweep, runs: list[Run], rows: list[Row], folder: Path) -> list[P
 def label(overrides: Overrides) -> str:
     """A row's name in a legend."""
     return ", ".join(
-        f"{value}" if field == "model.sharing" else f"{field.split('.')[-1]} {value}"
+        f"{value}" if field == "model.sharing" else f"{field.split('.')[-1]} {short(value)}"
         for field, value in overrides.items()
     )
 
 
 def _loss(sweep: Sweep, runs: list[Run], folder: Path) -> Path:
+    """Figures of pretraining over tokens and, below, over seconds; of other tasks over examples."""
     from matplotlib import pyplot
 
     best = [
@@ -43,38 +45,63 @@ def _loss(sweep: Sweep, runs: list[Run], folder: Path) -> Path:
         if name == BEST_REPORT and key != "majority"
     ]
     drawn = [("dev", key, column) for column, key in best] or _PRETRAINING
+    over = [_thousand_examples] if best else [_million_tokens, _training_seconds]
     figure, grid = pyplot.subplots(
-        1, len(drawn), figsize=(6.5 * len(drawn), 5.5), layout="constrained", squeeze=False
+        len(over),
+        len(drawn),
+        figsize=(6.5 * len(drawn), 5.5 * len(over)),
+        layout="constrained",
+        squeeze=False,
     )
-    axes = list(grid.flat)
-    colours = pyplot.get_cmap("turbo")(np.linspace(0.03, 0.97, len(sweep.runs)))
-    for colour, overrides in zip(colours, sweep.runs, strict=True):
-        of = [run for run in runs if run.row == overrides and is_finished(run)]
-        for axis, (group, key, _) in zip(axes, drawn, strict=True):
-            curves = []
-            for run in of:
-                unit = 1e-3 if best else run.config.data.seq_length / 1e6
-                each = run.config.train.batch_size * unit
-                valid = [r for r in run.metrics() if r["group"] == group and key in r]
-                if valid:
-                    curves.append(([r["step"] * each for r in valid], [r[key] for r in valid]))
-                    axis.plot(*curves[-1], color=colour, alpha=0.2, linewidth=0.8)
-            if curves and len({tuple(x) for x, _ in curves}) == 1:
-                mean = np.mean([y for _, y in curves], axis=0)
-                axis.plot(curves[0][0], mean, color=colour, label=label(overrides))
-    for axis, (_, _, title) in zip(axes, drawn, strict=True):
-        axis.set_ylabel(title.removesuffix(", %"))
-        axis.set_xlabel("thousand examples" if best else "million tokens")
-        axis.grid(alpha=0.3)
-    axes[-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    done = [run for run in runs if is_finished(run)]
+    rows = [overrides for overrides in sweep.runs if any(run.row == overrides for run in done)]
+    colours = pyplot.get_cmap("turbo")(np.linspace(0.03, 0.97, len(rows)))
+    for axes, seen in zip(grid, over, strict=True):
+        for axis, (group, key, title) in zip(axes, drawn, strict=True):
+            for colour, overrides in zip(colours, rows, strict=True):
+                of = [run for run in done if run.row == overrides]
+                curves = [_curve(run, group, key, seen) for run in of]
+                _draw_curves(axis, [c for c in curves if c[0]], colour, label(overrides))
+            axis.set_ylabel(title.removesuffix(", %"))
+            axis.set_xlabel(seen.__name__.removeprefix("_").replace("_", " "))
+            axis.grid(alpha=0.3)
+        axes[-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.suptitle(f"{sweep.title}: mean over seeds, single seeds faint")
     return _saved(figure, folder / "loss.png")
+
+
+def _thousand_examples(run: Run, steps: list[int]) -> list[float]:
+    return [step * run.config.train.batch_size / 1e3 for step in steps]
+
+
+def _million_tokens(run: Run, steps: list[int]) -> list[float]:
+    return [tokens_until(run.config, step) / 1e6 for step in steps]
+
+
+def _training_seconds(run: Run, steps: list[int]) -> list[float]:
+    """Of steps alone, by their median: evaluations and compiling are left out."""
+    seconds = seconds_of_step(run.metrics()) or 0.0
+    return [step * seconds for step in steps]
+
+
+def _curve(run: Run, group: str, key: str, seen) -> tuple[list[float], list[float]]:
+    records = [r for r in run.metrics() if r["group"] == group and key in r]
+    return seen(run, [r["step"] for r in records]), [r[key] for r in records]
+
+
+def _draw_curves(axis, curves, colour, name: str) -> None:
+    """Every seed faintly, and their mean at the mean of where they were."""
+    for curve in curves:
+        axis.plot(*curve, color=colour, alpha=0.2, linewidth=0.8)
+    if curves and len({len(x) for x, _ in curves}) == 1:
+        x, y = np.mean(curves, axis=0)
+        axis.plot(x, y, color=colour, label=name)
 
 
 def _quality(sweep: Sweep, rows: list[Row], folder: Path) -> Path:
     from matplotlib import pyplot
 
-    wanted = sweep.columns if sweep.center == "median" else ("MLM loss", "SOP accuracy, %")
+    wanted = sweep.columns if sweep.center == "median" else ("gain, nats", "SOP accuracy, %")
     columns = [c for c in wanted if all(c in row.center for row in rows)]
     if len({row.parameters for row in rows}) == 1 and sweep.center == "median":
         return _seeds(sweep, rows, columns, folder)

@@ -43,7 +43,7 @@ def print_commands(sweep: Sweep, runs: list[Run], root: Path, python: str = "pyt
     """One shell command for each run that is not finished, for a cluster's scheduler; to be given
     in the folder that the sweep was given in, where its relative paths lead."""
     for run in runs:
-        if stages := _stages(sweep, run, root, python):
+        if stages := stages_left(sweep, run, root, python):
             print(" && ".join(shlex.join(stage) for stage in stages))
 
 
@@ -72,7 +72,7 @@ def execute(sweep: Sweep, runs: list[Run], jobs: int, root: Path) -> list[tuple[
         while waiting or running:
             while waiting and len(running) < jobs:
                 number, run = waiting.pop(0)
-                stages = _stages(sweep, run, root, sys.executable)
+                stages = stages_left(sweep, run, root, sys.executable)
                 if not stages:
                     skipped += 1
                     print(f"[{number + 1}/{len(runs)}] {run.name}: finished before", flush=True)
@@ -80,14 +80,14 @@ def execute(sweep: Sweep, runs: list[Run], jobs: int, root: Path) -> list[tuple[
                 slot = next(s for s in range(jobs) if s not in {job.slot for job in running})
                 run.workdir.mkdir(parents=True, exist_ok=True)
                 print(f"[{number + 1}/{len(runs)}] {run.name}: starts", flush=True)
-                first = _start(stages.pop(0), run, slot, jobs)
+                first = start(stages.pop(0), run, slot, jobs)
                 running.append(_Job(run, first, stages, slot, time.monotonic()))
             for job in list(running):
                 code = job.process.poll()
                 if code is None:
                     continue
                 if code == 0 and job.stages:
-                    job.process = _start(job.stages.pop(0), job.run, job.slot, jobs)
+                    job.process = start(job.stages.pop(0), job.run, job.slot, jobs)
                     continue
                 running.remove(job)
                 done += 1
@@ -95,7 +95,7 @@ def execute(sweep: Sweep, runs: list[Run], jobs: int, root: Path) -> list[tuple[
                 left = len(waiting) + len(running)
                 eta = (time.monotonic() - begin) / done * left
                 if code:
-                    failed.append((job.run, _tail(job.run.workdir / LOG)))
+                    failed.append((job.run, end_of_log(job.run.workdir / LOG)))
                     print(
                         f"{job.run.name}: FAILED with code {code}; see {job.run.workdir / LOG}",
                         flush=True,
@@ -121,24 +121,32 @@ def execute(sweep: Sweep, runs: list[Run], jobs: int, root: Path) -> list[tuple[
     return failed
 
 
-def _stages(sweep: Sweep, run: Run, root: Path, python: str) -> list[list[str]]:
+def stages_left(sweep: Sweep, run: Run, root: Path, python: str) -> list[list[str]]:
     """The commands that are left to do for a run; none when it is finished."""
-    stages = [] if is_finished(run) else [[python, _program(root, "train.py"), *run.arguments]]
+    stages = [] if is_finished(run) else [[python, program(root, "train.py"), *run.arguments]]
     for arguments, left in sweep.evaluations:
         path = run.workdir / left.format(step=run.trained.train.num_steps)
         if stages or not path.is_file():
-            program = _program(root, "eval.py")
-            stages.append([python, program, f"--workdir={run.workdir}", *shlex.split(arguments)])
+            judge = program(root, "eval.py")
+            stages.append([python, judge, f"--workdir={run.workdir}", *shlex.split(arguments)])
     return stages
 
 
-def _program(root: Path, name: str) -> str:
+def program(root: Path, name: str) -> str:
     """How a program is called from the caller's folder. Runs start there, so that the paths that
     were checked beforehand lead to the same files."""
     return name if Path.cwd() == root else str(root / name)
 
 
-def _start(command: list[str], run: Run, slot: int, jobs: int) -> subprocess.Popen:
+def start(command: list[str], run: Run, slot: int, jobs: int) -> subprocess.Popen:
+    """Starts a command of a run, which ends with this process; what it prints goes into LOG.
+
+    Args:
+      command: as `stages_left` gives it.
+      run: whose folder is there.
+      slot: which of the `jobs` parts of the cores it keeps to.
+      jobs: processes at once.
+    """
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     own = cores[slot * len(cores) // jobs : (slot + 1) * len(cores) // jobs]
 
@@ -160,7 +168,8 @@ def _start(command: list[str], run: Run, slot: int, jobs: int) -> subprocess.Pop
         )
 
 
-def _tail(path: Path, lines: int = 5) -> str:
+def end_of_log(path: Path, lines: int = 5) -> str:
+    """The last lines of what a run has printed."""
     return "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
 
 
@@ -212,7 +221,7 @@ def calibrated(
             say(f"{run.name}: measuring its step")
             seconds = _step_seconds(run, jobs, root)
             if seconds is None:
-                failed.append((run, _tail(run.workdir / "calibration" / LOG)))
+                failed.append((run, end_of_log(run.workdir / "calibration" / LOG)))
                 continue
             measured[key] = seconds
         try:
@@ -244,8 +253,8 @@ def _step_seconds(run: Run, jobs: int, root: Path) -> float | None:
     short = dataclasses.replace(run, workdir=folder, overrides=run.overrides | small)
     shutil.rmtree(folder, ignore_errors=True)  # of another budget or machine
     folder.mkdir(parents=True)
-    command = [sys.executable, _program(root, "train.py"), *short.arguments]
-    if _start(command, short, 0, jobs).wait():
+    command = [sys.executable, program(root, "train.py"), *short.arguments]
+    if start(command, short, 0, jobs).wait():
         return None
     times = [r["step_seconds"] for r in short.metrics() if "step_seconds" in r]
     return statistics.median_high(times)

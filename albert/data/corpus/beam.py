@@ -20,6 +20,7 @@ from albert.data.corpus.reader import Corpus, Passages, passages_folder
 from albert.data.corpus.writer import Preparation, add_up, made
 from albert.data.sources.base import Source, SourceError, Tally
 from albert.data.tokenizer import Tokenizer
+from albert.runtime.paths import is_remote
 
 
 def prepare_corpus_with_beam(
@@ -45,6 +46,12 @@ def prepare_corpus_with_beam(
     """
     if importlib.util.find_spec("apache_beam") is None:
         raise SourceError("Apache Beam is not installed: pip install -r requirements-beam.txt")
+    if is_remote(folder) and runner != "DirectRunner":
+        raise SourceError(
+            f"{folder}: the workers of {runner} write files of their own, which a bucket takes "
+            "only where it is mounted. Name the folder as they and this machine see it, such as "
+            "/mnt/BUCKET/prepared; training then finds it under gs://."
+        )
     preparation = Preparation(source, tokenizer, language, 0, max_bad_share)
     write = partial(_write_with_beam, runner=runner, options=options)
     return made(preparation, folder, write)

@@ -15,6 +15,7 @@ from albert.data.corpus.reader import Corpus, differences
 from albert.data.sources.base import Source, SourceError
 from albert.data.sources.parse import parse_source
 from albert.data.tokenizer import Tokenizer
+from albert.runtime.paths import modified
 
 # Part of every fingerprint: raise it when the folder's contents change meaning, and when parts are
 # cut elsewhere, since those of an unfinished folder are gone on with.
@@ -27,7 +28,8 @@ class PreparedText:
 
     spec: str
     problem: str  # why the text cannot be read
-    corpora: tuple[Corpus, ...]  # the one that was used last comes first
+    # The one that was used last comes first; on a bucket, that was made last.
+    corpora: tuple[Corpus, ...]
 
     def identities(self) -> list[dict]:
         """What the text may have been, the last first; see `Source.identity`."""
@@ -92,7 +94,7 @@ def prepared_corpora(
 ) -> list[Corpus]:
     """The corpora in `folder` that were made of a source, with any options."""
     corpora = []
-    for path in sorted(folder.glob("corpus-*/corpus.json"), key=lambda p: -p.stat().st_mtime):
+    for path in sorted(folder.glob("corpus-*/corpus.json"), key=lambda p: -modified(p)):
         manifest = json.loads(path.read_text())
         source = manifest["source"]
         if manifest["spec"] == spec and source.get("text_field", text_field) == text_field:

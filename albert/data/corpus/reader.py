@@ -10,10 +10,14 @@ A prepared corpus is a folder:
     passage_starts.npy    first sentence of every passage, and the number of sentences
 
 Passages bound what reading one example costs, however long the book it is cut from. The index
-alone decides an epoch's plan, so planning reads no text. `corpus_writer.py` makes it. Never
+alone decides an epoch's plan, so planning reads no text. `writer.py` makes it.
+
+On a bucket (gs://) it is the same folder. A machine fetches the index, and a file of passages when
+the first row that needs it is read, each once, and checks it by the digest in corpus.json. Never
 imports jax.
 """
 
+import bisect
 import hashlib
 import itertools
 import json
@@ -28,7 +32,10 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 from tqdm import tqdm
 
+from albert.data.cache import Fetched
 from albert.data.sources.base import SourceError
+from albert.runtime.digests import text_digest
+from albert.runtime.paths import files_below, is_remote, place
 
 PASSAGE_TOKENS = 2048
 SPLIT = "documents"
@@ -79,11 +86,24 @@ class Corpus:
     """A prepared corpus, opened lazily and cheap to send to another process."""
 
     def __init__(self, path: str | os.PathLike):
-        self.path = Path(path)
-        self.manifest = json.loads((self.path / "corpus.json").read_text())
+        self.path = place(str(path))
+        text = (self.path / "corpus.json").read_text()
+        self.manifest = json.loads(text)
+        self._fetched = Fetched(self.path, text_digest(text)[:16]) if is_remote(self.path) else None
 
     def __reduce__(self):
-        return (Corpus, (self.path,))
+        return (Corpus, (str(self.path),))
+
+    @property
+    def folder(self) -> Path:
+        """Where its files are on this machine, as far as they are."""
+        return self._fetched.folder if self._fetched else self.path
+
+    def _file(self, name: str, digest: str) -> Path:
+        """One of its files, on this machine."""
+        if self._fetched is None:
+            return self.path / name
+        return self._fetched.file(name, lambda path: _file_digest(path) == digest)
 
     @property
     def fingerprint(self) -> str:
@@ -98,16 +118,17 @@ class Corpus:
         return len(self.sentence_lengths)
 
     def _array(self, name: str) -> np.ndarray:
-        path = self.path / f"{name}.npy"
+        path = self._file(f"{name}.npy", self.manifest["index"][name])
         if _file_digest(path) != self.manifest["index"][name]:
             raise self._damaged(f"{path.name} is not as it was written")
         # A plain view: indexing a numpy.memmap costs a microsecond more every time.
         return np.asarray(np.load(path, mmap_mode="r")).view(np.ndarray)
 
     def _damaged(self, what: str) -> SourceError:
+        again = "fetched again" if self._fetched else "prepared anew, and the rows are the same"
         return SourceError(
-            f"The prepared corpus {self.path} is damaged: {what}. Remove that folder and give the "
-            "same command again: it is prepared anew, and the rows are the same."
+            f"The prepared corpus {self.folder} is damaged: {what}. Remove that folder and give "
+            f"the same command again: it is {again}."
         )
 
     @cached_property
@@ -131,7 +152,31 @@ class Corpus:
 
     @cached_property
     def _records(self):
-        return _open(self.path, tfds.decode.DeserializeMethod.RAW_BYTES)
+        if self._fetched:
+            for name in self._passage_files:
+                if name.endswith(".json"):
+                    self._fetch_passages(name)
+        return _open(self.folder, tfds.decode.DeserializeMethod.RAW_BYTES)
+
+    @cached_property
+    def _passage_files(self) -> dict[str, str]:
+        """Names and digests."""
+        if "passages" not in self.manifest:
+            raise SourceError(
+                f"{self.path} was prepared by an earlier version, without digests of its passages: "
+                "copy it to a folder of this machine, or remove it and prepare it anew."
+            )
+        return self.manifest["passages"]
+
+    def _fetch_passages(self, name: str) -> None:
+        inner = passages_folder(self.folder).relative_to(self.folder) / name
+        self._file(inner.as_posix(), self._passage_files[name])
+
+    @cached_property
+    def _shards(self) -> tuple[list[str], list[int]]:
+        """Files of passages in order, and the number of the first passage behind each."""
+        split = self._records.dataset_info.splits[SPLIT]
+        return sorted(split.filenames), list(itertools.accumulate(split.shard_lengths))
 
     @cached_property
     def _dtype(self) -> np.dtype:
@@ -139,6 +184,9 @@ class Corpus:
 
     def _passage(self, number: int) -> np.ndarray:
         # Decoding every feature, as TFDS does, takes longer than the rest of making a row.
+        if self._fetched:
+            names, ends = self._shards
+            self._fetch_passages(names[bisect.bisect_right(ends, number)])
         try:
             # Every chunk of a file is stored with its hash.
             example = tf_example_pb2.Example.FromString(self._records[number])
@@ -166,6 +214,11 @@ class Corpus:
 def index_digests(folder: Path) -> dict[str, str]:
     """Digests of the files of an index, for the corpus's manifest."""
     return {name: _file_digest(folder / f"{name}.npy") for name in _COLUMNS}
+
+
+def passages_digests(folder: Path) -> dict[str, str]:
+    """Digests of the files of passages, and of what describes them."""
+    return {name: _file_digest(path) for name, path in files_below(passages_folder(folder))}
 
 
 def _file_digest(path: Path) -> str:

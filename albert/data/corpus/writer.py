@@ -35,6 +35,7 @@ from albert.data.corpus.reader import (
     Passages,
     differences,
     index_digests,
+    passages_digests,
     passages_folder,
     passages_of,
     write_index,
@@ -42,6 +43,7 @@ from albert.data.corpus.reader import (
 from albert.data.sentences import split_sentences
 from albert.data.sources.base import BadRecord, Source, SourceError, Tally
 from albert.data.tokenizer import UNK, WORD_MARK, Tokenizer
+from albert.runtime.paths import is_remote, modified
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,7 +156,8 @@ def made(
 ) -> Corpus:
     """The corpus of `preparation`, found in `folder` or made by `write`, which gives its counts."""
     spec = preparation.source.spec
-    with made_once(preparation.folder(folder), resumable=True) as (final, unfinished):
+    final = preparation.folder(folder)
+    with made_once(final, resumable=True, last="corpus.json") as (_, unfinished):
         if unfinished is not None:
             _tell_what_changed(preparation, folder)
             try:
@@ -166,6 +169,7 @@ def made(
                         "spec": spec,
                         **counts,
                         "index": index_digests(unfinished),
+                        "passages": passages_digests(unfinished),
                         **preparation.description(),
                     }
                     write_json(unfinished / "corpus.json", manifest)
@@ -177,15 +181,16 @@ def made(
                     "that are finished are kept: make room, or name another data.folder, and run "
                     "the same command again."
                 ) from error
-    with contextlib.suppress(OSError):  # of a folder that cannot be written nothing is used last
-        os.utime(final / "corpus.json")
+    if not is_remote(final):
+        with contextlib.suppress(OSError):  # of a folder that cannot be written none is used last
+            os.utime(final / "corpus.json")
     return Corpus(final)
 
 
 def _tell_what_changed(preparation: Preparation, folder: Path) -> None:
     """Says why a source that was prepared before is prepared again."""
     now = json.loads(json.dumps(preparation.description()))
-    for path in sorted(folder.glob("corpus-*/corpus.json"), key=lambda p: -p.stat().st_mtime):
+    for path in sorted(folder.glob("corpus-*/corpus.json"), key=lambda p: -modified(p)):
         before = json.loads(path.read_text())
         if before["spec"] == preparation.source.spec:
             changed = differences(before, now)

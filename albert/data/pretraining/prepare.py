@@ -158,7 +158,7 @@ class DataConfig:
     @property
     def prepared_folder(self) -> Path:
         """The folder of prepared corpora and vocabularies."""
-        return Path(self.folder).expanduser()
+        return place(self.folder)
 
     @property
     def example_options(self) -> ExampleOptions:

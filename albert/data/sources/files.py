@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from albert.data.cache import fingerprint_of
 from albert.data.sources.base import SourceError
-from albert.runtime.paths import epath, replace_text
+from albert.runtime.paths import epath, is_remote, replace_text
 
 _OPENERS: dict[str, Callable] = {".gz": gzip.open, ".xz": lzma.open, ".zst": zstd.open}
 DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, zstd.ZstdError)
@@ -273,11 +273,14 @@ def file_identities(files: Sequence[str], memory: Path | None = None) -> list[di
 
 @contextlib.contextmanager
 def _alone(path: Path | None) -> Iterator[None]:
-    """Holds the lock of a file, where its folder can be written."""
+    """Holds the lock of a file, where its folder can be written and is not on a bucket, whose files
+    are whole at any moment."""
     lock = None
     if path is not None:
         with contextlib.suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
+    if path is not None and not is_remote(path):
+        with contextlib.suppress(OSError):
             lock = filelock.FileLock(f"{path}.lock")
             try:
                 lock.acquire(timeout=1)

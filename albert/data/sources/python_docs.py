@@ -113,27 +113,30 @@ def clean(text: str) -> list[str]:
     return [" ".join(lines) for lines in paragraphs if lines]
 
 
+def docstrings(folder: Path) -> Iterator[str]:
+    """Those of the Python files below a folder, indentation taken off; tests are left out."""
+    for file in _python_files(folder):
+        try:
+            source = file.read_text(encoding="utf-8")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # invalid escapes in other people's code
+                tree = ast.parse(source)
+        except (SyntaxError, UnicodeDecodeError, ValueError):
+            continue  # templates and deliberately broken files ship with some packages
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+                docstring = ast.get_docstring(node, clean=False)
+                if docstring:
+                    yield inspect.cleandoc(docstring)
+
+
 def _texts() -> Iterator[str]:
     from pydoc_data.topics import topics
 
     yield from (topics[name] for name in sorted(topics))
     site = Path(sysconfig.get_path("purelib"))
     for root in (Path(sysconfig.get_path("stdlib")), *(site / name for name in PACKAGES)):
-        for file in _python_files(root):
-            try:
-                source = file.read_text(encoding="utf-8")
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # invalid escapes in other people's code
-                    tree = ast.parse(source)
-            except (SyntaxError, UnicodeDecodeError, ValueError):
-                continue  # templates and deliberately broken files ship with some packages
-            for node in ast.walk(tree):
-                if isinstance(
-                    node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-                ):
-                    docstring = ast.get_docstring(node, clean=False)
-                    if docstring:
-                        yield inspect.cleandoc(docstring)
+        yield from docstrings(root)
 
 
 def _python_files(root: Path) -> Iterator[Path]:

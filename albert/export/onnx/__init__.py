@@ -7,10 +7,20 @@ from pathlib import Path
 from albert.checkpoints import CheckpointError
 from albert.export.interface import INPUTS, Model, Options
 
-# Files by precision, named as transformers.js asks for them (dtype fp32 and q8).
-FILES = {"float32": "onnx/model.onnx", "int8": "onnx/model_quantized.onnx"}
+# Files by precision, named as transformers.js asks for them (dtype fp32, q8 and q4).
+FILES = {
+    "float32": "onnx/model.onnx",
+    "int8": "onnx/model_quantized.onnx",
+    "int4": "onnx/model_q4.onnx",
+}
+_DTYPES = {"float32": "fp32", "int8": "q8", "int4": "q4"}
 PRECISIONS = tuple(FILES)
 OPTIONS = ("fused", "per_token", "weight_bits")  # fields of `Options` that are read
+PACKAGES = ("onnx", "onnxruntime")  # whose versions a folder tells
+
+
+def static_lengths(model: Model, options: Options) -> None:
+    """None: rows may have any length."""
 
 
 def write(model: Model, folder: Path, precision: str, options: Options) -> Path:
@@ -22,11 +32,13 @@ def write(model: Model, folder: Path, precision: str, options: Options) -> Path:
     import onnx
 
     from albert.export.onnx.model import build
-    from albert.export.onnx.products import Float32, Int8
+    from albert.export.onnx.products import Float32, Int4, Int8
 
     products: Float32 | Int8 = Float32()
     if precision == "int8":
         products = Int8(options.weight_bits, options.per_token)
+    elif precision == "int4":
+        products = Int4()
     facts = {
         "precision": precision,
         "heads": ", ".join(model.heads),
@@ -42,7 +54,7 @@ def write(model: Model, folder: Path, precision: str, options: Options) -> Path:
         )
     path = folder / FILES[precision]
     path.parent.mkdir(parents=True, exist_ok=True)
-    onnx.checker.check_model(graph, full_check=not options.fused)
+    onnx.checker.check_model(graph, full_check=not (options.fused or products.fused))
     path.write_bytes(graph.SerializeToString())
     return path
 
@@ -64,10 +76,11 @@ def runner(path: Path, threads: int = 0):
     return run
 
 
-def usage(model: Model, files: dict[str, str]) -> str:
+def usage(model: Model, files: dict[str, str], options: Options) -> str:
     """Lines of a README: how a program runs the graph, in Python and in JavaScript."""
-    file = files.get("int8") or files["float32"]
-    dtype = "q8" if "int8" in files else "fp32"
+    del options
+    precision = next(name for name in ("int8", "int4", "float32") if name in files)
+    file, dtype = files[precision], _DTYPES[precision]
     outputs = ", ".join(f"`{name}`" for name in model.outputs)
     lines = [
         f"Inputs `input_ids`, `attention_mask`, `token_type_ids`, int64; outputs {outputs}.",
@@ -111,7 +124,8 @@ def _python_rows(model: Model) -> list[str]:
         ]
     example = {
         "mlm": '"The capital of France is [MASK]."',
-        "span": '("Who wrote it?", "It was written by Ada.")',
+        "span": _ASKED,
+        "conditional_span": _ASKED,
     }.get(model.heads[0], '"Some text."')
     return [
         f"rows = tokenizer.encode_batch([{example}])",
@@ -119,6 +133,7 @@ def _python_rows(model: Model) -> list[str]:
     ]
 
 
+_ASKED = '("Who wrote it?", "It was written by Ada.")'
 # Pipelines of transformers.js by the first head, and what they are called with.
 _TASKS = {
     "mlm": ("fill-mask", '"The capital of France is [MASK]."'),

@@ -7,6 +7,7 @@ there, operator by operator.
 import math
 from collections.abc import Mapping
 
+import jax.numpy as jnp
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
@@ -15,7 +16,9 @@ from albert.export.interface import INPUTS, SMALLEST_NORM, Model
 from albert.export.onnx.graph import Graph
 from albert.export.onnx.products import Float32, Int8, Pick, entries, picked
 from albert.models.exits import Exit
+from albert.models.heads import BEAMS
 from albert.models.layers import LAYER_NORM_EPSILON
+from albert.models.rotary import turns
 
 Products = Float32 | Int8
 _LAYERS = "encoder/layers/"
@@ -41,6 +44,7 @@ class _Writer:
         # The fused GELU has the tanh of the released program.
         self.fused = fused
         self.graph = Graph()
+        self.turns: list[str] = []  # cosines and sines, [L, 1, D/2], of rotary positions
 
     def model(self, facts: Mapping[str, str]) -> onnx.ModelProto:
         g, of = self.graph, self.of
@@ -62,7 +66,7 @@ class _Writer:
             for name, (value, (kind, shape)) in zip(of.outputs, shapes.items(), strict=True):
                 g.name_last(value, name)
                 left.append(helper.make_tensor_value_info(name, kind, shape))
-            return g.model(inputs, left, self.products.opset, self.fused, dict(facts))
+            return self._finished(inputs, left, facts)
         hidden = self._layers(self._embeddings(ids, types), mask)
         pooled = ""
         if "pooler/kernel" in self.params:
@@ -71,10 +75,10 @@ class _Writer:
         outputs: list[onnx.ValueInfoProto] = []
         width = self.config.hidden_size
 
-        def give(value: str, shape: list) -> None:
+        def give(value: str, shape: list, kind: int = TensorProto.FLOAT) -> None:
             name = of.outputs[len(outputs)]
             g.name_last(value, name)
-            outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+            outputs.append(helper.make_tensor_value_info(name, kind, shape))
 
         for head in of.heads:
             if head == "hidden":
@@ -88,6 +92,9 @@ class _Writer:
                 for part in range(2):
                     at = g.constant(f"of_span_{part}", np.int64(part))
                     give(g("Gather", logits, at, axis=2), ["batch", "length"])
+            elif head == "conditional_span":
+                for value, axes, of_type in self._conditional_span(hidden, mask, types):
+                    give(value, axes, of_type)
             elif head == "tokens":
                 labels = of.fields["tokens"]["labels"]
                 give(self._exact(hidden, "tokens_head"), ["batch", "length", labels])
@@ -98,7 +105,11 @@ class _Writer:
             else:
                 labels = 2 if head == "sop" else of.fields["classifier"]["labels"]
                 give(self._exact(pooled, f"{head}_head"), ["batch", labels])
-        return g.model(inputs, outputs, self.products.opset, self.fused, dict(facts))
+        return self._finished(inputs, outputs, facts)
+
+    def _finished(self, inputs, outputs, facts: Mapping[str, str]) -> onnx.ModelProto:
+        own = self.fused or self.products.fused  # operators of ONNX Runtime
+        return self.graph.model(inputs, outputs, self.products.opset, own, dict(facts))
 
     def _length(self, ids: str, axis: int) -> str:
         """The size of an axis, int64 [1]."""
@@ -109,14 +120,20 @@ class _Writer:
         g, name = self.graph, "embeddings/word_embeddings"
         words = self.products.rows(g, ids, name, self.params[name])
         kinds = g("Gather", self._kept("embeddings/token_type_embeddings"), types, axis=0)
-        positions = g(
-            "Slice",
-            self._kept("embeddings/position_embeddings"),
-            g.integers(0),
-            self._length(ids, axis=1),
-            g.integers(0),
-        )
-        total = g("Add", g("Add", words, kinds), positions)
+        total, length = g("Add", words, kinds), self._length(ids, axis=1)
+
+        def of_the_row(every: str) -> str:
+            """The first entries of what there is for every position."""
+            return g("Slice", every, g.integers(0), length, g.integers(0))
+
+        if self.config.positions == "learned":
+            total = g("Add", total, of_the_row(self._kept("embeddings/position_embeddings")))
+        else:
+            every = jnp.arange(self.config.max_position_embeddings)
+            self.turns = [
+                of_the_row(g.constant(f"turns_{number}", np.asarray(values)))
+                for number, values in enumerate(turns(every, self.config.head_width))
+            ]
         return self._layer_norm(g, total, "embeddings/layer_norm")
 
     def _layers(self, x: str, mask: str, depth: int | None = None) -> str:
@@ -260,6 +277,61 @@ class _Writer:
         squares = g("ReduceSum", g("Mul", vector, vector), g.integers(1), keepdims=1)
         return g("Div", vector, g("Max", g("Sqrt", squares), g.number(SMALLEST_NORM)))
 
+    def _conditional_span(self, x: str, mask: str, types: str) -> list[tuple[str, list, int]]:
+        """`ConditionalSpan` of `albert.models.heads`: its outputs in their order, each with shape
+        and type."""
+        g, head = self.graph, "conditional_span_head"
+        zero, last = g.constant("zero", np.int64(0)), g.integers(-1)
+        length = self._length(INPUTS[0], axis=1)
+        beams = g("Min", length, g.integers(BEAMS))
+        position = g("Range", zero, g("Squeeze", length), g.constant("one", np.int64(1)))
+        tokens = g("ReduceSum", mask, g.integers(1), keepdims=1)
+        inside = g("And", g("Greater", types, zero), g("Less", position, g("Add", tokens, last)))
+        allowed = g("Or", inside, g("Equal", position, zero))
+
+        def scores(logits: str, allowed: str) -> str:
+            """Log-probabilities over the last axis but one, which is of one number."""
+            logits = g("Where", allowed, g("Squeeze", logits, last), g.number(-1e30))
+            return g("LogSoftmax", logits, axis=-1)
+
+        def half(value: str, name: str, part: int) -> str:
+            """Of `_OnPairs`: what one of the two vectors contributes."""
+            width = self.config.hidden_size
+            kernel = np.asarray(self.params[f"{head}/{name}/kernel"], np.float32)
+            kernel = kernel[None, part * width : (part + 1) * width]
+            path = f"{head}/{name}/kernel_{part}"
+            return self.products.product(g, value, path, kernel, None)
+
+        def joined(a: str, b: str, name: str) -> str:
+            return g("Tanh", g("Add", g("Add", a, b), self._kept(f"{head}/{name}/bias")))
+
+        start = scores(self._exact(x, f"{head}/start"), allowed)
+        expected = g("MatMul", g("Unsqueeze", g("Exp", start), g.integers(1)), x)
+        first = g("Slice", x, g.integers(0), g.integers(1), g.integers(1))
+        answer = joined(
+            half(expected, "answer_pairs", 0), half(first, "answer_pairs", 1), "answer_pairs"
+        )
+        none = g("Squeeze", self._exact(answer, f"{head}/answer"), g.integers(1, 2))
+        top, at = g("TopK", start, beams, axis=-1, outputs=2)
+        begun = g("GatherND", x, g("Unsqueeze", at, last), batch_dims=1)
+        ends = joined(
+            g("Unsqueeze", half(x, "end_pairs", 0), g.integers(1)),
+            g("Unsqueeze", half(begun, "end_pairs", 1), g.integers(2)),
+            "end_pairs",
+        )
+        ends = self._exact(self._layer_norm(g, ends, f"{head}/end_layer_norm"), f"{head}/end")
+        ends = scores(ends, g("Unsqueeze", allowed, g.integers(1)))
+        each = (g("Reshape", v, g.integers(0, -1)) for v in g("TopK", ends, beams, outputs=2))
+        top_ends, ends_at = each  # start by start
+        starts, pairs = ["batch", "starts"], ["batch", "pairs"]
+        return [
+            (top, starts, TensorProto.FLOAT),
+            (at, starts, TensorProto.INT64),
+            (top_ends, pairs, TensorProto.FLOAT),
+            (ends_at, pairs, TensorProto.INT64),
+            (none, ["batch"], TensorProto.FLOAT),
+        ]
+
     def _mlm(self, hidden: str) -> str:
         g, name = self.graph, "embeddings/word_embeddings"
         x = self._activated(g, self._product(g, hidden, "mlm_head/transform"), "mlm_head/transform")
@@ -276,7 +348,8 @@ class _Writer:
         g = self.graph
         kernel = np.asarray(self.params[f"{path}/kernel"], np.float32)
         product = Float32().product(g, x, f"{path}/kernel", kernel[None], None)
-        return g("Add", product, self._kept(f"{path}/bias"))
+        has_bias = f"{path}/bias" in self.params
+        return g("Add", product, self._kept(f"{path}/bias")) if has_bias else product
 
     def _product(self, g: Graph, x: str, path: str) -> str:
         kernel = np.asarray(self.params[f"{path}/kernel"], np.float32)
@@ -380,28 +453,49 @@ class _Layer:
     def _attention(self, qkv: str) -> str:
         """softmax(q k^T / sqrt(D) + bias) v of [B, L, 3 H]: [B, L, H]."""
         g, c = self.graph, self.config
-        heads, width = c.num_attention_heads, c.hidden_size // c.num_attention_heads
-        parts = g("Split", qkv, g.integers(*[c.hidden_size] * 3), axis=-1, outputs=3)
-        apart = g.integers(0, 0, heads, width)
         q, k, v = (
-            g("Transpose", g("Reshape", part, apart), perm=perm)
-            for part, perm in zip(parts, ([0, 2, 1, 3], [0, 2, 3, 1], [0, 2, 1, 3]), strict=True)
+            g("Transpose", part, perm=perm)
+            for part, perm in zip(
+                self._heads(qkv), ([0, 2, 1, 3], [0, 2, 3, 1], [0, 2, 1, 3]), strict=True
+            )
         )
-        scores = g("Mul", g("MatMul", q, k), g.number(1 / math.sqrt(width)))
+        scores = g("Mul", g("MatMul", q, k), g.number(1 / math.sqrt(c.head_width)))
         shares = g("Softmax", g("Add", scores, self.visible), axis=-1)
         context = g("Transpose", g("MatMul", shares, v), perm=[0, 2, 1, 3])
         return g("Reshape", context, g.integers(0, 0, c.hidden_size))
 
+    def _heads(self, qkv: str) -> list[str]:
+        """q, k and v, [B, L, A, D] each, with their biases; q and k turned to where they stand."""
+        g, c = self.graph, self.config
+        parts = g("Split", qkv, g.integers(*[c.hidden_size] * 3), axis=-1, outputs=3)
+        apart = g.integers(0, 0, c.num_attention_heads, c.head_width)
+        q, k, v = (g("Reshape", part, apart) for part in parts)
+        if not self.writer.turns:
+            return [q, k, v]
+        cos, sin = self.writer.turns
+
+        def turned(x: str) -> str:
+            halves = g.integers(*[c.head_width // 2] * 2)
+            a, b = g("Split", x, halves, axis=-1, outputs=2)
+            first = g("Sub", g("Mul", a, cos), g("Mul", b, sin))
+            return g("Concat", first, g("Add", g("Mul", b, cos), g("Mul", a, sin)), axis=-1)
+
+        return [turned(q), turned(k), v]
+
     def _fused_attention(self, qkv: str, paths: list[str]) -> str:
         """The same by ONNX Runtime's operator, which takes the biases too."""
         g, c = self.graph, self.config
-        q, k, v = g("Split", qkv, g.integers(*[c.hidden_size] * 3), axis=-1, outputs=3)
+        bias = self._bias(paths)
+        if self.writer.turns:  # they are turned behind their biases
+            whole = g.integers(0, 0, c.hidden_size)
+            parts = [g("Reshape", x, whole) for x in self._heads(g("Add", qkv, bias))]
+            bias = ""
+        else:
+            parts = g("Split", qkv, g.integers(*[c.hidden_size] * 3), axis=-1, outputs=3)
         return g(
             "MultiHeadAttention",
-            q,
-            k,
-            v,
-            self._bias(paths),
+            *parts,
+            bias,
             self.visible,
             num_heads=c.num_attention_heads,
             fused=True,

@@ -1,4 +1,4 @@
-"""Products with weights, in each of the ways in which weights are kept: as float32 or int8.
+"""Products with weights, in each of the ways in which weights are kept: float32, int8 or int4.
 
 Here x is [B, L, K] or [B, K], and weights come as a stack [S, K, N], one matrix for each set.
 """
@@ -9,6 +9,7 @@ import numpy as np
 from onnx import numpy_helper
 
 from albert.export.onnx.graph import Graph
+from albert.export.quantised import quantised
 
 # The middle of uint8: what stands for 0 where activations have a scale for each token.
 _ZERO_POINT = numpy_helper.from_array(np.array([128], np.uint8))
@@ -75,17 +76,9 @@ class Int8:
     def opset(self) -> int:
         return 18 if self.per_token else 17  # ReduceMax takes its axes as an input from 18 on
 
-    def _quantised(self, stack: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
-        """int8 like `stack`, and float32 scales without `axis`, along which a scale is shared."""
-        most = 2 ** (self.bits - 1) - 1
-        largest = np.abs(stack).max(axis)
-        scale = np.where(largest > 0, largest / most, 1).astype(np.float32)
-        quantised = np.rint(stack / np.expand_dims(scale, axis))
-        return np.clip(quantised, -most, most).astype(np.int8), scale
-
     def product(self, graph: Graph, x: str, name: str, stack: np.ndarray, pick: Pick) -> str:
-        quantised, scale = self._quantised(stack, 1)
-        weight = picked(graph, graph.constant(name, entries(quantised)), pick)
+        whole, scale = quantised(stack, 1, self.bits)
+        weight = picked(graph, graph.constant(name, entries(whole)), pick)
         scales = picked(graph, graph.constant(f"{name}/scale", entries(scale)), pick)
         return self._integer_product(graph, x, weight, scales, stack.shape[1])
 
@@ -108,16 +101,57 @@ class Int8:
         return graph("Mul", graph("Mul", product, scale), scales)
 
     def rows(self, graph: Graph, ids: str, name: str, table: np.ndarray) -> str:
-        quantised, scale = self._quantised(table, 1)
-        rows = graph("Gather", graph.constant(name, quantised), ids, axis=0)
+        whole, scale = quantised(table, 1, self.bits)
+        rows = graph("Gather", graph.constant(name, whole), ids, axis=0)
         # [V, 1], so that what is looked up stands behind its rows.
         scales = graph.constant(f"{name}/scale", scale[:, None])
         return graph("Mul", graph("Cast", rows, to=1), graph("Gather", scales, ids, axis=0))
 
     def scores(self, graph: Graph, x: str, name: str, table: np.ndarray) -> str:
-        quantised, scale = self._quantised(table, 1)
-        turned = graph("Transpose", graph.constant(name, quantised), perm=[1, 0])
+        whole, scale = quantised(table, 1, self.bits)
+        turned = graph("Transpose", graph.constant(name, whole), perm=[1, 0])
         scales = graph(
             "Reshape", graph.constant(f"{name}/scale", scale[:, None]), graph.integers(-1)
         )
         return self._integer_product(graph, x, turned, scales, table.shape[1])
+
+
+class Int4(Int8):
+    """Layers' weights as 4 bits with a scale for each 32 of a column, activations in float32, by
+    ONNX Runtime's own MatMulNBits. The word table stays int8, for looking up and for the head."""
+
+    fused = True
+    _BLOCK = 32
+
+    def product(self, graph: Graph, x: str, name: str, stack: np.ndarray, pick: Pick) -> str:
+        packed, scale = self._packed(stack)
+        weight = picked(graph, graph.constant(name, entries(packed)), pick)
+        scales = picked(graph, graph.constant(f"{name}/scale", entries(scale)), pick)
+        return graph(
+            "MatMulNBits",
+            x,
+            weight,
+            scales,
+            K=stack.shape[1],
+            N=stack.shape[2],
+            bits=4,
+            block_size=self._BLOCK,
+            accuracy_level=4,  # activations are rounded to int8 as it runs; else it is slow
+            fused=True,
+        )
+
+    def _packed(self, stack: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """[S, K, N] as the operator reads it: uint8 [S, N, blocks, 16], of two numbers in each byte
+        the lower bits first, of which 8 stands for 0; and float32 scales [S, N * blocks]."""
+        sets, rows, columns = stack.shape
+        blocks = -(-rows // self._BLOCK)
+        whole = np.zeros((sets, blocks * self._BLOCK, columns), np.float32)
+        whole[:, :rows] = stack
+        apart = whole.transpose(0, 2, 1).reshape(sets, columns, blocks, self._BLOCK)
+        # From -8 to 7: the number that is furthest from 0 becomes -8, whatever its sign.
+        at = np.abs(apart).argmax(-1, keepdims=True)
+        scale = np.take_along_axis(apart, at, -1) / -8
+        scale = np.where(scale == 0, 1, scale).astype(np.float32)
+        numbers = (np.clip(np.rint(apart / scale), -8, 7) + 8).astype(np.uint8)
+        packed = numbers[..., 0::2] | (numbers[..., 1::2] << 4)
+        return packed, scale.reshape(sets, columns * blocks)

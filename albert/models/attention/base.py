@@ -22,10 +22,12 @@ class Use(NamedTuple):
 
 @flax.struct.dataclass
 class Visible:
-    """Who sees whom, for the kernel that it was prepared for."""
+    """Who sees whom, for the kernel that it was prepared for, and where they stand."""
 
     kernel: str = flax.struct.field(pytree_node=False)  # a key of KERNELS
     prepared: Any = None
+    # What `rotary.turns` gave; None: queries and keys are not turned.
+    turns: tuple[jax.Array, jax.Array] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

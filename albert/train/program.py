@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from albert.tasks.pretraining import Pretraining
-from albert.train.config import Config
+from albert.train.config import Config, parts_of
 from albert.train.optimizers import make_optimizer
 from albert.train.sharding import MESH_AXES, batch_sharding
 from albert.train.step import shard_training
@@ -36,18 +36,19 @@ def abstract_batch(config: Config, sharding: NamedSharding | None = None) -> dic
     }
 
 
-def mesh_over(devices, shape: tuple[int, ...]) -> Mesh:
-    """These devices, so many along each axis of the mesh."""
+def described_mesh(devices, shape: tuple[int, ...]) -> Mesh:
+    """These devices as they stand, so many along each axis of the mesh. Those that are only
+    described say nothing of their network, by which `sharding.mesh_over` would lay them."""
     return Mesh(
         np.array(devices).reshape(shape),
         MESH_AXES,
-        axis_types=(jax.sharding.AxisType.Auto,) * 3,
+        axis_types=(jax.sharding.AxisType.Auto,) * len(shape),
     )
 
 
 def data_mesh(devices) -> Mesh:
     """A mesh of these devices along the data axis alone."""
-    return mesh_over(devices, (-1, 1, 1))
+    return described_mesh(devices, (1, -1, 1, 1))
 
 
 def lower_step(config: Config, mesh: Mesh):
@@ -57,7 +58,7 @@ def lower_step(config: Config, mesh: Mesh):
         Pretraining(config),
         optimizer,
         schedule,
-        config.train.accumulation,
+        parts_of(config, mesh.size),
         config.seed,
         mesh,
         config.sharding,
