@@ -13,6 +13,8 @@ os.environ["XLA_FLAGS"] = (
     + " --xla_force_host_platform_device_count=8"
 )
 
+os.environ["PYTHONFAULTHANDLER"] = "1"  # for runs.printed_by
+
 # Many tests build the same step, some of them in processes of their own: compile it once.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers inherit the folder of their parent
     _cache = tempfile.TemporaryDirectory(prefix="albert-test-cache-")

@@ -1,9 +1,11 @@
 """What finished runs left behind, and how to compare it."""
 
+import concurrent.futures
 import contextlib
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -64,6 +66,21 @@ def launch(arguments, **options):
     )
 
 
+def printed_by(processes, timeout=400):
+    """What each of some processes has printed when all have ended. Where one has not after
+    `timeout` seconds, the test fails with what all of them printed and where each of them is."""
+    # Read at once: one that waits for its pipe to be read would keep the other.
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        printed = [threads.submit(lambda p=process: p.communicate()[0]) for process in processes]
+        late = concurrent.futures.wait(printed, timeout).not_done
+        for process in processes if late else ():
+            process.send_signal(signal.SIGABRT)  # faulthandler prints the stack of every thread
+        texts = [future.result() for future in printed]
+    if late:
+        pytest.fail(f"{len(late)} of {len(processes)} ran for {timeout} s:\n" + "\n".join(texts))
+    return texts
+
+
 def run_together(arguments, processes, devices=8):
     """What each of some processes prints that run a program over gloo, each on its share of the
     simulated devices; of one what it prints alone."""
@@ -79,7 +96,7 @@ def run_together(arguments, processes, devices=8):
         launch(arguments, env={**environment, "JAX_PROCESS_ID": str(number)})
         for number in range(processes)
     ]
-    printed = [process.communicate(timeout=400)[0] for process in together]
+    printed = printed_by(together)
     assert [process.returncode for process in together] == [0] * processes, "\n".join(printed)
     return printed
 

@@ -26,7 +26,15 @@ from albert.runtime.signals import Preempted
 from albert.train.config import check
 from albert.train.loop import train
 from faults import killed_at, poisoned, signal_at
-from runs import assert_bit_equal, final_params, launch, records, run_together, wait_for
+from runs import (
+    assert_bit_equal,
+    final_params,
+    launch,
+    printed_by,
+    records,
+    run_together,
+    wait_for,
+)
 from texts import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -558,7 +566,7 @@ def test_two_slices_of_a_process_each_learn_what_one_process_does(
     fields = {"slices": 2, "data": 1, "fsdp": 2, "tensor": 2}
     more = [f"--config.sharding.{name}={size}" for name, size in fields.items()]
     pair = processes_of(text, vocabulary, prepared, tmp_path, *more)
-    printed = [process.communicate(timeout=200)[0] for process in pair]
+    printed = printed_by(pair, 200)
     assert [process.returncode for process in pair] == [0, 0], "\n".join(printed)
     for number, whole in enumerate(printed):
         mesh = "mesh slices 2 x data 1 x fsdp 2 x tensor 2"
@@ -573,7 +581,7 @@ def test_a_workdir_on_one_hosts_disk_is_refused_by_all(run, text, vocabulary, pr
     own = tuple((f"--workdir={tmp_path / name}",) for name in ("a", "b"))
     begin = time.monotonic()
     pair = processes_of(text, vocabulary, prepared, tmp_path, own=own)
-    printed = [process.communicate(timeout=120)[0] for process in pair]
+    printed = printed_by(pair, 120)
     assert [process.returncode for process in pair] == [2, 2], "\n".join(printed)
     assert time.monotonic() - begin < 90
     for whole, who in zip(printed, (r"process 1\.", r"process 1 on \S+\."), strict=True):
@@ -581,7 +589,7 @@ def test_a_workdir_on_one_hosts_disk_is_refused_by_all(run, text, vocabulary, pr
     assert not list(tmp_path.glob("*/checkpoints"))
     commands = [[sys.executable, "eval.py", f"--workdir={d}"] for d in (run, tmp_path / "none")]
     pair = pair_of(commands)
-    printed = [process.communicate(timeout=120)[0] for process in pair]
+    printed = printed_by(pair, 120)
     assert [process.returncode for process in pair] == [2, 2], "\n".join(printed)
     assert "process 1 failed and says why" in printed[0]
     assert f"{tmp_path / 'none'}" in printed[1]
@@ -604,7 +612,7 @@ def test_when_one_process_is_gone_the_others_end_and_a_restart_goes_on(
     pair[victim].send_signal(signal.SIGKILL)
     pair[victim].communicate()
     again = processes_of(text, vocabulary, prepared, tmp_path)
-    printed = [process.communicate(timeout=400)[0] for process in again]
+    printed = printed_by(again)
     assert [process.returncode for process in again] == [0, 0], "\n".join(printed)
     assert "Resuming from the checkpoint of step" in printed[0]
     ours, theirs = ([r["loss"] for r in records(d)] for d in (tmp_path, short))
@@ -633,7 +641,7 @@ def test_a_save_that_fails_on_one_process_is_agreed_upon_and_tried_again(
     """The first process is the one that verifies; the other waits for it."""
     monkeypatch.setattr(sys.modules[__name__], "PROGRAM", ["-c", FAILING])
     pair = processes_of(text, vocabulary, prepared, tmp_path)
-    printed = [process.communicate(timeout=200)[0] for process in pair]
+    printed = printed_by(pair, 200)
     assert [process.returncode for process in pair] == [0, 0], "\n".join(printed)
     assert "The checkpoint of step 8 could not be saved: OSError: [Errno 28]" in printed[0]
     assert printed[0].count("could not be saved") == 1
@@ -669,7 +677,7 @@ def test_of_several_processes_one_runs_out_of_memory_and_all_save_again(
     """In the part of a save that the loop waits for, and in the background."""
     monkeypatch.setattr(sys.modules[__name__], "PROGRAM", ["-c", OUT_OF_MEMORY, where])
     pair = processes_of(text, vocabulary, prepared, tmp_path)
-    printed = [process.communicate(timeout=200)[0] for process in pair]
+    printed = printed_by(pair, 200)
     assert [process.returncode for process in pair] == [0, 0], "\n".join(printed)
     if where == "copying":
         assert "could not be saved: CheckpointError: process 1 failed and says why" in printed[0]
@@ -716,7 +724,7 @@ def test_several_processes_roll_back_together(text, vocabulary, prepared, tmp_pa
     pair = processes_of(
         text, vocabulary, prepared, tmp_path, *(f"--config.{k}={v}" for k, v in fields.items())
     )
-    printed = [process.communicate(timeout=200)[0] for process in pair]
+    printed = printed_by(pair, 200)
     assert [process.returncode for process in pair] == [2, 2], "\n".join(printed)
     assert printed[0].count("Rolled back to step") == 3
     assert all("It was rolled back 3 times before." in text for text in printed)
@@ -758,7 +766,7 @@ def test_a_process_that_fails_alone_ends_all(text, vocabulary, prepared, tmp_pat
     work = tmp_path / "run"
     pair = processes_of(text, vocabulary, prepared, work, own=[[], [f"--config.data.folder={own}"]])
     begin = time.monotonic()
-    printed = [process.communicate(timeout=120)[0] for process in pair]
+    printed = printed_by(pair, 120)
     assert time.monotonic() - begin < 100
     assert pair[1].returncode == 2
     assert "could not be made: The prepared corpus" in printed[1]
@@ -772,7 +780,7 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(
     pair = processes_of(text, vocabulary, prepared, tmp_path)
     wait_for(pair[0], "step 6/")
     pair[1].send_signal(signal.SIGTERM)
-    printed = [process.communicate(timeout=120)[0] for process in pair]
+    printed = printed_by(pair, 120)
     assert [process.returncode for process in pair] == [75, 75], "\n".join(printed)
     steps = [p.split(" at step ")[1].split(",")[0] for p in printed]
     assert steps[0] == steps[1]

@@ -1,6 +1,5 @@
 """A run whose workdir is on Google Cloud Storage, as its emulator has it."""
 
-import concurrent.futures
 import importlib.util
 import json
 import os
@@ -16,7 +15,7 @@ import pytest
 import yaml
 
 from albert.runtime.paths import PlaceError, place
-from runs import command, launch, wait_for
+from runs import command, launch, printed_by, wait_for
 
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = ("gcsfs", "gcp_storage_emulator")
@@ -283,7 +282,4 @@ def run_pair(arguments, environment, tmp_path):
         )
         for number in (0, 1)
     ]
-    # Read at once: one that waits for its pipe to be read would keep the other.
-    with concurrent.futures.ThreadPoolExecutor() as threads:
-        printed = threads.map(lambda process: process.communicate(timeout=400)[0], pair)
-        return [(process.returncode, out) for process, out in zip(pair, printed, strict=True)]
+    return [(process.returncode, out) for out, process in zip(printed_by(pair), pair, strict=True)]
