@@ -27,10 +27,25 @@ def test_other_stores_are_refused_with_a_sentence():
     assert place("~/runs") == Path.home() / "runs"
 
 
-# The emulator forgets the header with an object's generation, which TensorStore reads.
+# The emulator forgets the header with an object's generation, which TensorStore reads. It also
+# serves one connection after the other, so that one which a client opens and does not use yet keeps
+# everyone waiting: here each has a thread, and one request at a time is handled.
 SERVER = """
-import sys, threading
+import http.server, sys, threading
+from gcp_storage_emulator import server
 from gcp_storage_emulator.handlers import objects
+
+class Threaded(http.server.ThreadingHTTPServer):
+    request_queue_size = 128
+
+http.server.HTTPServer = Threaded
+handle, one = server.Router.handle, threading.Lock()
+
+def handle_alone(self, method):
+    with one:
+        handle(self, method)
+
+server.Router.handle = handle_alone
 
 original = objects.download
 
@@ -43,9 +58,7 @@ def download(request, response, storage, *arguments, **more):
         pass  # not there: the answer says so already
 
 objects.download = download
-from gcp_storage_emulator.server import create_server
-
-create_server("127.0.0.1", int(sys.argv[1]), in_memory=True, default_bucket="bucket").start()
+server.create_server("127.0.0.1", int(sys.argv[1]), in_memory=True, default_bucket="bucket").start()
 threading.Event().wait()
 """
 
