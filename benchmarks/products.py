@@ -27,12 +27,13 @@ class Product(NamedTuple):
 def products_of(config) -> list[Product]:
     """Those of one forward and one backward pass, most operations first; remat is not counted.
 
-    Letters beside those of albert/models/layers.py: T tokens, X and Y what a dense layer takes and
-    gives, M what L attends to.
+    Letters beside those of albert/models/layers.py: T tokens of a row, X and Y what a dense layer
+    takes and gives, M what L attends to. Tokens have two axes, as in the step: of one that both are,
+    XLA's products over tokens on a CPU in 16 bits are five times slower.
     """
     m, rows, length = config.model, config.train.batch_size, config.data.seq_length
     heads, width = m.num_attention_heads, m.hidden_size // m.num_attention_heads
-    h, e, tokens = m.hidden_size, m.embedding_size, rows * length
+    h, e = m.hidden_size, m.embedding_size
 
     def with_gradients(name, equation, a, b, times):
         ends, result = equation.split("->")
@@ -45,8 +46,8 @@ def products_of(config) -> list[Product]:
             Product(f"{name}, gradient of other", f"{of_a},{result}->{of_b}", (a, c), times),
         ]
 
-    def dense(name, x, y, times, entries=tokens):
-        return with_gradients(name, "TX,XY->TY", (entries, x), (x, y), times)
+    def dense(name, x, y, times, tokens=length):
+        return with_gradients(name, "BTX,XY->BTY", (rows, tokens, x), (x, y), times)
 
     found = [
         *dense("query, key, value, output", h, h, 4 * m.depth),
@@ -66,7 +67,7 @@ def products_of(config) -> list[Product]:
             (rows, length, heads, width),
             m.depth,
         ),
-        *dense("vocabulary", e, m.vocab_size, 1, rows * config.data.max_predictions),
+        *dense("vocabulary", e, m.vocab_size, 1, config.data.max_predictions),
         *(dense("embeddings to layers", e, h, 1) if m.maps_embeddings else []),
     ]
     return sorted(found, key=lambda one: -one.flops * one.times)

@@ -130,7 +130,7 @@ class Dense(nn.Module):
             a, b = in_use(a, *names[0], "rank"), in_use(b, "rank", *names[1])
             narrow = lean.product(x, a, self.contracted, self.activation)
             product += lean.product(narrow, b, 1)
-        return product if bias is None else product + bias.astype(dtype)
+        return product if bias is None else lean.add_bias(product, bias)
 
 
 class LayerNorm(nn.Module):

@@ -75,11 +75,50 @@ def _product_backward(contracted, activation, kept, dy):
     of_dy = tuple(range(len(tokens), dy.ndim))
     weights = kernel.astype(x.dtype) if cast is None else cast
     (dx,) = pull(_rounded(dy, weights, (of_dy, results)))
-    by_tokens = {"axes": (tokens, tokens), "preferred_element_type": jnp.float32}
-    return dx, jnp.tensordot(a, dy, **by_tokens).astype(kernel.dtype), None
+    dw = _summed_over_tokens(a, dy, tokens, activation is not None)
+    return dx, dw.astype(kernel.dtype), None
+
+
+def _summed_over_tokens(a, dy, tokens, computed: bool):
+    """[axes of a, axes of dy] in float32. computed: whether a is a result of others on the way."""
+
+    def plain(a, dy):
+        return jnp.tensordot(a, dy, (tokens, tokens), preferred_element_type=jnp.float32)
+
+    def swapped(a, dy):
+        # The first operand is transposed for its product. A CPU computes what is fused into that
+        # number by number, a GELU ten times slower. Without the barrier the two are swapped back.
+        dw = jax.lax.optimization_barrier(plain(dy, a))
+        own = range(dy.ndim - len(tokens))
+        return jnp.moveaxis(dw, tuple(own), tuple(axis - len(own) for axis in own))
+
+    if not computed:
+        return plain(a, dy)
+    return jax.lax.platform_dependent(a, dy, cpu=swapped, default=plain)
 
 
 _product.defvjp(_product_forward, _product_backward)
+
+
+@jax.custom_vjp
+def add_bias(x, bias):
+    """x + bias over the last axes, in the dtype of x: [..., axes of bias].
+
+    The gradient of the bias is summed over tokens in float32 and keeps its dtype.
+    """
+    return x + bias.astype(x.dtype)
+
+
+def _add_bias_forward(x, bias):
+    return add_bias(x, bias), bias
+
+
+def _add_bias_backward(bias, dy):
+    tokens = tuple(range(dy.ndim - bias.ndim))
+    return dy, dy.astype(jnp.float32).sum(tokens).astype(bias.dtype)
+
+
+add_bias.defvjp(_add_bias_forward, _add_bias_backward)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
