@@ -28,8 +28,8 @@ def products_of(config) -> list[Product]:
     """Those of one forward and one backward pass, most operations first; remat is not counted.
 
     Letters beside those of albert/models/layers.py: T tokens of a row, X and Y what a dense layer
-    takes and gives, M what L attends to. Tokens have two axes, as in the step: of one that both are,
-    XLA's products over tokens on a CPU in 16 bits are five times slower.
+    takes and gives, M what L attends to. Tokens have two axes, as in the step: with one, XLA's
+    products over tokens on a CPU in 16 bits are five times slower.
     """
     m, rows, length = config.model, config.train.batch_size, config.data.seq_length
     heads, width = m.num_attention_heads, m.hidden_size // m.num_attention_heads

@@ -25,6 +25,10 @@ def plain_layer_norm(x, scale, bias, epsilon):
     return module.apply({"params": {"scale": scale, "bias": bias}}, x)
 
 
+def plain_add_bias(x, bias):
+    return x + bias.astype(x.dtype)
+
+
 def normal(seed, *shape):
     return jax.random.normal(jax.random.key(seed), shape, jnp.float32)
 
@@ -32,15 +36,26 @@ def normal(seed, *shape):
 CASES = {
     "product": ("product", (normal(0, 2, 7, 8), normal(1, 8, 4, 3)), (1,)),
     "of_two_axes": ("product", (normal(0, 2, 7, 4, 3), normal(1, 4, 3, 8)), (2,)),
+    "of_two_axes_each": (
+        "product",
+        (normal(0, 2, 7, 4, 3), normal(1, 4, 3, 5, 2)),
+        (2, ACTIVATIONS["gelu"]),
+    ),
     **{
         name: ("product", (2 * normal(0, 2, 7, 8), normal(1, 8, 5)), (1, activation))
         for name, activation in ACTIVATIONS.items()
     },
+    "bias": ("add_bias", (normal(0, 2, 7, 4, 3), normal(1, 4, 3)), ()),
     "attention": ("scores", (normal(0, 2, 7, 3, 4), normal(1, 2, 6, 3, 4)), ("BLAD,BMAD->BALM",)),
     "vocabulary": ("scores", (normal(0, 2, 7, 8), normal(1, 11, 8)), ("BPE,VE->BPV",)),
     "layer_norm": ("layer_norm", (normal(0, 2, 7, 8) + 3, normal(1, 8), normal(2, 8)), (1e-12,)),
 }
-PLAIN = {"product": plain_product, "scores": plain_scores, "layer_norm": plain_layer_norm}
+PLAIN = {
+    "product": plain_product,
+    "add_bias": plain_add_bias,
+    "scores": plain_scores,
+    "layer_norm": plain_layer_norm,
+}
 
 
 def outcome(function, arguments, more):
@@ -168,3 +183,24 @@ def test_a_kernel_that_was_cast_before_has_the_gradient_of_one_that_is_cast_here
     for a, b in zip(here, before, strict=True):
         np.testing.assert_array_equal(a, b)
     assert before[2].dtype == jnp.float32
+
+
+def test_the_gradient_of_a_bias_is_not_rounded_to_16_bits():
+    dy = normal(0, 64, 16, 5).astype(jnp.bfloat16)
+    _, pull = jax.vjp(lean.add_bias, dy, jnp.zeros(5))
+    _, ours = pull(dy)
+    np.testing.assert_allclose(ours, np.asarray(dy, np.float64).sum((0, 1)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_cpu_computes_no_activation_on_the_way_of_a_transposition(dtype):
+    """It would be computed number by number, ten times slower."""
+    x, kernel = normal(0, 4, 32, 64).astype(dtype), normal(1, 64, 16)
+
+    def loss(x, kernel):
+        return lean.product(x, kernel, 1, ACTIVATIONS["gelu"]).astype(jnp.float32).sum()
+
+    program = jax.jit(jax.grad(loss, (0, 1))).lower(x, kernel).compile().as_text()
+    assert "tanh(" in program
+    for computation in program.split("\n\n"):
+        assert not ("tanh(" in computation and " transpose(" in computation)
