@@ -75,7 +75,7 @@ def _measured(dtype: str) -> tuple[float, str]:
     # while it computes, and gets less time: there the figure serves comparisons at most.
     at_once, rounds, seconds = (1, 3, 0.6) if on_cpu else (8, 3, 10.0)
     deadline = time.monotonic() + seconds
-    # As the layers multiply: where the result is 16 bits too, XLA leaves a CPU's units for them idle.
+    # As the layers multiply: with a result of 16 bits, XLA leaves a CPU's units for them idle.
     result = jnp.float32 if on_cpu else None
     product = jax.jit(lambda a: jnp.matmul(a, a, preferred_element_type=result))
     size, best, took = 512, (0.0, 0), 0.0
