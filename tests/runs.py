@@ -81,21 +81,30 @@ def printed_by(processes, timeout=400):
     return texts
 
 
-def run_together(arguments, processes, devices=8):
-    """What each of some processes prints that run a program over gloo, each on its share of the
-    simulated devices; of one what it prints alone."""
-    share = f"count={devices // processes}"
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("count=8", share),
-        "JAX_NUM_PROCESSES": str(processes),
+def launch_together(commands, environments=None, devices=8):
+    """A process for each command, which meet over gloo, each with its share of the simulated
+    devices. environments: what more each finds in its own."""
+    together = {
+        "XLA_FLAGS": os.environ["XLA_FLAGS"].replace(
+            "count=8", f"count={devices // len(commands)}"
+        ),
+        "JAX_NUM_PROCESSES": str(len(commands)),
     }
-    if processes > 1:
-        environment["JAX_COORDINATOR_ADDRESS"] = f"127.0.0.1:{20000 + random.randrange(20000)}"
-    together = [
-        launch(arguments, env={**environment, "JAX_PROCESS_ID": str(number)})
-        for number in range(processes)
+    if len(commands) > 1:
+        # Below the ports that systems give to clients.
+        together["JAX_COORDINATOR_ADDRESS"] = f"127.0.0.1:{20000 + random.randrange(12000)}"
+    return [
+        launch(command, env={**os.environ, **more, **together, "JAX_PROCESS_ID": str(number)})
+        for number, (command, more) in enumerate(
+            zip(commands, environments or [{}] * len(commands), strict=True)
+        )
     ]
+
+
+def run_together(arguments, processes, devices=8):
+    """What each of some processes prints that run a program together; of one what it prints
+    alone."""
+    together = launch_together([arguments] * processes, devices=devices)
     printed = printed_by(together)
     assert [process.returncode for process in together] == [0] * processes, "\n".join(printed)
     return printed

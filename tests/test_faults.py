@@ -30,6 +30,7 @@ from runs import (
     assert_bit_equal,
     final_params,
     launch,
+    launch_together,
     printed_by,
     records,
     run_together,
@@ -523,22 +524,7 @@ def processes_of(text, vocabulary, prepared, workdir, *more, own=((), ())):
     arguments = hard_command(
         text, vocabulary, prepared, workdir, SHORT, "--heartbeat_seconds=10", *more
     )
-    return pair_of([[*arguments, *mine] for mine in own])
-
-
-def pair_of(commands):
-    """Two processes of four devices each, over gloo."""
-    port = 20000 + random.randrange(20000)
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("count=8", "count=4"),
-        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
-        "JAX_NUM_PROCESSES": "2",
-    }
-    return [
-        launch(command, env={**environment, "JAX_PROCESS_ID": str(number)})
-        for number, command in enumerate(commands)
-    ]
+    return launch_together([[*arguments, *mine] for mine in own])
 
 
 @pytest.mark.slow
@@ -588,7 +574,7 @@ def test_a_workdir_on_one_hosts_disk_is_refused_by_all(run, text, vocabulary, pr
         assert re.search(f"is not the same folder for all processes.* is not seen by {who}", whole)
     assert not list(tmp_path.glob("*/checkpoints"))
     commands = [[sys.executable, "eval.py", f"--workdir={d}"] for d in (run, tmp_path / "none")]
-    pair = pair_of(commands)
+    pair = launch_together(commands)
     printed = printed_by(pair, 120)
     assert [process.returncode for process in pair] == [2, 2], "\n".join(printed)
     assert "process 1 failed and says why" in printed[0]

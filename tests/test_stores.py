@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import os
-import random
 import signal
 import socket
 import subprocess
@@ -15,7 +14,7 @@ import pytest
 import yaml
 
 from albert.runtime.paths import PlaceError, place
-from runs import command, launch, printed_by, wait_for
+from runs import command, launch, launch_together, printed_by, wait_for
 
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = ("gcsfs", "gcp_storage_emulator")
@@ -281,18 +280,7 @@ def test_two_hosts_learn_and_evaluate_from_what_was_prepared_on_a_bucket(tiny, t
 
 def run_pair(arguments, environment, tmp_path):
     """(exit code, what was printed) of two processes over gloo, each a host with its own cache."""
-    port = 20000 + random.randrange(20000)
-    environment = environment | {
-        "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("count=8", "count=4"),
-        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
-        "JAX_NUM_PROCESSES": "2",
-    }
-    pair = [
-        launch(
-            [*arguments, "--heartbeat_seconds=10"],
-            env=environment
-            | {"JAX_PROCESS_ID": str(number), "XDG_CACHE_HOME": str(tmp_path / f"host{number}")},
-        )
-        for number in (0, 1)
-    ]
+    caches = [{"XDG_CACHE_HOME": str(tmp_path / f"host{number}")} for number in (0, 1)]
+    commands = [[*arguments, "--heartbeat_seconds=10"]] * 2
+    pair = launch_together(commands, [environment | cache for cache in caches])
     return [(process.returncode, out) for out, process in zip(printed_by(pair), pair, strict=True)]
