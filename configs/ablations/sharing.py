@@ -14,12 +14,12 @@ _STRATEGIES = (
     "sandwich",
     "none",
 )
-# The paper's Table 4 at E = 128: parameters and average of the downstream tasks.
+# The paper's Table 4 at E = 128 and E = 768: parameters and average of the downstream tasks.
 _PAPER = {
-    "all": ("12M", 80.1),
-    "attention": ("64M", 81.7),
-    "ffn": ("38M", 80.2),
-    "none": ("89M", 81.6),
+    "all": (("12M", 80.1), ("31M", 79.8)),
+    "attention": (("64M", 81.7), ("83M", 81.6)),
+    "ffn": (("38M", 80.2), ("57M", 79.5)),
+    "none": (("89M", 81.6), ("108M", 82.3)),
 }
 
 
@@ -36,6 +36,8 @@ def get_sweep(arg: str = "") -> Sweep:
         "model.num_attention_heads": heads,
     }
     size = choices("model.embedding_size", middle)
+    largest = choices("model.embedding_size", widest)
+    everything = choices("model.sharing", "all")
     published: list[tuple[Overrides, dict[str, object]]] = [
         ({"model.per_layer_norm": True}, {}),  # the paper has none of these three
         ({"model.lora_rank": 8}, {}),
@@ -43,23 +45,27 @@ def get_sweep(arg: str = "") -> Sweep:
     ]
     published += [
         (
-            {"model.sharing": name, "model.embedding_size": middle},
+            {"model.sharing": name, "model.embedding_size": of},
             {"parameters": parameters, "average": average},
         )
-        for name, (parameters, average) in _PAPER.items()
+        for name, figures in _PAPER.items()
+        for of, (parameters, average) in zip((middle, widest), figures, strict=True)
     ]
     return Sweep(
         title="Sharing and embedding size",
         base=LAPTOP if laptop else "configs/base.py:v1",
         runs=chain(
             product(choices("model.sharing", *_STRATEGIES), size),
-            product(choices("model.sharing", "all"), size, choices("model.per_layer_norm", True)),
-            product(choices("model.sharing", "all"), size, choices("model.lora_rank", 8)),
-            product(choices("model.sharing", "all"), size, [wide]),
-            product(choices("model.sharing", "all"), choices("model.embedding_size", *sizes)),
-            product(choices("model.sharing", "none"), choices("model.embedding_size", widest)),
+            product(everything, size, choices("model.per_layer_norm", True)),
+            product(everything, size, choices("model.lora_rank", 8)),
+            product(everything, size, [wide]),
+            product(everything, choices("model.embedding_size", *sizes)),
+            # Where the embedding is as wide as the layers and holds none of them back.
+            product(choices("model.sharing", *_PAPER), largest),
+            product(everything, largest, choices("model.per_layer_norm", True)),
+            product(everything, largest, choices("model.lora_rank", 8)),
         ),
         published=tuple(published),
-        note="The last row is BERT's shape: nothing shared, E = H. The paper's columns are those "
-        "of its Table 4 at E = 128.",
+        note=f"Nothing shared at E = {widest}, which is H, is BERT's shape. The paper's columns "
+        "are those of its Table 4, at E = 128 and E = 768.",
     )
