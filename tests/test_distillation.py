@@ -211,7 +211,8 @@ def test_loss_and_gradient_by_a_second_route(whole):
 def test_parts_of_a_batch_add_up(whole):
     _, exact_loss, _, exact = whole
     _, loss, _, added = gradient_of(4)
-    np.testing.assert_allclose(loss, exact_loss, rtol=1e-6)
+    # Sums of thousands of float32 terms in another order: ten units of the last place on AVX-512.
+    np.testing.assert_allclose(loss, exact_loss, rtol=3e-6)
     assert_close(exact, added)
 
 
