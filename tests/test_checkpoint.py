@@ -131,6 +131,28 @@ def test_a_checkpoint_comes_back_on_devices_and_on_the_host(saved):
         assert checkpoints.newest_sound(pytest.fail) == 7
 
 
+def test_only_what_is_large_is_written_in_parts(tmp_path, monkeypatch):
+    """A part is cut by a program of its own: many small arrays on many devices would be as many."""
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    everywhere = jax.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    rng = np.random.default_rng(0)
+    host = {"small": rng.normal(size=(64, 48)), "large": rng.normal(size=(2048, 1031))}
+    params = jax.device_put({k: v.astype(np.float32) for k, v in host.items()}, everywhere)
+    jax.block_until_ready(array_sums(params))
+    cut = []
+    in_dim = jax.lax.slice_in_dim
+    monkeypatch.setattr(
+        jax.lax, "slice_in_dim", lambda x, *a, **k: cut.append(x) or in_dim(x, *a, **k)
+    )
+    with opened(tmp_path / "checkpoints", create=True) as checkpoints:
+        checkpoints.save(0, params, None, {}, None)
+        checkpoints.wait()
+        arrays = checkpoints.restore_arrays(0, "params")
+    assert [x.shape for x in cut] == [(2048, 1031)] * 8
+    for name, value in host.items():
+        assert arrays[name].tobytes() == value.astype(np.float32).tobytes()
+
+
 def files_of(folder):
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
 
@@ -283,7 +305,7 @@ def test_processes_agree_on_what_went_wrong(monkeypatch, capsys, index, other_fa
     assert capsys.readouterr().out == told
 
 
-@pytest.mark.parametrize("handler", [ocp.StandardCheckpointHandler, ocp.JsonCheckpointHandler])
+@pytest.mark.parametrize("handler", [ocp.PyTreeCheckpointHandler, ocp.JsonCheckpointHandler])
 @pytest.mark.parametrize("failing", [{1}, {2}, {1, 2}])
 def test_what_fails_while_its_caller_waits_is_raised_and_the_next_save_works(
     tmp_path, monkeypatch, handler, failing

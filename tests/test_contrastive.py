@@ -259,7 +259,7 @@ def test_eight_devices_have_the_negatives_of_one(own, texts):
     assert loss > math.log(2)  # more than chance among the two rows of a device
     others = flatten_dict(expected_gradient, sep="/")
     for path, value in flatten_dict(gradient, sep="/").items():
-        # Values reach 139 here, of which float32 keeps 1e-5: a bound that is absolute alone is none.
+        # Values reach 139 here, of which float32 keeps 1e-5: an absolute bound alone is none.
         np.testing.assert_allclose(value, others[path], rtol=2e-6, atol=2e-5, err_msg=path)
     assert np.abs(others["embeddings/word_embeddings"]).max() > 1e-3
 

@@ -19,9 +19,10 @@ from albert.checkpoints import CheckpointError
 from albert.export import check, export, interface, stablehlo
 from albert.export import onnx as onnx_format
 from albert.export.quantised import quantised
-from albert.interop import formats
+from albert.interop import exported, formats, saturation
 from albert.interop.exported import CONDITIONAL
 from albert.interop.folders import open_vocabulary
+from albert.interop.saturation import saturates
 from albert.interop.weights import Weights, stacked
 from albert.models.encoder import Albert
 from albert.models.heads import outside_of_paragraph
@@ -92,10 +93,12 @@ def test_every_weight_is_in_the_file_once(changes, depth, tmp_path):
 
 @pytest.mark.parametrize(
     ("products", "least"),
-    [(Int8(), 0.997), (Int8(per_token=True), 0.997), (Int8(bits=7), 0.99)],
+    [(Int8(bits=8), 0.997), (Int8(8, per_token=True), 0.997), (Int8(), 0.99)],
     ids=["tensor", "token", "7 bits"],
 )
 def test_rounded_models_are_near(products, least, tmp_path):
+    if products.bits == 8 and saturates():
+        pytest.skip(saturation.WHY)
     sizes = {"hidden_size": 64, "intermediate_size": 256, "embedding_size": 32, **SIZES}
     weights = random_weights(**sizes, sharing="groups:2")
     model = interface.asked(weights, ("hidden", "mlm"))
@@ -103,6 +106,62 @@ def test_rounded_models_are_near(products, least, tmp_path):
     report = check.compare(model, run, [rows(4, 40)])
     assert report.cosine > least
     assert report.difference > 1e-4  # it is another program than float32's
+
+
+def test_it_is_known_where_sums_of_8_bits_are_cut_off():
+    from onnx import TensorProto, helper
+
+    def graph(rows, inner, columns):
+        kinds = ("a", TensorProto.UINT8, [rows, inner]), ("b", TensorProto.INT8, [inner, columns])
+        product = helper.make_graph(
+            [helper.make_node("MatMulInteger", ["a", "b"], ["c"])],
+            "g",
+            [helper.make_tensor_value_info(*kind) for kind in kinds],
+            [helper.make_tensor_value_info("c", TensorProto.INT32, [rows, columns])],
+        )
+        opset = [helper.make_opsetid("", 10)]
+        return helper.make_model(product, opset_imports=opset, ir_version=8).SerializeToString()
+
+    assert graph(1, 2, 1) == saturation._GRAPH
+    # What products of a model's size come to on this CPU.
+    rng = np.random.default_rng(0)
+    session = pytest.importorskip("onnxruntime").InferenceSession(graph(9, 64, 33))
+    a = rng.integers(200, 256, (9, 64)).astype(np.uint8)
+    for most in (63, 127):
+        b = rng.integers(most - 20, most + 1, (64, 33)).astype(np.int8)
+        right = np.array_equal(
+            session.run(None, {"a": a, "b": b})[0], a.astype(int) @ b.astype(int)
+        )
+        assert right == (most == 63 or not saturates())
+
+
+def test_where_8_bits_are_cut_off_they_are_refused(with_vocabulary, tmp_path, monkeypatch):
+    monkeypatch.setattr(saturation, "saturates", lambda: True)
+    with pytest.raises(CheckpointError, match="cannot be checked here: this CPU has no VNNI"):
+        export(with_vocabulary, tmp_path / "out", "onnx", (), ("int8",), weight_bits=8)
+    assert not list(tmp_path.iterdir())
+    manifest = export(with_vocabulary, tmp_path / "out", "onnx", (), ("float32", "int8"))
+    assert manifest["weight_bits"] == 7
+    exported.read(tmp_path / "out").program("int8")
+    # Folders of another machine, and of before the field was there.
+    for older in (
+        {**manifest, "weight_bits": 8},
+        {k: manifest[k] for k in manifest if k[0] != "w"},
+    ):
+        (tmp_path / "out/manifest.json").write_text(json.dumps(older))
+        found = exported.read(tmp_path / "out")
+        found.program("float32")
+        with pytest.raises(CheckpointError, match="have 8 bits; this CPU has no VNNI"):
+            found.program("int8")
+    monkeypatch.setattr(saturation, "saturates", lambda: False)
+    found.program("int8")
+
+
+def test_a_folder_of_8_bits_says_where_it_is_right(with_vocabulary, tmp_path):
+    if saturates():
+        pytest.skip(saturation.WHY)
+    export(with_vocabulary, tmp_path / "out", "onnx", (), ("int8",), weight_bits=8)
+    assert "right on ARM and on x86 with VNNI" in (tmp_path / "out/README.md").read_text()
 
 
 def test_int8_of_each_column_by_itself():

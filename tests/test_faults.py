@@ -641,7 +641,7 @@ import os, runpy, sys
 import orbax.checkpoint as ocp
 from albert.checkpoints import store
 where, sys.argv = sys.argv[1], ["train.py", *sys.argv[2:]]
-owner, name = {"copying": (ocp.StandardCheckpointHandler, "async_save"),
+owner, name = {"copying": (ocp.PyTreeCheckpointHandler, "async_save"),
                "sums": (store, "describe"), "verifying": (store, "describe_on_host")}[where]
 original, calls = getattr(owner, name), []
 def fails(*arguments, **more):

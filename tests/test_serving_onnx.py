@@ -19,6 +19,7 @@ for package in ("onnx", "onnxruntime"):
 
 from albert.checkpoints import CheckpointError
 from albert.export import export
+from albert.interop import saturation
 from albert.interop.weights import PRETRAINED
 from albert.runtime.digests import file_digest
 from albert.runtime.fields import ConfigError
@@ -193,6 +194,17 @@ def test_what_a_folder_cannot_is_refused(vectors, options, words):
     arguments = {"batches": (1,), "lengths": (16,)} | options
     with pytest.raises((CheckpointError, ConfigError), match=words):
         open_backend(str(vectors), **arguments)
+
+
+def test_8_bits_are_not_served_where_they_are_cut_off(vectors, tmp_path, monkeypatch):
+    folder = tmp_path / "copy"
+    shutil.copytree(vectors, folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"weight_bits": 8}))
+    monkeypatch.setattr(saturation, "saturates", lambda: True)
+    with pytest.raises(CheckpointError, match="have 8 bits; this CPU has no VNNI"):
+        opened(folder)
+    assert opened(folder, precision="float32").precision == "float32"
 
 
 def test_precision_is_of_exported_folders_alone(tmp_path):

@@ -100,7 +100,7 @@ class Checkpoints:
         """
         self.wait()
         trees = {"params": params} | ({} if training is None else {"training": training})
-        arguments: dict = {item: ocp.args.StandardSave(tree) for item, tree in trees.items()}
+        arguments: dict = {item: ocp.args.PyTreeSave(tree) for item, tree in trees.items()}
         arguments["info"] = ocp.args.JsonSave(info if loss is None else info | {"loss": loss})
         self._verified.pop(step, None)
         begin_one_error_is_enough()

@@ -39,14 +39,14 @@ class Options:
     Attributes:
       fused: with operators that ONNX Runtime alone has.
       per_token: of int8: a scale of activations for each token, not for each tensor.
-      weight_bits: of int8: 8, or 7 for x86 without VNNI, where 8 saturate.
+      weight_bits: of int8 in ONNX: 7, or 8 for ARM and x86 with VNNI alone; elsewhere 8 saturate.
       lengths: of rows, where shapes are fixed, from the shortest on; none: the format's own.
       batch: rows of a call, where shapes are fixed.
     """
 
     fused: bool = False
     per_token: bool = False
-    weight_bits: int = 8
+    weight_bits: int = 7
     lengths: tuple[int, ...] = ()
     batch: int = 1
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from albert.checkpoints import CheckpointError
+from albert.interop import saturation
 from albert.interop.folders import read_json
 from albert.runtime.digests import file_digest
 
@@ -46,6 +47,7 @@ class Exported:
       pooling: what a sentence's vector is of, one of `albert.models.heads.POOLING`.
       model: the fields of an `AlbertConfig`.
       files: bytes and SHA-256 of every file.
+      weight_bits: of int8 in ONNX; None: of another format.
     """
 
     folder: Path
@@ -59,6 +61,7 @@ class Exported:
     pooling: str
     model: dict[str, Any]
     files: dict[str, dict[str, Any]]
+    weight_bits: int | None
 
     def checked(self, name: str) -> Path:
         """A file of the folder; raises CheckpointError where it is not the one that was written."""
@@ -72,6 +75,17 @@ class Exported:
                 "Export the model again."
             )
         return path
+
+    def program(self, precision: str) -> Path:
+        """The file of a program, checked; raises CheckpointError also where this CPU would compute
+        something else. Needs onnxruntime for a program of 8 bits."""
+        if precision in ("int8", "int4") and self.weight_bits == 8 and saturation.saturates():
+            raise CheckpointError(
+                f"{self.folder}: the weights of {self.programs[precision]} have 8 bits; "
+                f"{saturation.WHY}. Take another precision of {', '.join(self.programs)}, or "
+                "export the model again: with --weight_bits=7, the default, it runs everywhere."
+            )
+        return self.checked(self.programs[precision])
 
 
 def is_exported(folder: Path) -> bool:
@@ -93,4 +107,6 @@ def read(folder: Path) -> Exported:
         if not isinstance(values["model"].get(name), int):
             raise CheckpointError(f"{path} is damaged: its model has no {name}.")
     tuples = {name: tuple(values[name]) for name in ("heads", "inputs", "outputs", "labels")}
-    return Exported(folder, **{name: values[name] for name in _FIELDS} | tuples)
+    # Folders of before the field was there have 8 bits.
+    bits = values.get("weight_bits", 8) if values["format"] == "onnx" else None
+    return Exported(folder, **{name: values[name] for name in _FIELDS} | tuples, weight_bits=bits)

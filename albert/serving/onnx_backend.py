@@ -69,7 +69,7 @@ class OnnxBackend:
         chosen = _chosen(found, precision)
         self.precision: str | None = chosen
         self._file = found.programs[chosen]
-        self._session = _session(found.checked(self._file))
+        self._session = _session(found, chosen)
         self._exported = found
         self._poolings = _poolings(found)
         has = _abilities(found)
@@ -170,13 +170,14 @@ def _chosen(found: Exported, precision: str | None) -> str:
     return precision
 
 
-def _session(path: Path) -> Any:
+def _session(found: Exported, precision: str) -> Any:
     if importlib.util.find_spec("onnxruntime") is None:
         raise CheckpointError(
             "onnxruntime is not installed: pip install onnxruntime, or -r requirements-export.txt"
         )
     import onnxruntime
 
+    path = found.program(precision)
     try:
         return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     except Exception as error:  # its errors have no class of their own that is promised

@@ -56,8 +56,8 @@ def evaluate_program(workdir: Path, step: str | None, folder: Path, options: Opt
             params = checkpoints.restore_params(number, like)
             judged = {MODEL: {e.evaluation.name: e.figures(params) for e in evaluators}}
     programs = {
-        precision: FORMATS[found.format].runner(found.checked(name))
-        for precision, name in found.programs.items()
+        precision: FORMATS[found.format].runner(found.program(precision))
+        for precision in found.programs
     }
     # One function for all of them, since what is traced once for a task is not traced again.
     task.program = in_place_of(task, lambda *rows: programs[precision](*rows))

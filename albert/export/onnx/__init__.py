@@ -6,6 +6,7 @@ from pathlib import Path
 
 from albert.checkpoints import CheckpointError
 from albert.export.interface import INPUTS, Model, Options
+from albert.interop import saturation
 
 # Files by precision, named as transformers.js asks for them (dtype fp32, q8 and q4).
 FILES = {
@@ -26,7 +27,8 @@ def static_lengths(model: Model, options: Options) -> None:
 def write(model: Model, folder: Path, precision: str, options: Options) -> Path:
     """Writes the graph below `folder`; the file.
 
-    Raises CheckpointError: onnx is not installed, or the graph would be too large.
+    Raises CheckpointError: onnx is not installed, the graph would be too large, or this CPU cannot
+    check weights of 8 bits.
     """
     _need("onnx")
     import onnx
@@ -35,10 +37,17 @@ def write(model: Model, folder: Path, precision: str, options: Options) -> Path:
     from albert.export.onnx.products import Float32, Int4, Int8
 
     products: Float32 | Int8 = Float32()
+    if precision in ("int8", "int4") and options.weight_bits == 8:
+        _need("onnxruntime")
+        if saturation.saturates():
+            raise CheckpointError(
+                f"Weights of 8 bits cannot be checked here: {saturation.WHY}. --weight_bits=7, "
+                "the default, runs everywhere; to write 8, export on ARM or on x86 with VNNI."
+            )
     if precision == "int8":
         products = Int8(options.weight_bits, options.per_token)
     elif precision == "int4":
-        products = Int4()
+        products = Int4(options.weight_bits)
     facts = {
         "precision": precision,
         "heads": ", ".join(model.heads),
@@ -78,12 +87,12 @@ def runner(path: Path, threads: int = 0):
 
 def usage(model: Model, files: dict[str, str], options: Options) -> str:
     """Lines of a README: how a program runs the graph, in Python and in JavaScript."""
-    del options
     precision = next(name for name in ("int8", "int4", "float32") if name in files)
     file, dtype = files[precision], _DTYPES[precision]
     outputs = ", ".join(f"`{name}`" for name in model.outputs)
     lines = [
         f"Inputs `input_ids`, `attention_mask`, `token_type_ids`, int64; outputs {outputs}.",
+        *_needs_vnni(files, options),
         "",
         "```python",
         "# pip install onnxruntime tokenizers numpy",
@@ -113,6 +122,15 @@ def usage(model: Model, files: dict[str, str], options: Options) -> str:
             "```",
         ]
     return "\n".join(lines)
+
+
+def _needs_vnni(files: dict[str, str], options: Options) -> list[str]:
+    if options.weight_bits == 7 or "int8" not in files:
+        return []
+    return [
+        f"The weights of `{files['int8']}` have 8 bits: it is right on ARM and on x86 with VNNI, "
+        "and wrong on other x86, without a word.",
+    ]
 
 
 def _python_rows(model: Model) -> list[str]:

@@ -65,10 +65,11 @@ class Int8:
     tensor (found as the graph runs) or for each token.
 
     Signed weights times unsigned activations: what x86 with VNNI and ARM multiply fast. Without
-    VNNI x86 adds two such products in 16 bits and cuts off what is over; `bits` 7 leaves room.
+    VNNI x86 adds two such products in 16 bits and cuts off what is over: 2 x 255 x 127 does not
+    fit, 2 x 255 x 63 does, so that weights of 7 bits are right everywhere.
     """
 
-    bits: int = 8  # of weights
+    bits: int = 7  # of weights, of which one is the sign
     per_token: bool = False
     fused = False
 
