@@ -198,3 +198,15 @@ def test_float32_where_it_matters():
 def test_impossible_sizes_are_named(changes, words):
     assert re.search(words, " ".join(dataclasses.replace(TINY, **changes).problems()))
     assert not TINY.problems()
+
+
+def test_shapes_are_of_the_model_that_was_asked_for():
+    def shape(config, labels):
+        params = abstract_params(
+            Albert(config, ("classifier",), {"classifier": {"labels": labels}})
+        )
+        return nn.meta.unbox(params.pop("classifier_head"))["kernel"].shape
+
+    wider = dataclasses.replace(TINY, hidden_size=2 * TINY.hidden_size)
+    asked = [(TINY, 2), (TINY, 3), (wider, 3)] * 2  # the second time none is traced
+    assert [shape(*case) for case in asked] == [(c.hidden_size, n) for c, n in asked]

@@ -160,7 +160,9 @@ def make_checkpointer(verify: Callable[[], None]) -> tuple[ocp.AsyncCheckpointer
     )
     arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=_PART_BYTES)
     registry = ocp.type_handlers.create_type_handler_registry(
-        (jax.Array, arrays), (np.ndarray, ocp.type_handlers.NumpyHandler())
+        (jax.Array, arrays),
+        (np.ndarray, ocp.type_handlers.NumpyHandler()),
+        (np.number, ocp.type_handlers.ScalarHandler()),
     )
     items = Items(
         composite_options=ocp.CompositeOptions(async_options=options),

@@ -4,7 +4,8 @@ The letters of shapes are those of `albert/models/layers.py`.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 import flax
@@ -345,7 +346,18 @@ def init_params(model: nn.Module, key: jax.Array):
     return model.init({"params": key}, ids, ids, ids)["params"]
 
 
-def abstract_params(model: nn.Module):
-    """Shapes, dtypes and logical axis names of every parameter, without making any."""
+def abstract_params(model: Albert, init: Callable = init_params):
+    """Shapes, dtypes and logical axis names of every parameter, without making any.
+
+    `init`: what makes them, a function of (model, key).
+    """
+    frozen = model.clone(head_fields=flax.core.freeze(model.head_fields))
+    boxed = _abstract_params(frozen, init, jax.sharding.get_abstract_mesh())
+    return jax.tree.map(lambda x: x, boxed)
+
+
+@lru_cache(maxsize=64)  # the same is asked for several times, and tracing takes half a second
+def _abstract_params(model, init, mesh):
+    del mesh  # what is traced may depend on it
     key = jax.eval_shape(lambda: jax.random.key(0))
-    return jax.eval_shape(lambda k: init_params(model, k), key)
+    return jax.eval_shape(lambda k: init(model, k), key)

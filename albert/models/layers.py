@@ -247,13 +247,8 @@ def init_layers(key: jax.Array, config: AlbertConfig):
 
     Leaves are boxed with their logical axis names, "layers" the first of them.
     """
-    x = jnp.zeros((1, 1, config.hidden_size), DTYPES[config.dtype])
-    visible = Visible("xla", xla.prepare(jnp.ones((1, 1), jnp.int32), None))
-
-    def one(key):
-        return flatten_dict(Layer(config).init({"params": key}, x, visible)["params"], sep="/")
-
-    counts = {leaf: max(config.leaf_sets(leaf)) + 1 for leaf in jax.eval_shape(one, key)}
+    one = partial(_init_layer, config)
+    counts = {leaf: max(config.leaf_sets(leaf)) + 1 for leaf in _leaves(config)}
     drawn = {n: jax.vmap(one)(jax.random.split(key, n)) for n in set(counts.values())}
     return unflatten_dict(
         {
@@ -262,6 +257,19 @@ def init_layers(key: jax.Array, config: AlbertConfig):
         },
         sep="/",
     )
+
+
+def _init_layer(config: AlbertConfig, key: jax.Array) -> dict:
+    """The boxed parameters of one `Layer`, by path."""
+    x = jnp.zeros((1, 1, config.hidden_size), DTYPES[config.dtype])
+    visible = Visible("xla", xla.prepare(jnp.ones((1, 1), jnp.int32), None))
+    return flatten_dict(Layer(config).init({"params": key}, x, visible)["params"], sep="/")
+
+
+@cache
+def _leaves(config: AlbertConfig) -> tuple[str, ...]:
+    """The paths of `_init_layer`."""
+    return tuple(jax.eval_shape(lambda: _init_layer(config, jax.random.key(0))))
 
 
 @cache

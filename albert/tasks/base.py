@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-import flax.linen as nn
 import jax
 import numpy as np
 
@@ -20,7 +19,7 @@ from albert.data.tokenizer import Tokenizer
 from albert.interop.weights import Weights
 from albert.models.attention import Use
 from albert.models.config import AlbertConfig
-from albert.models.encoder import init_params
+from albert.models.encoder import Albert, abstract_params, init_params
 from albert.tasks.distillation import Distillation, DistillationConfig
 from albert.tasks.pictures import Draw
 
@@ -153,7 +152,7 @@ class Task(abc.ABC):
     # does has `taught`, and adds the part of `distillation` to its sums, loss and metrics.
     taught_head: ClassVar[str] = ""
 
-    model: nn.Module
+    model: Albert
     rows: Rows | None
     evaluations: Sequence[Evaluation]
     samples: Samples | None = None
@@ -200,7 +199,7 @@ class Task(abc.ABC):
 
     @classmethod
     @abc.abstractmethod
-    def make_model(cls, config: RunConfig, saved: dict | None = None) -> nn.Module:
+    def make_model(cls, config: RunConfig, saved: dict | None = None) -> Albert:
         """The model with the task's heads.
 
         Args:
@@ -214,15 +213,14 @@ class Task(abc.ABC):
         return cls.unused(config)
 
     @classmethod
-    def init(cls, model: nn.Module, key: jax.Array):
+    def init(cls, model: Albert, key: jax.Array):
         """New parameters, each leaf boxed with its logical axis names."""
         return init_params(model, key)
 
     @classmethod
-    def abstract_params(cls, model: nn.Module):
+    def abstract_params(cls, model: Albert):
         """Shapes, dtypes and logical axis names of every parameter, without making any."""
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        return jax.eval_shape(lambda k: cls.init(model, k), key)
+        return abstract_params(model, cls.init)
 
     @classmethod
     @abc.abstractmethod
