@@ -346,18 +346,24 @@ def init_params(model: nn.Module, key: jax.Array):
     return model.init({"params": key}, ids, ids, ids)["params"]
 
 
-def abstract_params(model: Albert, init: Callable = init_params):
+def abstract_params(model: nn.Module, init: Callable = init_params):
     """Shapes, dtypes and logical axis names of every parameter, without making any.
 
     `init`: what makes them, a function of (model, key).
     """
+    if not isinstance(model, Albert):  # of a user's task, and perhaps not hashable
+        return _trace_params(model, init)
     frozen = model.clone(head_fields=flax.core.freeze(model.head_fields))
-    boxed = _abstract_params(frozen, init, jax.sharding.get_abstract_mesh())
+    boxed = _albert_params(frozen, init, jax.sharding.get_abstract_mesh())
     return jax.tree.map(lambda x: x, boxed)
 
 
 @lru_cache(maxsize=64)  # the same is asked for several times, and tracing takes half a second
-def _abstract_params(model, init, mesh):
+def _albert_params(model: Albert, init: Callable, mesh):
     del mesh  # what is traced may depend on it
+    return _trace_params(model, init)
+
+
+def _trace_params(model: nn.Module, init: Callable):
     key = jax.eval_shape(lambda: jax.random.key(0))
     return jax.eval_shape(lambda k: init(model, k), key)

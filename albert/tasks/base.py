@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+import flax.linen as nn
 import jax
 import numpy as np
 
@@ -19,7 +20,7 @@ from albert.data.tokenizer import Tokenizer
 from albert.interop.weights import Weights
 from albert.models.attention import Use
 from albert.models.config import AlbertConfig
-from albert.models.encoder import Albert, abstract_params, init_params
+from albert.models.encoder import abstract_params, init_params
 from albert.tasks.distillation import Distillation, DistillationConfig
 from albert.tasks.pictures import Draw
 
@@ -152,7 +153,7 @@ class Task(abc.ABC):
     # does has `taught`, and adds the part of `distillation` to its sums, loss and metrics.
     taught_head: ClassVar[str] = ""
 
-    model: Albert
+    model: nn.Module
     rows: Rows | None
     evaluations: Sequence[Evaluation]
     samples: Samples | None = None
@@ -199,7 +200,7 @@ class Task(abc.ABC):
 
     @classmethod
     @abc.abstractmethod
-    def make_model(cls, config: RunConfig, saved: dict | None = None) -> Albert:
+    def make_model(cls, config: RunConfig, saved: dict | None = None) -> nn.Module:
         """The model with the task's heads.
 
         Args:
@@ -213,12 +214,12 @@ class Task(abc.ABC):
         return cls.unused(config)
 
     @classmethod
-    def init(cls, model: Albert, key: jax.Array):
+    def init(cls, model: nn.Module, key: jax.Array):
         """New parameters, each leaf boxed with its logical axis names."""
         return init_params(model, key)
 
     @classmethod
-    def abstract_params(cls, model: Albert):
+    def abstract_params(cls, model: nn.Module):
         """Shapes, dtypes and logical axis names of every parameter, without making any."""
         return abstract_params(model, cls.init)
 

@@ -18,7 +18,6 @@ from albert.data.loader import BatchSource, iterate
 from albert.interop.weights import Weights
 from albert.interop.workdir import BEST_REPORT, VOCABULARY, is_run
 from albert.models import attention
-from albert.models.encoder import Albert
 from albert.runtime import RunError
 from albert.runtime.console import tell
 from albert.runtime.lock import WorkdirLock
@@ -579,7 +578,7 @@ def _description(checkpoints: Checkpoints, saved: int, workdir: Path) -> dict:
 def _finished(
     config: Config,
     kind: type[Task],
-    model: Albert,
+    model: nn.Module,
     workdir: Path,
     checkpoints: Checkpoints,
     saved: int,

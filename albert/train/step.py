@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, PartitionSpec
 
-from albert.models.encoder import Albert, abstract_params
+from albert.models.encoder import abstract_params
 from albert.models.layers import row_axes, row_keys, rules_without
 from albert.tasks.base import Task
 from albert.train.sharding import ShardingConfig, batch_sharding, placed, replicated
@@ -53,7 +53,7 @@ def abstract_state(
     return placed(jax.eval_shape(lambda: new_state(init, optimizer, 0)), mesh, sharding)
 
 
-def abstract_teacher(model: Albert, mesh: Mesh, sharding: ShardingConfig):
+def abstract_teacher(model: nn.Module, mesh: Mesh, sharding: ShardingConfig):
     """The teacher's parameters as abstract arrays that say where each lies: cut by the rules that
     the student's are cut by."""
     return placed(abstract_params(model), mesh, sharding)
