@@ -78,7 +78,7 @@ class Exported:
 
     def program(self, precision: str) -> Path:
         """The file of a program, checked; raises CheckpointError also where this CPU would compute
-        something else. Needs onnxruntime for a program of 8 bits."""
+        something else."""
         if precision in ("int8", "int4") and self.weight_bits == 8 and saturation.saturates():
             raise CheckpointError(
                 f"{self.folder}: the weights of {self.programs[precision]} have 8 bits; "

@@ -6,6 +6,7 @@ unsigned by signed bytes and adds two such products in 16 bits; what is over is 
 """
 
 import functools
+import importlib.util
 
 import numpy as np
 
@@ -24,7 +25,10 @@ WHY = (
 
 @functools.cache
 def saturates() -> bool:
-    """Whether sums of two products of 8 bits are cut off here; needs onnxruntime."""
+    """Whether sums of two products of 8 bits are cut off here; no where there is no onnxruntime,
+    since whoever opens a program says so."""
+    if importlib.util.find_spec("onnxruntime") is None:
+        return False
     import onnxruntime
 
     session = onnxruntime.InferenceSession(_GRAPH, providers=["CPUExecutionProvider"])

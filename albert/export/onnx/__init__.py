@@ -37,13 +37,11 @@ def write(model: Model, folder: Path, precision: str, options: Options) -> Path:
     from albert.export.onnx.products import Float32, Int4, Int8
 
     products: Float32 | Int8 = Float32()
-    if precision in ("int8", "int4") and options.weight_bits == 8:
-        _need("onnxruntime")
-        if saturation.saturates():
-            raise CheckpointError(
-                f"Weights of 8 bits cannot be checked here: {saturation.WHY}. --weight_bits=7, "
-                "the default, runs everywhere; to write 8, export on ARM or on x86 with VNNI."
-            )
+    if precision in ("int8", "int4") and options.weight_bits == 8 and saturation.saturates():
+        raise CheckpointError(
+            f"Weights of 8 bits cannot be checked here: {saturation.WHY}. --weight_bits=7, the "
+            "default, runs everywhere; to write 8, export on ARM or on x86 with VNNI."
+        )
     if precision == "int8":
         products = Int8(options.weight_bits, options.per_token)
     elif precision == "int4":
