@@ -231,7 +231,8 @@ def test_padding_counts_for_nothing():
         jax.value_and_grad(lambda p, b: loss_and_metrics(task, p, task.taught(b, teacher))[0])
     )
     (loss, gradient), (padded, other) = run(params, batch), run(params, longer)
-    np.testing.assert_allclose(loss, padded, rtol=1e-6)
+    # Float32 sums in another order: 1.4e-6 apart with AVX2.
+    np.testing.assert_allclose(loss, padded, rtol=3e-6)
     assert_close(gradient, other)
 
 
