@@ -523,16 +523,15 @@ def test_a_sweep_of_two_of_which_one_fails(files, tmp_path):
 
 @pytest.mark.slow
 def test_a_sweep_that_is_killed_finishes_with_the_same_table(files, tmp_path):
-    sweep = files("model.sharing", ["all", "sandwich"], steps=200, seeds=(0, 1))
-    assert call(sweep, tmp_path / "whole").returncode == 0
+    sweep = files("model.sharing", ["all", "sandwich"], steps=100, seeds=(0,))
+    assert call(sweep, tmp_path / "whole", "--jobs=2").returncode == 0
 
-    # Killed twice in the middle of a run, with everything below it; then stopped politely.
+    # Killed in the middle of a run, with everything below it; then stopped politely.
     work = tmp_path / "killed"
     for number, (run, how) in enumerate(
         [
-            ("sharing=all,seed=1", signal.SIGKILL),
-            ("sharing=sandwich,seed=0", signal.SIGKILL),
-            ("sharing=sandwich,seed=1", signal.SIGTERM),
+            ("sharing=all,seed=0", signal.SIGKILL),
+            ("sharing=sandwich,seed=0", signal.SIGTERM),
         ]
     ):
         process = subprocess.Popen(
@@ -555,7 +554,7 @@ def test_a_sweep_that_is_killed_finishes_with_the_same_table(files, tmp_path):
         _, errors = process.communicate(timeout=60)
         _, alive = psutil.wait_procs(children, timeout=20)
         assert not alive, "a run outlived its sweep"
-        assert not (work / run / "eval_200.json").exists()
+        assert not (work / run / "eval_100.json").exists()
         if how == signal.SIGTERM:
             assert process.returncode == 2
             assert "The same command resumes it" in errors
