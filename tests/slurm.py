@@ -44,6 +44,7 @@ def configuration(folder: Path, nodes: list[str]) -> str:
         "SelectTypeParameters=CR_Core",
         "SlurmdParameters=config_overrides",
         "ReturnToService=2",
+        f"Prolog={folder}/prolog",
         # On a busy machine a node is slow, and not to be left out.
         "UnkillableStepTimeout=600",
         "SlurmdTimeout=600",
@@ -68,11 +69,17 @@ def configuration(folder: Path, nodes: list[str]) -> str:
 
 @contextlib.contextmanager
 def cluster(folder: Path):
-    """Yields the environment in which sbatch and the others speak to the cluster."""
+    """Yields the environment in which sbatch and the others speak to the cluster.
+
+    A node starts jobs 5 s late while there is a file `slow-NODE` in the folder.
+    """
     nodes = ["n1", "n2"]
     for name in ("state", *(f"spool-{node}" for node in nodes)):
         (folder / name).mkdir(parents=True)
     (folder / "slurm.conf").write_text(configuration(folder, nodes))
+    prolog = folder / "prolog"
+    prolog.write_text(f"#!/bin/bash\n! [ -e {folder}/slow-$SLURMD_NODENAME ] || sleep 5\n")
+    prolog.chmod(0o755)
     environment = os.environ | {
         "SLURM_CONF": str(folder / "slurm.conf"),
         # jax would ask for the first node by a name that this machine does not know.

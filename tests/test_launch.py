@@ -284,8 +284,11 @@ def test_a_run_that_is_preempted_on_a_cluster_ends_bit_equal(cluster, tiny, tmp_
 
 @pytest.mark.slow
 def test_a_task_that_fails_ends_the_job_at_once(cluster, tmp_path):
-    for code in (2, 1):
-        command = f"bash -c 'if [ $SLURM_PROCID = 1 ]; then exit {code}; fi; sleep 300'"
+    late = Path(cluster["SLURM_CONF"]).with_name("slow-n2")  # it starts when task 0 is over
+    for code, task in ((2, 1), (1, 0)):
+        command = f"bash -c 'if [ $SLURM_PROCID = {task} ]; then exit {code}; fi; sleep 300'"
+        if task == 0:
+            late.touch()
         job = job_of(tmp_path, command, nodes=2)
         path = tmp_path / "job.sbatch"
         path.write_text(slurm.script(job))
@@ -297,7 +300,8 @@ def test_a_task_that_fails_ends_the_job_at_once(cluster, tmp_path):
         assert (state, restarts) == ("FAILED", "0")
         assert time.monotonic() - begun < 60
         told = (tmp_path / f"slurm-{number}.log").read_text()
-        assert f"Task 1 left with {code}; the others are ended." in told
+        assert f"Task {task} left with {code}; the others are ended." in told
+    late.unlink()
 
 
 @pytest.mark.slow
