@@ -81,6 +81,11 @@ def printed_by(processes, timeout=400):
     return texts
 
 
+def one_device() -> dict[str, str]:
+    """The environment without simulated devices, which take most of the time of small steps."""
+    return os.environ | {"XLA_FLAGS": os.environ["XLA_FLAGS"].replace("count=8", "count=1")}
+
+
 def launch_together(commands, environments=None, devices=8):
     """A process for each command, which meet over gloo, each with its share of the simulated
     devices. environments: what more each finds in its own."""

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 import slurm as slurm_here
-from runs import ROOT, assert_bit_equal, final_params, records
+from runs import ROOT, assert_bit_equal, final_params, one_device, records
 from scripts import check_shell
 from tools.launchers import slurm
 from tools.launchers.base import Job, Run
@@ -38,7 +38,7 @@ def launch(*arguments, cwd=ROOT, **environment):
     return subprocess.run(
         [sys.executable, str(ROOT / "tools/launch.py"), *map(str, arguments)],
         cwd=cwd,
-        env=os.environ | {"XLA_FLAGS": ""} | environment,
+        env=one_device() | environment,
         capture_output=True,
         text=True,
     )
@@ -234,7 +234,7 @@ def cluster(tmp_path_factory):
     if not slurm_here.is_possible():
         pytest.skip(slurm_here.INSTALL)
     with slurm_here.cluster(tmp_path_factory.mktemp("slurm")) as environment:
-        yield environment | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+        yield environment | {"XLA_FLAGS": one_device()["XLA_FLAGS"]}
 
 
 def queued(done) -> str:
@@ -262,7 +262,7 @@ def finished(cluster, number, seconds=240):
 
 @pytest.mark.slow
 def test_a_run_that_is_preempted_on_a_cluster_ends_bit_equal(cluster, tiny, tmp_path):
-    steps = "--config.train.num_steps=400"
+    steps = "--config.train.num_steps=120"
     more = ["--nodes=2", "--shared_workdir", "--time=10:00", steps, "--config.train.log_every=10"]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     first = launch("slurm", *arguments_of(tiny), *more, f"--workdir={parts}", **cluster)
@@ -279,7 +279,7 @@ def test_a_run_that_is_preempted_on_a_cluster_ends_bit_equal(cluster, tiny, tmp_
     assert "Resuming from the checkpoint of step" in log
     number = queued(launch("slurm", *arguments_of(tiny), *more, f"--workdir={whole}", **cluster))
     assert finished(cluster, number) == "COMPLETED 0 0:0"
-    assert_bit_equal(final_params(parts, 400), final_params(whole, 400))
+    assert_bit_equal(final_params(parts, 120), final_params(whole, 120))
 
 
 @pytest.mark.slow
@@ -353,7 +353,7 @@ def test_a_sweep_as_an_array_with_a_run_that_is_preempted(cluster, tiny, tmp_pat
         subprocess.run(
             [*table, *more, *fields],
             cwd=ROOT,
-            env=os.environ | {"XLA_FLAGS": ""},
+            env=one_device(),
             check=True,
             capture_output=True,
         )
@@ -403,9 +403,8 @@ def test_a_search_as_an_array_with_a_worker_that_is_preempted(cluster, tiny, tmp
     rows = []
     for folder, more in ((workdir, "--table"), (tmp_path / "here", "--workers=2")):
         table = [sys.executable, "tools/sweep.py", tmp_path / "search.py", f"--workdir={folder}"]
-        environment = os.environ | {"XLA_FLAGS": ""}
         done = subprocess.run(
-            [*table, more, *fields], cwd=ROOT, env=environment, capture_output=True, text=True
+            [*table, more, *fields], cwd=ROOT, env=one_device(), capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr
         with open(folder / "table.csv", newline="") as file:

@@ -29,6 +29,7 @@ from albert.interop.weights import entries, parameter_shapes, predicting_pieces,
 from albert.train.optimizers import make_optimizer
 from models import assert_same, random_weights
 from optimizers import LAMB
+from runs import one_device
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZES = {"vocab_size": 96, "max_position_embeddings": 40}
@@ -648,11 +649,10 @@ def test_a_checkpoint_written_on_eight_devices_loads_on_one(tmp_path):
         f"model = albert.load({str(tmp_path / 'w')!r})\n"
         "print(float(model([[2, 5, 3]], output_mlm_logits=True).mlm_logits[0, 1, 7]))\n"
     )
-    environment = {**os.environ, "XLA_FLAGS": ""}
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=ROOT,
-        env=environment,
+        env=one_device(),
         check=True,
         capture_output=True,
         text=True,

@@ -24,6 +24,7 @@ from albert.train.config import in_steps
 from albert.train.cost import parameters_of
 from bases import BASE
 from configs.finetune import published
+from runs import one_device
 from tools.sweeps import plan as plan_module
 from tools.sweeps import runner
 from tools.sweeps.grid import Sweep, chain, choices, product, zip_runs
@@ -446,11 +447,6 @@ def files(tmp_path, text, vocabulary, prepared):
 
 def command(sweep, workdir, *arguments):
     return [sys.executable, "tools/sweep.py", str(sweep), f"--workdir={workdir}", *arguments]
-
-
-def one_device():
-    """The environment without simulated devices, which take most of the time of small steps."""
-    return os.environ | {"XLA_FLAGS": os.environ["XLA_FLAGS"].replace("count=8", "count=1")}
 
 
 def call(sweep, workdir, *arguments):

@@ -20,6 +20,7 @@ from albert.runtime.signals import Preempted
 from albert.train.config import as_plain, check
 from bases import BASE
 from configs import laptop
+from runs import one_device
 from tools.sweeps.grid import Sweep
 from tools.sweeps.plan import load_sweep
 from tools.sweeps.space import Search, log_uniform, one_of, uniform
@@ -418,13 +419,12 @@ def files(tmp_path, text, vocabulary, prepared):
 
 
 def call(sweep, workdir, *arguments):
-    one_device = os.environ["XLA_FLAGS"].replace("count=8", "count=1")
     return subprocess.run(
         [sys.executable, "tools/sweep.py", str(sweep), f"--workdir={workdir}", *arguments],
         cwd=ROOT,
         capture_output=True,
         text=True,
-        env=os.environ | {"XLA_FLAGS": one_device},
+        env=one_device(),
     )
 
 
