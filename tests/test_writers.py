@@ -334,8 +334,9 @@ def test_weights_and_biases_offline_have_every_step_once(tmp_path):
 def test_mlflow_in_a_file_has_every_step_once(tmp_path):
     mlflow = pytest.importorskip("mlflow", reason="needs pip install -r requirements-mlflow.txt")
     store = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    folder = starts("mlflow", tmp_path, {"MLFLOW_TRACKING_URI": store})
     client = mlflow.MlflowClient(store)
+    client.search_experiments()  # makes the file, which a kill half-way would leave of no use
+    folder = starts("mlflow", tmp_path, {"MLFLOW_TRACKING_URI": store})
     identity = json.loads((folder / "mlflow.json").read_text())["id"]
     history = client.get_metric_history(identity, "train/loss")
     assert sorted((m.step, m.value) for m in history) == [(s, 1 / s) for s in range(1, 31)]
