@@ -7,6 +7,8 @@ import contextlib
 import errno
 import importlib.util
 import os
+import select
+import signal
 import sys
 import time
 import traceback
@@ -253,11 +255,15 @@ def _main(main: Callable[..., int | None], argv: list[str], argument: str) -> in
     logging.set_verbosity(logging.WARNING)  # libraries tell of their own doings
     warnings.showwarning = lambda message, *_, **__: tell(f"Warning: {message}", sys.stderr)
     try:
-        return main(*argv[1:]) or 0
+        code = main(*argv[1:]) or 0
+        sys.stdout.flush()
+        return code
     except StopNow:
         tell("Stopped before anything was done.", sys.stderr)
         return EXIT_CODE
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            return 128 + signal.SIGPIPE  # as other programs in front of a `| head`
         if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise  # no file to name: not a matter of what the user gave
         tell(f"{error.filename or 'Writing'}: {error.strerror}", sys.stderr)
@@ -270,6 +276,16 @@ def _main(main: Callable[..., int | None], argv: list[str], argument: str) -> in
             raise
         tell(f"{type(error).__name__}: {error}", sys.stderr)
         return 2
+
+
+def _nobody_reads() -> bool:
+    """Whether what standard output goes to has ended; then what is left to print is dropped."""
+    asked = select.poll()
+    asked.register(sys.stdout, 0)  # tells of errors alone
+    if not asked.poll(0):
+        return False  # another pipe, such as one to a process of this program
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def matters_of_use() -> tuple[type[Exception], ...]:
