@@ -394,7 +394,7 @@ BAD = [
     ({"lengths": (32,)}, "onnx has no lengths; it has fused, per_token, weight_bits"),
     ({"per_token": True}, "per_token is an option of int8, which is not asked for"),
     ({"precisions": ("int8",), "weight_bits": 3}, "weight_bits is 3"),
-    ({"precisions": ("int8",), "least_cosine": 0.9999999}, "does not compute what the model does"),
+    ({"precisions": ("int8",), "least_cosine": 0.9999999}, "With per_token (--per_token)"),
     ({"check_text": "missing"}, "cannot be read"),
 ]
 
