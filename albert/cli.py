@@ -256,7 +256,8 @@ def _main(main: Callable[..., int | None], argv: list[str], argument: str) -> in
     warnings.showwarning = lambda message, *_, **__: tell(f"Warning: {message}", sys.stderr)
     try:
         code = main(*argv[1:]) or 0
-        sys.stdout.flush()
+        if sys.stdout is not None:  # as it is where a shell closed it
+            sys.stdout.flush()
         return code
     except StopNow:
         tell("Stopped before anything was done.", sys.stderr)
@@ -280,6 +281,8 @@ def _main(main: Callable[..., int | None], argv: list[str], argument: str) -> in
 
 def _nobody_reads() -> bool:
     """Whether what standard output goes to has ended; then what is left to print is dropped."""
+    if sys.stdout is None:
+        return False
     asked = select.poll()
     asked.register(sys.stdout, 0)  # tells of errors alone
     if not asked.poll(0):

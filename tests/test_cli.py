@@ -10,10 +10,10 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def ends(code, **options):
-    """How a program ends whose main function is `code`."""
+def ends(code, *before, **options):
+    """How a program ends whose main function is `code`; `before`: what its command starts with."""
     text = f"from albert import cli\ndef main():\n    {code}\ncli.run(main, doc='A program.')"
-    command = [sys.executable, "-c", text]
+    command = [*before, sys.executable, "-c", text]
     return subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, **options)
 
 
@@ -31,3 +31,8 @@ def test_another_pipe_that_breaks_is_told():
     done = ends("raise BrokenPipeError('of a worker')", stdout=subprocess.DEVNULL)
     assert done.returncode == 1
     assert "BrokenPipeError: of a worker" in done.stderr
+
+
+def test_nobody_has_to_read_at_all():
+    done = ends("print('a line')", "bash", "-c", 'exec "$@" >&-', "bash")
+    assert (done.returncode, done.stderr) == (0, "")
