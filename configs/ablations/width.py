@@ -1,0 +1,33 @@
+"""What sharing costs at three widths, with the same tokens each; the embedding is as wide as the
+layers, so that it holds none of them back. From three sizes one may look at a fourth."""
+
+from configs.ablations.scale import LAPTOP, is_laptop
+from tools.sweeps.grid import Overrides, Sweep, chain, choices, product
+
+
+def get_sweep(arg: str = "") -> Sweep:
+    """`arg`: laptop, or nothing for the widths about ALBERT-base's."""
+    laptop = is_laptop(arg)
+    per_head, inner = (32, 2) if laptop else (64, 4)
+
+    def width(hidden: int) -> Overrides:
+        return {
+            "model.hidden_size": hidden,
+            "model.embedding_size": hidden,
+            "model.intermediate_size": inner * hidden,
+            "model.num_attention_heads": hidden // per_head,
+        }
+
+    strategies = choices("model.sharing", "all", "attention", "ffn", "none")
+    return Sweep(
+        title="Sharing at three widths",
+        base=LAPTOP if laptop else "configs/base.py:v1",
+        runs=chain(
+            *(
+                product([width(hidden)], strategies)
+                for hidden in ((32, 64, 128) if laptop else (384, 768, 1536))
+            )
+        ),
+        note="Heads are as wide at every width, and E = H: the rows of nothing shared are BERT's "
+        "shape.",
+    )
