@@ -17,14 +17,17 @@ from albert.data.vocabulary import train_vocabulary
 from albert.interop import formats
 from albert.interop.weights import stacked
 from albert.models.config import AlbertConfig
+from albert.programs.rows import as_begun
 from albert.runtime import RunError
 from albert.runtime.fields import ConfigError
+from albert.tasks.pretraining import Pretraining
 from albert.train.config import check
 from albert.train.evaluate import Options, evaluate_model, evaluate_run
 from albert.train.init_from import start_state
 from albert.train.loop import train
 from albert.train.optimizers import OPTIMIZERS, make_optimizer, slot_of
 from albert.train.step import TrainState
+from configs.finetune import texts as texts_config
 from models import random_weights
 from runs import assert_bit_equal, final_params, records
 from texts import write_text
@@ -79,6 +82,22 @@ def test_moments_and_counters_are_taken_by_every_optimizer_that_keeps_such(name,
             assert (kind, int(leaf)) == ("count", 7)
     assert found == {(kind, p) for kind in expected for p in expected[kind]}
     jax.tree.map(np.testing.assert_array_equal, state.params, weights.tree)
+
+
+def test_tools_see_the_rows_of_a_run_that_starts_from_a_model(run, tiny, tmp_path):
+    """With the model's vocabulary, wherever none is named."""
+    tiny.init_from, tiny.init_model = str(run), True
+    tiny.data.tokenizer, tiny.data.folder = "", str(tmp_path / "prepared")
+    tiny.model.vocab_size = 8  # which is the model's business
+    config, start = as_begun(check(tiny))
+    found = Pretraining.read(config, start)
+    task = Pretraining.prepare(config, tmp_path, None, start)
+    assert found.tokenizer.fingerprint == task.tokenizer.fingerprint == start.tokenizer.fingerprint
+    for name, row in found.train[5].items():
+        np.testing.assert_array_equal(row, task.rows[5][name])
+    other = check(texts_config.get_config("tiny"), needs_text=False)
+    with pytest.raises(ConfigError, match="task is 'classification'; this tool is for pretraining"):
+        as_begun(other)
 
 
 @pytest.mark.slow

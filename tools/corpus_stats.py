@@ -42,11 +42,12 @@ _FEW = 200  # sentences or documents: fewer are drawn in bins of a whole doublin
 
 
 def main() -> None:
-    from albert.data.pretraining.prepare import prepare
     from albert.data.pretraining.statistics import make_report
+    from albert.programs.rows import as_begun
+    from albert.tasks.pretraining import Pretraining
 
-    config = cli.checked(_CONFIG)
-    data = prepare(config.data, config.model.vocab_size, config.seed)
+    config, start = as_begun(cli.checked(_CONFIG))
+    data = Pretraining.read(config, start)
     report = make_report(
         data.train.plans, data.valid.plans, data.tokenizer, not config.data.valid_sources
     )

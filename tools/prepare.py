@@ -46,15 +46,21 @@ _OPTIONS = flags.DEFINE_multi_string(
 
 
 def main() -> None:
-    from albert.data.pretraining.prepare import prepare, prepare_with_beam
+    from albert.data.pretraining.prepare import prepare_with_beam
+    from albert.programs.rows import as_begun
+    from albert.tasks.pretraining import Pretraining
 
-    config = cli.checked(_CONFIG)
+    config, start = as_begun(cli.checked(_CONFIG))
     if _RUNNER.value:
         corpora = prepare_with_beam(
-            config.data, config.model.vocab_size, _RUNNER.value, _OPTIONS.value
+            config.data,
+            config.model.vocab_size,
+            _RUNNER.value,
+            _OPTIONS.value,
+            padded=bool(config.init_from),
         )
     else:
-        data = prepare(config.data, config.model.vocab_size, config.seed)
+        data = Pretraining.read(config, start)
         corpora = [plan.corpus for plan in [*data.train.plans, *data.valid.plans]]
         print(
             f"{data.train.rows_per_epoch:,} rows of {config.data.seq_length} an epoch, "

@@ -29,22 +29,23 @@ _FIRST = flags.DEFINE_integer("first", 0, "First row of the batch to print.", lo
 
 def main() -> None:
     from albert.data.pretraining.examples import show_row
-    from albert.data.pretraining.prepare import prepare
+    from albert.programs.rows import as_begun
     from albert.runtime.fields import ConfigError
     from albert.runtime.paths import place
+    from albert.tasks.pretraining import Pretraining
     from albert.train.phases import phase_at, phases_of
 
     if _FILE.value is not None:
         _show_file(place(_FILE.value))
         return
-    config = cli.checked(_CONFIG)
+    config, start = as_begun(cli.checked(_CONFIG))
     phase = phase_at(phases_of(config), _STEP.value + 1)
     size = phase.config.train.batch_size
     if _STEP.value >= config.train.num_steps or _FIRST.value >= size:
         raise ConfigError(
             [f"the run has steps 0 to {config.train.num_steps - 1} with rows 0 to {size - 1}"]
         )
-    examples = prepare(phase.config.data, config.model.vocab_size, config.seed).train
+    examples = Pretraining.read(phase.config, start).train
     last = min(size, _FIRST.value + _ROWS.value) if _ROWS.value else size
     for row in range(_FIRST.value, last):
         number = phase.row_at(_STEP.value) + row

@@ -210,14 +210,30 @@ class Pretraining(Task):
         return 3 * 4 * config.data.max_predictions * config.model.vocab_size  # float32 logits
 
     @classmethod
-    def prepare(cls, config, workdir: Path, saved: dict | None, start: Weights | None):
+    def read(
+        cls,
+        config,
+        start: Weights | None,
+        workdir: Path | None = None,
+        saved: dict | None = None,
+    ) -> PreparedData:
+        """The rows of a run, with the vocabulary of `start`, the model of `config.init_from`, where
+        none is named; of a run that is resumed, the `workdir` and what is `saved` of it.
+
+        Raises SourceError, VocabularyError.
+        """
         tokenizer = start.tokenizer if start else None
-        if config.init_from and (config.data.tokenizer or saved is not None):
-            path = place(config.data.tokenizer) if config.data.tokenizer else workdir / VOCABULARY
-            tokenizer = open_tokenizer(path, config.data, config.model.vocab_size, padded=True)
-        data = prepare(
+        if config.data.tokenizer and config.init_from:
+            tokenizer = _open_padded(place(config.data.tokenizer), config)
+        elif workdir is not None and config.init_from and saved is not None:
+            tokenizer = _open_padded(workdir / VOCABULARY, config)
+        return prepare(
             config.data, config.model.vocab_size, config.seed, tokenizer, _fingerprints(saved)
         )
+
+    @classmethod
+    def prepare(cls, config, workdir: Path, saved: dict | None, start: Weights | None):
+        data = cls.read(config, start, workdir, saved)
         if data.train.rows_per_epoch < config.train.batch_size:
             raise SourceError(
                 f"The training text is too small: it gives {data.train.rows_per_epoch} rows of up "
@@ -349,6 +365,10 @@ class Pretraining(Task):
         if not self._has_sop:  # figures of a head that is not there would be made up
             sums["sop"] = jnp.zeros_like(sums["sop"])
         return sums
+
+
+def _open_padded(path: Path, config) -> Tokenizer:
+    return open_tokenizer(path, config.data, config.model.vocab_size, padded=True)
 
 
 def _fingerprints(saved: dict | None) -> tuple[str, ...]:

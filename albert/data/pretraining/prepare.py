@@ -252,9 +252,11 @@ def prepare(
 
 
 def prepare_with_beam(
-    config: DataConfig, vocab_size: int, runner: str, options: list[str]
+    config: DataConfig, vocab_size: int, runner: str, options: list[str], padded: bool = False
 ) -> list[Corpus]:
     """Makes or finds every corpus of the config by Apache Beam; see `prepare_corpus_with_beam`.
+
+    `padded`: as in `open_tokenizer`.
 
     Raises SourceError, VocabularyError as `prepare`, also for what Beam cannot do.
     """
@@ -269,7 +271,7 @@ def prepare_with_beam(
             "data.max_documents counts from the first document on, and Beam reads all parts at "
             "once: set --config.data.max_documents=0."
         )
-    tokenizer = open_tokenizer(place(config.tokenizer), config, vocab_size)
+    tokenizer = open_tokenizer(place(config.tokenizer), config, vocab_size, padded)
     corpora = []
     for spec in dict.fromkeys((*config.train_sources, *config.valid_sources)):
         source = open_source(spec, config.text_field, config.prepared_folder)
