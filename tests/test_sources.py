@@ -3,6 +3,7 @@ import itertools
 import json
 import lzma
 import re
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -71,6 +72,19 @@ def test_hidden_files_and_loops_of_links_are_left_out_and_told(tmp_path):
     assert documents(tmp_path / ".git") == [[".git"]]
     globbed = parse_source(f"{tmp_path}/**/*.txt", "text")
     assert [f.rsplit("/", 1)[-1] for f in globbed.files] == ["a.txt", "b.txt"]
+
+
+def test_of_a_folder_a_kind_takes_its_own_files(tmp_path):
+    (tmp_path / "a.txt").write_text("Text.\n")
+    (tmp_path / "meta.json").write_text('{"text": "An object."}')
+    with pytest.raises(SourceError, match=r"from the names a\.txt, meta\.json: write"):
+        parse_source(str(tmp_path), "text")
+    for kind, found, other in (("lines", "a.txt", "meta.json"), ("jsonl", "meta.json", "a.txt")):
+        source = parse_source(f"{kind}:{tmp_path}", "text")
+        assert [Path(file).name for file in source.files] == [found]
+        assert source.left_out == (f"1 of another kind ({other})",)
+    with pytest.raises(SourceError, match=r"holds no \.parquet file"):
+        parse_source(f"parquet:{tmp_path}", "text")
 
 
 def test_an_empty_folder_says_what_is_hidden_in_it(tmp_path):
@@ -230,9 +244,14 @@ def test_what_a_cut_off_file_holds_is_kept(tmp_path):
     lines = [" ".join(map(str, rng.integers(0, 10**9, 20))) for _ in range(40_000)]
     path = tmp_path / "a.txt.gz"
     path.write_bytes(gzip.compress("\n\n".join(lines).encode())[:-2_000_000])
-    found = documents(path, max_bad_share=0.001)
+    found = documents(path, max_bad_share=0.7)
     assert 1000 < len(found) < 40_000
     assert [document[0] for document in found] == lines[: len(found)]
+    # It counts as the lines that were read, blank ones too: two thirds, whatever is missing.
+    with pytest.raises(SourceError, match=r"(?s)line \d+: damaged.*as all lines in front\nMend"):
+        documents(path, max_bad_share=0.6)
+    (tmp_path / "b.txt").write_text("One line.\n" * 2_000_000)
+    assert len(documents(tmp_path, max_bad_share=0.03)) > len(found)
 
 
 @pytest.mark.parametrize(

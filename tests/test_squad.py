@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import zlib
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -28,6 +29,7 @@ from albert.interop import formats
 from albert.models.encoder import Albert
 from albert.runtime.fields import ConfigError
 from albert.tasks import squad
+from albert.tasks.squad import Squad
 from albert.train.config import check
 from albert.train.evaluate import Options as EvaluationOptions
 from albert.train.evaluate import evaluate_run
@@ -386,6 +388,8 @@ def dataset(**changes):
         (dataset(answers=[{"text": "Tom"}]), "there is no 'answer_start'"),
         (dataset(answers=[{"text": "Tom", "answer_start": 7}]), "question q1: answer_start is 7"),
         (dataset(answers=[{"text": "Ann", "answer_start": 0}]), "'Ann' does not occur in its"),
+        (dataset(question="Who \ud83d?"), "question q1: question has half a surrogate pair at"),
+        ("[" * 100_000, "is not JSON in UTF-8"),
     ],
 )
 def test_files_that_are_wrong_are_named(tmp_path, content, words):
@@ -427,6 +431,32 @@ def write_dataset(path, version, count=40, seed=0):
         paragraphs.append({"context": context, "qas": [entry]})
     path.write_text(json.dumps({"version": version, "data": [{"paragraphs": paragraphs}]}))
     return path
+
+
+def test_the_first_questions_are_judged_where_rows_are_few(configured, tokenizer):
+    config = configured("1.1")
+    config.data.doc_stride, config.data.max_question, config.data.seq_length = 4, 16, 32
+    whole = Squad.prepare(
+        check(config), Path("nowhere"), None, formats.read(Path(config.init_from))
+    )
+    counts = np.bincount(whole._dev_windows.example)
+    assert len(counts) == 12
+    assert counts.min() > 1
+    config.train.eval_rows = int(counts[:5].sum()) + 1
+    task = Squad.prepare(check(config), Path("nowhere"), None, formats.read(Path(config.init_from)))
+    (dev,) = task.evaluations
+    assert dev.num_rows == counts[:5].sum()
+    assert "dev: judged by the first 5 of 12 questions (train.eval_rows)." in task.opening
+    assert task.description()["held_out"] == whole.description()["held_out"]
+
+
+def test_a_question_without_an_answer_judges_nothing(configured):
+    config = configured("1.1")
+    content = json.loads(Path(config.data.dev).read_text())
+    content["data"][0]["paragraphs"][3]["qas"][0]["answers"] = []
+    Path(config.data.dev).write_text(json.dumps(content))
+    with pytest.raises(SourceError, match=r"dev\.json, question q3: there is no answer to judge"):
+        Squad.prepare(check(config), Path("nowhere"), None, formats.read(Path(config.init_from)))
 
 
 @pytest.fixture

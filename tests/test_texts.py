@@ -33,6 +33,7 @@ from albert.train.evaluate import Options, evaluate_run
 from albert.train.loop import train
 from configs.finetune import glue as glue_config
 from configs.finetune import texts as texts_config
+from exports import tuned
 from faults import killed_at
 from finetuning import check_devices
 from runs import ROOT, assert_bit_equal, final_params, records
@@ -319,6 +320,8 @@ def test_parts_add_up_and_padding_changes_nothing(own, tmp_path, run):
         ("a.tsv", "text\tlabel\n", ["holds no records"]),
         ("a.jsonl", '{"text": "x", "label": 1}\n[1]\n', ["line 2: a list, not an object"]),
         ("a.jsonl", '{"text": "x", "label"\n', ["line 1: not JSON"]),
+        ("a.jsonl", '{"text": "hi \\ud83d", "label": 1}\n', ["line 1, field 'text': half a surr"]),
+        ("a.jsonl", "[" * 100_000, ["line 1: not JSON"]),
         ("a.jsonl", '{"text": 3, "label": 1}\n', ["line 1, column text: 3 is of type int"]),
         ("a.jsonl", '{"text": "x", "label": null}\n', ["column label: the label is None"]),
         ("a.jsonl", '{"text": "\udcff", "label": 1}\n', ["line 1: not UTF-8"]),
@@ -333,6 +336,29 @@ def test_records_that_are_wrong_are_named(own, tmp_path, name, content, words):
         OwnTexts.read(check(own), training=True)
     for each in [*words, str(path)]:
         assert each in str(told.value)
+
+
+def test_a_cell_may_be_as_long_as_a_book(own, tmp_path):
+    (tmp_path / "a.csv").write_text("text,label\n" + "word " * 60_000 + ",a\nx,b\n")
+    own.data.train, own.data.id = (str(tmp_path / "a.csv"),), ""
+    own.data.dev = own.data.train
+    found = OwnTexts.read(check(own), training=True)
+    assert [len(example.text) for example in found.train] == [300_000, 1]
+
+
+def test_a_run_is_not_judged_on_what_it_has_learned(own, finetuned, finetuned_folder, tmp_path):
+    """Which examples are held out depends on how many there are."""
+    rows = (finetuned_folder / "reviews.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "reviews.csv").write_text("".join([*rows, rows[-1]]))
+    config = check(own)
+    info = Checkpoints(finetuned / "checkpoints").info(40)
+    task = OwnTexts.to_evaluate(config, albert.load(finetuned).tokenizer, info)
+    assert len(task.evaluations) == 1
+    own.data.train = (str(tmp_path / "reviews.csv"),)
+    with pytest.raises(SourceError, match=r"data\.train, which has changed since the run began"):
+        OwnTexts.to_evaluate(check(own), task.tokenizer, info)
+    own.data.dev = own.data.train  # as somebody says
+    assert OwnTexts.to_evaluate(check(own), task.tokenizer, info).evaluations
 
 
 def test_labels_that_are_wrong_are_named(own, tmp_path):
@@ -356,6 +382,10 @@ def test_whole_numbers_are_in_their_order_and_one_class_is_told(own, tmp_path, c
     own.data.train, own.data.id = (str(path),), ""
     own.data.dev = own.data.train
     assert OwnTexts.read(check(own), training=True).labels == ("1", "9", "10")
+    path.write_text("text\tlabel\n" + "".join(f"x\t{n}\n" for n in ("2", "1", "01", "-3")))
+    assert OwnTexts.read(check(own), training=True).labels == ("-3", "01", "1", "2")
+    path.write_text("text\tlabel\nx\t--1\nx\t1\n")
+    assert OwnTexts.read(check(own), training=True).labels == ("--1", "1")
     path.write_text("text\tlabel\nx\t1\ny\t1\n")
     OwnTexts.read(check(own), training=True)
     assert "All held-out examples are of the class '1'" in capsys.readouterr().out
@@ -462,6 +492,45 @@ def test_texts_that_cannot_be_classified_are_told(finetuned):
         model.classify("a", ["b", "c"])
     with pytest.raises(ValueError, match=r"text 0 .* must be a str"):
         model.classify([3])
+
+
+@pytest.mark.parametrize("kind", ["number", "choice"])
+def test_a_model_is_asked_what_it_was_trained_for(kind, tokenizer):
+    """One output is a number, or how right an option is: the other's question gives nonsense."""
+    heads = {"classifier": {"labels": 1, "dropout": 0.0, "kind": kind}}
+    weights = tuned(heads, vocab_size=tokenizer.vocab_size)
+    weights.tokenizer = tokenizer
+    model = albert.inference.Pretrained(weights)
+    if kind == "number":
+        assert model.abilities == ("encode", "classify")
+        assert isinstance(model.classify("the river").label, float)
+        with pytest.raises(ValueError, match="was not fine-tuned to choose"):
+            model.choose("the river", "what", ["a", "b"])
+    else:
+        assert model.abilities == ("encode", "choose")
+        assert model.choose("the river", "what", ["a", "b"]).option in "ab"
+        with pytest.raises(ValueError, match="which of several options is right: ask `choose`"):
+            model.classify("the river")
+
+
+def test_a_model_that_labels_no_texts_is_told_by_the_program(tokenizer, tmp_path):
+    fields = {"labels": 2, "dropout": 0.0}
+    choosing = {"classifier": {**fields, "labels": 1, "kind": "choice"}}
+    for name, heads in (("choice", choosing), ("bare", {"classifier": fields})):
+        weights = tuned(heads, COLORS[: 2 * (name == "bare")], vocab_size=tokenizer.vocab_size)
+        weights.tokenizer = tokenizer if name == "choice" else None
+        formats.write(weights, tmp_path / name, "albert")
+    new = write_reviews(tmp_path / "new.csv", 3)
+    command = [sys.executable, "tools/predict.py", f"--input={new}", f"--output={tmp_path}/o.tsv"]
+    for name, words in (
+        ("choice", "has no classifier of texts, it can encode, choose; fine-tune it first"),
+        ("bare", "there is no vocabulary beside"),
+    ):
+        done = run_program([*command, f"--model={tmp_path / name}"])
+        assert done.returncode == 2
+        assert words in done.stderr
+    given = f"--tokenizer={tokenizer.path}"
+    assert run_program([*command, f"--model={tmp_path / 'bare'}", given]).returncode == 0
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from albert.data.tokenizer import CLS, SEP, UNK
 from albert.interop import formats
 from albert.runtime.fields import ConfigError
 from albert.tasks import tokens
+from albert.tasks.tokens import TokenLabels
 from albert.train.config import check
 from albert.train.evaluate import Options, evaluate_run
 from albert.train.loop import train
@@ -172,6 +173,16 @@ def test_a_run_learns_is_killed_evaluated_loaded_and_asked(own, tmp_path, capsys
     assert again.tag(text) == found
     with pytest.raises(CheckpointError, match="has no head that labels tokens"):
         formats.original.write(formats.read(tmp_path / "hf"), tmp_path)
+
+
+def test_held_out_sentences_are_enough_to_evaluate_and_may_be_few(own, run, tmp_path):
+    own.train.eval_rows = 5
+    (tmp_path / "train.conll").write_text("")
+    saved = {"labels": ["B-LOC", "B-PER", "O"]}
+    task = TokenLabels.to_evaluate(check(own), albert.load(run).tokenizer, saved)
+    (dev,) = task.evaluations
+    assert dev.num_rows == 5
+    assert list(task.opening) == ["dev: judged by the first 5 of 12 sentences (train.eval_rows)."]
 
 
 def test_what_cannot_be_learned_or_asked_is_told(own, run, tmp_path):

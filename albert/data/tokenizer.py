@@ -322,4 +322,16 @@ def _text(text: str) -> str:
             f"{shown if len(shown) <= 40 else f'{shown[:40]}...'} is of type "
             f"{type(text).__name__}; a text must be a str."
         )
+    if wrong := unwritable(text):
+        raise ValueError(f"A text has {wrong}.")
     return text
+
+
+def unwritable(text: str) -> str | None:
+    """What keeps a str from being written as UTF-8, which JSON may hold: cut in the middle of an
+    emoji it is "\\ud83d". None: nothing."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"half a surrogate pair at position {error.start + 1}"
+    return None

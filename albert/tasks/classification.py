@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -98,6 +99,10 @@ class OwnTexts(TextTask):
     @classmethod
     def known_labels(cls, config):
         return () if config.data.kind == "number" else None
+
+    @classmethod
+    def draws_held_out(cls, config):
+        return not config.data.dev
 
     @classmethod
     def read(cls, config, training, saved=None):
@@ -245,8 +250,9 @@ def _labels_of(kind: str, examples: Sequence[Example]) -> tuple[str, ...]:
     }
     if not names:
         raise SourceError("No training example has a label.")
-    whole = all(name.lstrip("-").isdecimal() for name in names)
-    return tuple(sorted(names, key=int if whole else str))
+    if all(re.fullmatch(r"-?\d+", name) for name in names):
+        return tuple(sorted(names, key=lambda name: (int(name), name)))  # 1 and 01 are two
+    return tuple(sorted(names))
 
 
 def _check_dev(data: ClassificationConfig, labels: tuple[str, ...], dev: list[Example]) -> None:

@@ -88,6 +88,12 @@ class FineTuning(Task):
         return found
 
     @classmethod
+    def draws_held_out(cls, config) -> bool:
+        """Whether its held-out examples are drawn from those that are named for training."""
+        del config
+        return False
+
+    @classmethod
     def start_problems(cls, config, start):
         found = vocabulary_problems(config, start)
         positions = start.config.max_position_embeddings
@@ -200,6 +206,17 @@ class FineTuning(Task):
             return refused, []
         return refused, ["  held-out examples: figures before and after do not compare"]
 
+    def check_drawn(self, saved: dict | None) -> None:
+        """Raises SourceError where held-out examples are drawn from those of training, and are not
+        those that the run with this description did not learn from."""
+        now = self.description()["held_out"]
+        if self.draws_held_out(self._config) and saved and saved.get("held_out", now) != now:
+            raise SourceError(
+                "data.dev is empty, so that held-out examples are drawn from data.train, which has "
+                "changed since the run began: it has learned from some of those that would be "
+                "drawn now. Bring the file back, or name other examples with --config.data.dev."
+            )
+
     def _enough(self) -> "FineTuning":
         """The task itself; raises SourceError where it has less rows than a batch."""
         rows = self.rows.rows_per_epoch if self.rows else 0
@@ -234,6 +251,25 @@ def digest_of(examples: Sequence | None) -> str:
     """Digits that change with any of some examples, which are tuples."""
     text = json.dumps([tuple(example) for example in examples or ()])
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def whole_within(of_rows: np.ndarray, rows: int, what: str) -> tuple[int, list[str]]:
+    """How many of the first examples have all of their rows among the first `rows`, at least one.
+
+    Args:
+      of_rows: int [n], the number of each row's example, from 0, in their order.
+      rows: `train.eval_rows`.
+      what: the examples, in the plural.
+
+    Returns:
+      (how many, a line for people where that is not all of them).
+    """
+    count = int(of_rows[-1]) + 1
+    if len(of_rows) <= rows:
+        return count, []
+    whole = max(int(of_rows[rows]), 1)
+    told = f"dev: judged by the first {whole:,} of {count:,} {what} (train.eval_rows)."
+    return whole, [told] if whole < count else []
 
 
 def held_out(examples: list, fraction: float, seed: int) -> tuple[list, list]:

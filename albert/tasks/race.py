@@ -5,7 +5,6 @@ passage a line, which the data set does not have; the folders that it does have 
 """
 
 import dataclasses
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +16,7 @@ from albert.data.labelled.choices import choice_pairs, choice_sequences, keep_th
 from albert.data.labelled.kept import kept_sequences
 from albert.data.labelled.rows import LabelledRows
 from albert.data.labelled.sequences import Sequences
-from albert.data.labelled.tables import records
+from albert.data.labelled.tables import json_record, records
 from albert.data.sources.base import SourceError
 from albert.data.tokenizer import Tokenizer
 from albert.models.encoder import Albert
@@ -83,14 +82,10 @@ def _read_folder(path: Path) -> Iterator[Question]:
                 text = file.read_bytes().decode("utf-8")
             except UnicodeDecodeError as error:
                 raise SourceError(f"{file}: not UTF-8 ({error.reason})") from error
-            for number, line in enumerate(text.splitlines(), 1):
+            for number, line in enumerate(text.split("\n"), 1):
                 if line.strip():
                     where = f"{file}, line {number}"
-                    try:
-                        record = json.loads(line)
-                    except ValueError as error:
-                        raise SourceError(f"{where}: not JSON: {error}") from error
-                    yield from _of({**record, "level": level}, where)
+                    yield from _of({**json_record(line, where), "level": level}, where)
 
 
 def _of(record: dict, where: str) -> Iterator[Question]:

@@ -35,7 +35,12 @@ from albert.models.encoder import Albert
 from albert.models.heads import outside_of_paragraph
 from albert.runtime.paths import place
 from albert.tasks.base import Best, Evaluation, Predictions
-from albert.tasks.finetuning import FineTuning, FineTuningConfig, digest_of
+from albert.tasks.finetuning import (
+    FineTuning,
+    FineTuningConfig,
+    digest_of,
+    whole_within,
+)
 from albert.tasks.pictures import Draw, curves, histogram, reliability
 from albert.tasks.squad_scores import exact, f1, normalised, score, threshold_curve
 from albert.tasks.vocabulary import tokenizer_of, vocabulary_of
@@ -119,9 +124,10 @@ class Squad(FineTuning):
         functions of a step."""
         self._config, self.tokenizer = config, tokenizer
         self._train, self._dev = train, dev
+        self._judged: Sequence[Question] = dev or ()
         self.model = self.make_model(config)
         self._has_none = config.data.version == "2.0"
-        self.rows, self.evaluations = None, []
+        self.rows, self.evaluations, self.opening = None, [], []
         if train is not None:
             windows = self._windows(train, training=True)
             self.rows = self._rows_of(windows, training=True)
@@ -132,7 +138,13 @@ class Squad(FineTuning):
                 *_moved(train),
             ]
         if dev is not None:
-            windows = self._dev_windows = self._windows(dev, training=False)
+            windows = self._windows(dev, training=False)
+            count, told = whole_within(windows.example, config.train.eval_rows, "questions")
+            if told:
+                self.opening += told
+                self._judged = dev[:count]
+                windows = self._windows(self._judged, training=False)
+            self._dev_windows = windows
             rows = self._rows_of(windows, training=False)
             self.evaluations = [
                 Evaluation(
@@ -188,13 +200,14 @@ class Squad(FineTuning):
     def prepare(cls, config, workdir: Path, saved, start):
         tokenizer = tokenizer_of(config, workdir, saved, start)
         train = _read(config.data.train, config.data.version)
-        dev = _read(config.data.dev, config.data.version)
+        dev = _read(config.data.dev, config.data.version, judged=True)
         return cls(config, tokenizer, train, dev)._enough()
 
     @classmethod
     def to_evaluate(cls, config, tokenizer, saved, model=None):
         del saved, model
-        return cls(config, tokenizer, None, _read(config.data.dev, config.data.version))
+        dev = _read(config.data.dev, config.data.version, judged=True)
+        return cls(config, tokenizer, None, dev)
 
     def _windows(self, questions: Sequence[Question], training: bool) -> Windows:
         data = self._config.data
@@ -291,7 +304,7 @@ class Squad(FineTuning):
           outputs: what `predictions` gather of every window, of a checkpoint or of each of several,
             which answer together: by their means, as in `answers_v1` and `answers_v2`.
         """
-        questions, longest = self._dev, self._config.data.max_answer
+        questions, longest = self._judged, self._config.data.max_answer
         assert questions is not None
         if not self._has_none:
             names = "start_index", "end_index", "start", "end"
@@ -328,7 +341,7 @@ class Squad(FineTuning):
     def _pictures(self, found) -> dict[str, Draw]:
         """Of 1.1 how far the probability of an answer is to be trusted; of 2.0 what every threshold
         gives, and the null odds of questions with and without an answer."""
-        questions = self._dev
+        questions = self._judged
         assert questions is not None
         figures, answers, odds = self.judged([found])
         predictions = texts(answers)
@@ -381,12 +394,20 @@ def _head(version: str) -> str:
     return "conditional_span" if version == "2.0" else "span"
 
 
-def _read(path: str, version: str) -> list[Question]:
+def _read(path: str, version: str, judged: bool = False) -> list[Question]:
+    """`judged`: whether answers are compared with those of the file."""
     questions = read(path)
     has_none = any(question.is_impossible is not None for question in questions)
     if has_none != (version == "2.0"):
         told = "2.0, whose questions may have no answer" if has_none else "1.1"
         raise SourceError(f"{path} is of version {told}; data.version is {version}")
+    if judged and version == "1.1":
+        for question in questions:
+            if not question.answers:
+                raise SourceError(
+                    f"{path}, question {question.id}: there is no answer to judge by, and in "
+                    "version 1.1 every question has one"
+                )
     return questions
 
 

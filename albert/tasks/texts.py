@@ -268,6 +268,7 @@ class TextTask(FineTuning):
         if saved is not None:  # the order in which the model has learned them
             data.labels = tuple(saved["labels"])
         task = cls(config, data, tokenizer)
+        task.check_drawn(saved)
         task.predictions = [
             Predictions(
                 task._unlabelled_rows(examples),

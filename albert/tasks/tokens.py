@@ -29,6 +29,7 @@ from albert.tasks.finetuning import (
     digest_of,
     held_out,
     taught_label_problems,
+    whole_within,
 )
 from albert.tasks.pictures import Draw, confusion
 from albert.tasks.vocabulary import tokenizer_of, vocabulary_of
@@ -202,6 +203,11 @@ class TokenLabels(FineTuning):
         self.opening = opening
         if dev is not None:
             rows = self._words(dev)
+            count, told = whole_within(rows.sentences, config.train.eval_rows, "sentences")
+            if told:
+                opening += told
+                dev = dev[:count]
+                rows = self._words(dev)
             entities = marks_entities(set(self.labels))
             self.best = Best("dev", "f1" if entities else "accuracy", higher_is_better=True)
             self.evaluations = [
@@ -226,6 +232,10 @@ class TokenLabels(FineTuning):
         return {"confusion": confusion(self.labels, targets, chosen)}
 
     # Asked before there is any data or device.
+
+    @classmethod
+    def draws_held_out(cls, config):
+        return not config.data.dev
 
     @classmethod
     def unused(cls, config):
@@ -261,9 +271,10 @@ class TokenLabels(FineTuning):
     @classmethod
     def to_evaluate(cls, config, tokenizer, saved, model=None):
         labels = saved["labels"] if saved else list(model.labels)
-        _, dev = _split(config)
+        _, dev = _split(config, training=False)
         _check(dev, labels)
         task = cls(config, labels, tokenizer, None, dev)
+        task.check_drawn(saved)
         task.predictions = []
         for number, file in enumerate(config.data.predict):
             sentences = read(file, config.data.words, None)
@@ -383,15 +394,15 @@ class TokenLabels(FineTuning):
         }
 
 
-def _split(config) -> tuple[list[Sentence], list[Sentence]]:
-    """(training, held out)."""
+def _split(config, training: bool = True) -> tuple[list[Sentence], list[Sentence]]:
+    """(training, held out); those of training only where they are asked for."""
     data = config.data
 
     def of(files):
         return [each for file in files for each in read(file, data.words, data.labels)]
 
     if data.dev:
-        return of(data.train), of(data.dev)
+        return of(data.train) if training else [], of(data.dev)
     return held_out(of(data.train), data.dev_fraction, config.seed)
 
 

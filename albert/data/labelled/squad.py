@@ -18,7 +18,7 @@ import numpy as np
 from albert.data.labelled.alignment import Aligned, align
 from albert.data.labelled.sequences import Sequences
 from albert.data.sources.base import SourceError
-from albert.data.tokenizer import CLS, SEP, Tokenizer
+from albert.data.tokenizer import CLS, SEP, Tokenizer, unwritable
 from albert.runtime.console import warn
 
 _FIRST_ID = 1_000_000_000  # of windows, as there
@@ -46,7 +46,7 @@ def read(path: str | Path) -> list[Question]:
         content = json.loads(path.read_bytes().decode("utf-8-sig"))
     except OSError as error:
         raise SourceError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:  # of UTF-8 and of JSON
+    except (ValueError, RecursionError) as error:  # of UTF-8 and of JSON
         raise SourceError(f"{path} is not JSON in UTF-8: {error}") from error
     return questions_of(content, str(path))
 
@@ -88,6 +88,8 @@ def _check(question: Question, where: str) -> None:
     for name in ("id", "question", "context"):
         if not isinstance(getattr(question, name), str):
             raise SourceError(f"{where}: {name} is {getattr(question, name)!r}, not a text")
+        if wrong := unwritable(getattr(question, name)):
+            raise SourceError(f"{where}: {name} has {wrong}")
     for text, start in question.answers:
         if not isinstance(text, str) or type(start) is not int:
             raise SourceError(f"{where}: an answer is {text!r} at {start!r}")

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from albert.data.sources.base import SourceError
+from albert.data.tokenizer import unwritable
 
+_LONGEST_CELL = 2**31 - 1  # characters; Python's own limit is 131,072
 FORMATS = (".tsv", ".csv", ".jsonl", ".parquet")
 Record = dict[str, Any]
 
@@ -68,6 +70,7 @@ def _tsv(path: Path) -> Iterator[tuple[str, Record]]:
 
 def _csv(path: Path) -> Iterator[tuple[str, Record]]:
     text = (f"{line}\n" for _, line in _lines(path))  # checked to be UTF-8, line by line
+    csv.field_size_limit(_LONGEST_CELL)
     reader = csv.reader(text, strict=True)
     columns: list[str] = []
     first = 1
@@ -100,15 +103,25 @@ def _row(columns: list[str], cells: list[str], where: str) -> tuple[str, Record]
 
 def _json_lines(path: Path) -> Iterator[tuple[str, Record]]:
     for number, line in _lines(path):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise SourceError(f"{path}, line {number}: not JSON: {error}") from error
-        if not isinstance(record, dict):
-            raise SourceError(f"{path}, line {number}: a {type(record).__name__}, not an object")
-        yield f"{path}, line {number}", record
+        if line.strip():
+            where = f"{path}, line {number}"
+            yield where, json_record(line, where)
+
+
+def json_record(line: str, where: str) -> Record:
+    """The object that a line of JSON is; raises SourceError where it is none, or holds a text that
+    cannot be written."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise SourceError(f"{where}: not JSON: {error}") from error
+    if not isinstance(record, dict):
+        raise SourceError(f"{where}: a {type(record).__name__}, not an object")
+    if "\\u" in line:
+        for name, value in record.items():
+            if wrong := unwritable(json.dumps({name: value}, ensure_ascii=False)):
+                raise SourceError(f"{where}, field {name!r}: {wrong.partition(' at ')[0]}")
+    return record
 
 
 def _parquet(path: Path) -> Iterator[tuple[str, Record]]:

@@ -27,13 +27,15 @@ class BadRecord(NamedTuple):
     """A record that is left out.
 
     A line is counted from 0 at a byte of its file; `Source.place` says which line of the file that
-    is, once somebody is to be told. Without a line, `where` says it all.
+    is, once somebody is to be told. Without a line, `where` says it all. It counts as the records
+    that it stands for.
     """
 
     where: str
     reason: str
     begin: int = 0
     line: int = -1
+    stands_for: int = 1
 
 
 class Parsed(NamedTuple):
@@ -95,7 +97,7 @@ class Bad:
     def add(self, record: BadRecord) -> None:
         if len(self.examples) < MAX_EXAMPLES:
             self.examples.append(record)
-        self.count += 1
+        self.count += record.stands_for
 
     def parsed(
         self, documents: list[list[str]], good: int, lines: Sequence[list[int]] = ()
@@ -111,6 +113,7 @@ class Tally:
     max_bad_share: float
     records: int = 0
     bad: int = 0
+    missing: int = 0  # of the bad ones, those of damaged files that nobody has seen
     examples: list[BadRecord] = dataclasses.field(default_factory=list)
 
     def add(self, records: int, bad: int, examples: Sequence[BadRecord]) -> None:
@@ -118,7 +121,9 @@ class Tally:
         self.records += records
         self.bad += bad
         self.examples += examples[: MAX_EXAMPLES - len(self.examples)]
-        if self.bad > _PATIENCE + self.max_bad_share * self.records:
+        # What a damaged file lacks is many at once, of a source that may go on for long.
+        self.missing += sum(record.stands_for - 1 for record in examples)
+        if self.bad - self.missing > _PATIENCE + self.max_bad_share * self.records:
             raise self._too_many()
 
     def finish(self) -> list[str]:
@@ -148,7 +153,7 @@ class Tally:
 
     def _named(self) -> list[str]:
         lines = [f"  {self.source.place(record)}: {record.reason}" for record in self.examples]
-        more = self.bad - len(self.examples)
+        more = self.bad - sum(record.stands_for for record in self.examples)
         return [*lines, f"  and {more} more"] if more else lines
 
 

@@ -75,8 +75,7 @@ def find_files(spec: str, path: str, suffixes: tuple[str, ...]) -> FilesOfSource
         if root.is_dir():
             for file in _files_below(root, hidden, loops, set()):
                 (files if text_suffix(file) in suffixes else others).append(file)
-            kinds = f"{', '.join(suffixes[:-1])} or {suffixes[-1]}"
-            problem = f"The folder {path} holds no {kinds} file."
+            problem = f"The folder {path} holds no {' or '.join(suffixes)} file."
         elif root.exists():
             return FilesOfSource((str(root),), ())
         else:

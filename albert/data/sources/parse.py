@@ -7,6 +7,7 @@ A source is named by one string, so that a config can list several:
     text:PATH      one paragraph per line, a blank line between documents
     jsonl:PATH     one JSON object per line, its text in the field `data.text_field`
     parquet:PATH   Parquet files, the text in the column `data.text_field`
+                   (of a folder these four take the files with their suffixes alone)
     tfds:NAME      a TFDS dataset, `tfds:NAME@SPLIT` for a split other than train
     python-docs    docstrings of the standard library and of the installed packages
 
@@ -38,15 +39,19 @@ def parse_source(spec: str, text_field: str, memory: Path | None = None) -> Sour
         return TfdsSource(spec, name, split or "train", text_field)
     if kind not in ("lines", "text", "jsonl", "parquet"):
         kind, rest = "", spec
-    files, left_out = find_files(spec, rest, tuple(_KINDS))
+    # Of a folder: what the kind is for, and else all that there are kinds for.
+    plain = "lines" if kind == "text" else kind
+    files, left_out = find_files(
+        spec, rest, tuple(suffix for suffix, of in _KINDS.items() if plain in ("", of))
+    )
     if not kind:
-        kinds = {_KINDS.get(text_suffix(file)) for file in files}
-        kind = kinds.pop() or "" if len(kinds) == 1 else ""
+        names = {_KINDS.get(text_suffix(file)): file.rsplit("/", 1)[-1] for file in files}
+        kind = next(iter(names)) or "" if len(names) == 1 else ""
         if not kind:
             raise SourceError(
-                f"Cannot tell what {spec} holds from the name {files[0].rsplit('/', 1)[-1]}: write "
+                f"Cannot tell what {spec} holds from the names {', '.join(names.values())}: write "
                 "lines:PATH for one sentence per line, text:PATH for one paragraph per line, "
-                "jsonl:PATH or parquet:PATH."
+                "jsonl:PATH or parquet:PATH; of a folder these take the files of their kind."
             )
     if kind == "jsonl":
         return JsonSource(spec, files, text_field, left_out=left_out, memory=memory)

@@ -19,6 +19,7 @@ from albert.data.sources.files import (
     open_file,
     unified_line_breaks,
 )
+from albert.data.tokenizer import unwritable
 
 PART_BYTES = 1 << 27  # as stored; more where a source would have over MAX_PARTS
 BLOCK_BYTES = 1 << 20  # read at a time
@@ -30,6 +31,8 @@ _FIRST_LINE_BREAK = re.compile(_LINE_BREAK)
 _FIRST_BLANK_LINE = re.compile(_LINE_BREAK + rb"[ \t\f\v]*" + _LINE_BREAK)
 _BLANK_LINE = re.compile(rb"\n[ \t\f\v]*\n")  # of unified line breaks
 _BOM = b"\xef\xbb\xbf"
+_DAMAGED = "damaged or cut off from here on"
+_COUNTED = "How much is missing is not known: it counts as all lines in front"
 
 
 class Range(NamedTuple):
@@ -141,7 +144,7 @@ class _LineFiles(abc.ABC):
                         yield Block(file, begin, line, data)
                         line += data.count(b"\n")
             except DAMAGED as error:
-                yield Block(file, begin, line, b"", f"damaged or cut off from here on: {error}")
+                yield Block(file, begin, line, b"", f"{_DAMAGED} ({error}). {_COUNTED}")
             except OSError as error:
                 raise SourceError(f"{file}: cannot be read: {error.strerror or error}") from error
 
@@ -233,7 +236,7 @@ class TextSource(_LineFiles):
     def parse(self, block: Block) -> Parsed:
         bad = Bad()
         if block.problem:
-            bad.add(BadRecord(block.file, block.problem, block.begin, block.line))
+            bad.add(_missing(block))
             return bad.parsed([], 0)
         documents: list[list[str]] = [[]]
         lines: list[list[int]] = [[]]
@@ -270,7 +273,7 @@ class JsonSource(_LineFiles):
     def parse(self, block: Block) -> Parsed:
         bad = Bad()
         if block.problem:
-            bad.add(BadRecord(block.file, block.problem, block.begin, block.line))
+            bad.add(_missing(block))
             return bad.parsed([], 0)
         documents = []
         lines = []
@@ -291,6 +294,13 @@ class JsonSource(_LineFiles):
             else:
                 bad.add(BadRecord(block.file, reason, block.begin, block.line + number))
         return bad.parsed(documents, len(documents), lines)
+
+
+def _missing(block: Block) -> BadRecord:
+    """What a file lacks that ends in damage. Nobody knows how much that is."""
+    return BadRecord(
+        block.file, block.problem, block.begin, block.line, stands_for=max(block.line, 1)
+    )
 
 
 def _end_of_first_line(data: bytes) -> int:
@@ -325,10 +335,8 @@ def document_of(text: object, text_field: str) -> tuple[list[str], str]:
             f"no text in the field {text_field!r}; name the field that holds it with "
             "--config.data.text_field"
         )
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        return [], f"half a surrogate pair at position {error.start + 1}"
+    if wrong := unwritable(text):
+        return [], wrong
     if "\0" in text:
         return [], f"a NUL character at position {text.index(chr(0)) + 1}"
     paragraphs = [line.strip() for line in text.splitlines() if line.strip()]
