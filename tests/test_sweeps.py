@@ -22,6 +22,7 @@ from albert.runtime.fields import ConfigError
 from albert.tasks.pretraining import flops_per_token
 from albert.train.config import in_steps
 from albert.train.cost import parameters_of
+from albert.train.phases import phases_of
 from bases import BASE
 from configs.finetune import published
 from runs import one_device
@@ -37,8 +38,8 @@ from tools.sweeps.plan import (
     run_name,
     task_of,
 )
-from tools.sweeps.plots import _loss, draw
-from tools.sweeps.results import collect, write_tables
+from tools.sweeps.plots import _loss, _quality, draw
+from tools.sweeps.results import Row, collect, write_tables
 
 ROOT = Path(__file__).resolve().parent.parent
 # Searches are planned in tests/test_trials.py.
@@ -148,6 +149,36 @@ def test_the_command_of_a_run_makes_its_config(tmp_path):
             value = getattr(getattr(run.config, section), field.name)
             assert f"  {field.name}: {value!r}\n" in done.stdout
     assert "seed: 3\n" in done.stdout
+
+
+def test_what_a_run_finds_out_when_it_starts_makes_it_no_other_run(tmp_path):
+    """Its dtype, and the fields of the phase that it has reached."""
+    phases = ({"steps": 30}, {"data.max_predictions": 4})
+    fields = {**TEXT, "model.dtype": "auto", "phases": phases, "train.num_steps": 60}
+    (run,) = plan(
+        Sweep(title="t", base="configs/laptop.py:tiny", runs=[{}]), tmp_path, fields, (0,)
+    )
+    run.workdir.mkdir()
+    for phase in phases_of(run.config):
+        model = dataclasses.replace(phase.config.model, dtype="bfloat16")
+        stored = dataclasses.asdict(dataclasses.replace(phase.config, model=model))
+        (run.workdir / "config.json").write_text(json.dumps({"config": stored}))
+        assert plan_module.other_run(run) == []
+    check_disk([run], tmp_path)  # asks how large the model is
+    (run.workdir / "eval_60.json").write_text("{}")
+    assert plan_module.is_finished(run)
+    stored["data"]["max_predictions"] = 3
+    (run.workdir / "config.json").write_text(json.dumps({"config": stored}))
+    assert "with another data.max_predictions;" in plan_module.other_run(run)[0]
+
+
+def test_a_sweep_without_figures_of_pretraining_is_drawn(tmp_path):
+    columns = {"accuracy, %": ("eval_{step}.json", "accuracy")}
+    sweep = Sweep(title="t", base="configs/finetune/texts.py:tiny", runs=[{}], columns=columns)
+    one = Row({"model.sharing": "all"}, 10, 5, 100, [], {"accuracy, %": 60.0}, {}, None, {})
+    two = dataclasses.replace(one, center={"accuracy, %": 70.0}, parameters=20)
+    assert _quality(sweep, [one, two], tmp_path).read_bytes()[:4] == b"\x89PNG"
+    assert _quality(sweep, [dataclasses.replace(one, center={})], tmp_path) is None
 
 
 def test_budgets_are_steps():
@@ -589,6 +620,11 @@ def test_a_budget_in_seconds_is_the_steps_that_it_buys(files, tmp_path):
         assert int(row["steps"]) == steps
         assert all((run / f"eval_{steps}.json").is_file() for run in runs)
     # And not when it is started again.
+    table = (work / "table.md").read_text()
+    shown = call(sweep, work, "--table", "--jobs=2")  # of whatever number there were at once
+    assert shown.returncode == 0, shown.stderr
+    assert "not there yet" not in (work / "table.md").read_text()
+    assert [r["steps"] for r in quality(work)] == [r["steps"] for r in rows], table
     again = call(sweep, work).stdout
     assert again.count("finished before") == 4
     assert "measuring" not in again

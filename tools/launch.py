@@ -164,6 +164,7 @@ def _check(config, devices: Devices, sees_this_disk: bool) -> list[str]:
     from albert.runtime.fields import ConfigError
     from albert.tasks import find_task
     from albert.train.config import check_devices
+    from albert.train.cost import in_bfloat16
 
     found = [] if sees_this_disk else _files_here(config)
     if config.init_model and config.init_from:
@@ -171,6 +172,7 @@ def _check(config, devices: Devices, sees_this_disk: bool) -> list[str]:
 
         config, _ = read_start(config)
     # The kernel is one of the hosts', whatever this machine has; no shape depends on it.
+    config = in_bfloat16(config)  # where the hosts choose the dtype
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, attention="xla"))
     kind = find_task(config.task)
     try:
@@ -193,9 +195,16 @@ def _files_here(config) -> list[str]:
                 continue
             path = re.sub("^(lines|text|jsonl|parquet):", "", text)
             if re.search("[/.]", path) and glob.glob(str(Path(path).expanduser())):
+                # Labelled examples are read from disks alone.
+                elsewhere = (
+                    "put it into the image, or on a disk that all hosts mount, and name it as it "
+                    "is there"
+                    if name.startswith("data.") and config.task != "pretraining"
+                    else "copy it to gs:// and name that"
+                )
                 found.append(
                     f"{name} names {text}, which is on this machine, and the job's hosts do not "
-                    "see it; copy it to gs:// and name that"
+                    f"see it; {elsewhere}"
                 )
     return found
 

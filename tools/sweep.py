@@ -93,7 +93,7 @@ def main(spec: str, overrides: list[str]) -> None:
     if _WORKERS.value or _TRIALS.value:
         raise ConfigError([f"{spec} has no search: leave --workers and --trials out"])
     planned = plan(sweep, folder.absolute(), fields, seeds)
-    runs, failed = calibrated(sweep, planned, _JOBS.value, _ROOT, None)
+    runs, failed = calibrated(sweep, planned, None if _TABLE.value else _JOBS.value, _ROOT, None)
     if _PRINT.value:
         if failed:
             raise ConfigError(

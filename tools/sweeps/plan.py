@@ -13,11 +13,13 @@ from pathlib import Path
 
 from albert.checkpoints import CheckpointError
 from albert.interop import formats
+from albert.models.config import AUTO_DTYPE
 from albert.runtime.fields import ConfigError
 from albert.runtime.paths import file_name_part, place
 from albert.tasks import find_task
 from albert.train.config import Config, check, field_types, from_json, split_overrides, with_added
-from albert.train.cost import state_bytes
+from albert.train.cost import in_bfloat16, state_bytes
+from albert.train.phases import phases_of
 from tools.sweeps.grid import Overrides, Sweep
 
 _ROOT = Path(__file__).resolve().parent.parent.parent
@@ -265,28 +267,36 @@ def _stored_config(run: Run) -> dict | None:
 def other_run(run: Run) -> list[str]:
     """A sentence when the run's folder holds a run with another config."""
     stored = _stored_config(run)
-    wanted = json.loads(json.dumps(dataclasses.asdict(run.config)))
-    if stored is None or stored == wanted:
+    if stored is None:
         return []
-    # What a run finds out when it starts.
-    if run.config.init_model and run.config.init_from:
-        wanted["model"] = stored["model"]
-    if run.config.train.epochs:
-        wanted["train"]["num_steps"] = stored["train"]["num_steps"]
-        for field in ("warmup_steps", "cooldown_steps"):
-            wanted["optimizer"][field] = stored["optimizer"][field]
-    changes = [
-        f"{section}{'.' + field if field else ''}"
-        for section, values in wanted.items()
-        for field in (values if isinstance(values, dict) else [""])
-        if (stored.get(section, {}).get(field) if field else stored.get(section))
-        != (values[field] if field else values)
-    ]
+    # Its folder has the config of the phase that it has reached.
+    changes = min((_changes(phase.config, stored) for phase in phases_of(run.config)), key=len)
     if not changes:
         return []
     return [
         f"{run.workdir} holds a run with another {', '.join(changes)}; choose another --workdir or "
         "remove it"
+    ]
+
+
+def _changes(config: Config, stored: dict) -> list[str]:
+    """The fields in which what a run has stored is not what it would store with a config."""
+    wanted = json.loads(json.dumps(dataclasses.asdict(config)))
+    # What a run finds out when it starts.
+    if config.init_model and config.init_from:
+        wanted["model"] = stored["model"]
+    if config.model.dtype == AUTO_DTYPE:
+        wanted["model"]["dtype"] = stored["model"]["dtype"]
+    if config.train.epochs:
+        wanted["train"]["num_steps"] = stored["train"]["num_steps"]
+        for field in ("warmup_steps", "cooldown_steps"):
+            wanted["optimizer"][field] = stored["optimizer"][field]
+    return [
+        f"{section}{'.' + field if field else ''}"
+        for section, values in wanted.items()
+        for field in (values if isinstance(values, dict) else [""])
+        if (stored.get(section, {}).get(field) if field else stored.get(section))
+        != (values[field] if field else values)
     ]
 
 
@@ -312,7 +322,7 @@ def _bytes_of(configs: list[Config]) -> int:
     for config in configs:
         if config.init_model and config.init_from:
             config = dataclasses.replace(config, model=read(config.init_from))
-        sizes = sized(dataclasses.replace(config, seed=0))
+        sizes = sized(in_bfloat16(dataclasses.replace(config, seed=0, phases=())))
         kept = config.train.keep_last + config.train.keep_best + 1
         total += kept * (sizes["parameters"] + sizes["optimizer"])
     return total

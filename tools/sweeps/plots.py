@@ -1,5 +1,6 @@
 """Pictures of a sweep: held-out figures over training, and what they come to."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,10 @@ def draw(sweep: Sweep, runs: list[Run], rows: list[Row], folder: Path) -> list[P
     matplotlib.use("Agg")
     if not rows:
         return []
-    return [_loss(sweep, runs, folder), _quality(sweep, rows, folder)]
+    drawn = [_loss(sweep, runs, folder)]
+    if quality := _quality(sweep, rows, folder):
+        drawn.append(quality)
+    return drawn
 
 
 def label(overrides: Overrides) -> str:
@@ -98,11 +102,17 @@ def _draw_curves(axis, curves, colour, name: str) -> None:
         axis.plot(x, y, color=colour, label=name)
 
 
-def _quality(sweep: Sweep, rows: list[Row], folder: Path) -> Path:
+def _quality(sweep: Sweep, rows: list[Row], folder: Path) -> Path | None:
+    """What every row came to; None where there is no figure that all of them have."""
     from matplotlib import pyplot
 
-    wanted = sweep.columns if sweep.center == "median" else ("gain, nats", "SOP accuracy, %")
-    columns = [c for c in wanted if all(c in row.center for row in rows)]
+    def shared(wanted: Iterable[str]) -> list[str]:
+        return [c for c in wanted if all(c in row.center for row in rows)]
+
+    own, of_pretraining = shared(sweep.columns), shared(("gain, nats", "SOP accuracy, %"))
+    columns = own if sweep.center == "median" else of_pretraining or own
+    if not columns:
+        return None
     if len({row.parameters for row in rows}) == 1 and sweep.center == "median":
         return _seeds(sweep, rows, columns, folder)
     colours = pyplot.get_cmap("turbo")(np.linspace(0.03, 0.97, len(rows)))

@@ -174,7 +174,7 @@ def end_of_log(path: Path, lines: int = 5) -> str:
 
 
 def calibrated(
-    sweep: Sweep, runs: list[Run], jobs: int, root: Path, say: Callable[[str], None] | None
+    sweep: Sweep, runs: list[Run], jobs: int | None, root: Path, say: Callable[[str], None] | None
 ) -> tuple[list[Run], list[tuple[Run, str]]]:
     """Runs of a budget in seconds, with the steps that they can take in it on this machine.
 
@@ -185,7 +185,7 @@ def calibrated(
     Args:
       sweep: for its budget.
       runs: as planned.
-      jobs: runs at once.
+      jobs: runs at once; None: as many as there were, where nothing is measured.
       root: where train.py is.
       say: told of each measurement; None measures nothing.
 
@@ -212,12 +212,13 @@ def calibrated(
         }
         if key not in measured and kept.is_file():
             found = json.loads(kept.read_text())
-            if found["of"] == of:
+            if found["of"] == (of if jobs else of | {"jobs": found["of"]["jobs"]}):
                 measured[key] = found["step_seconds"]
         if key not in measured and say is None:
             failed.append((run, "its step was not measured yet"))
             continue
         if key not in measured and say is not None:
+            assert jobs is not None
             say(f"{run.name}: measuring its step")
             seconds = _step_seconds(run, jobs, root)
             if seconds is None:
