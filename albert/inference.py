@@ -284,7 +284,7 @@ class Pretrained:
     @property
     def abilities(self) -> tuple[str, ...]:
         """What this model may be asked: those of ABILITIES that its heads are for."""
-        kind = self.heads.get("classifier", {}).get("kind", "classes")
+        kind = self._kind
         has = {
             "fill_mask": "mlm_head" not in self._lacking,
             "encode": True,
@@ -294,6 +294,11 @@ class Pretrained:
             "answer": self._span_head is not None,
         }
         return tuple(name for name in ABILITIES if has[name])
+
+    @property
+    def _kind(self) -> str:
+        """What the classifier's logits mean, of `kinds.KINDS`, or "choice"."""
+        return self.heads.get("classifier", {}).get("kind", "classes")
 
     def _check_abilities(self, asked: Iterable[str]) -> None:
         if unknown := [name for name in asked if name not in self.abilities]:
@@ -596,28 +601,29 @@ class Pretrained:
           A `Class` of one text; of several a list of them, in their order.
 
         Raises:
-          ValueError: the model has no classifier or no vocabulary, something is not a text, or it
-            cannot be left so.
+          ValueError: the model has no classifier or no vocabulary, or chooses among options;
+            something is not a text, or it cannot be left so.
         """
         if "classifier_head" in self._lacking:
             raise ValueError(
                 "This model has no classifier: fine-tune it on labelled texts first, such as with "
                 "configs/finetune/texts.py."
             )
+        if self._kind == "choice":
+            raise ValueError("This model tells which of several options is right: ask `choose`.")
         rule = None if exit is None else self._checked_exit(exit)
         texts = _texts(text, "text")
         pairs = [None] * len(texts) if pair is None else _texts(pair, "pair")
         if len(texts) != len(pairs):
             raise ValueError(f"There are {len(texts)} texts and {len(pairs)} pairs.")
-        kind = self.heads["classifier"].get("kind", "classes")
         if rule is None:
             logits = self.classifier_logits(texts, pairs, batch_size)
-            found = [class_of(kind, self.label_names, row) for row in logits]
+            found = [class_of(self._kind, self.label_names, row) for row in logits]
         else:
             rows = self._pairs(texts, pairs)
             logits, depths = self._left(rows, _at_least_one(batch_size, "batch_size"), rule)
             found = [
-                class_of(kind, self.label_names, row)._replace(depth=int(depth))
+                class_of(self._kind, self.label_names, row)._replace(depth=int(depth))
                 for row, depth in zip(logits, depths, strict=True)
             ]
         return found[0] if isinstance(text, str) else found
@@ -644,8 +650,7 @@ class Pretrained:
         Raises ValueError: the model was not fine-tuned on choices, has no vocabulary, or something
         is not a text.
         """
-        fields = self.heads.get("classifier", {})
-        if "classifier_head" in self._lacking or fields["labels"] != 1:
+        if "classifier_head" in self._lacking or self._kind != "choice":
             raise ValueError(
                 "This model was not fine-tuned to choose: see configs/finetune/race.py."
             )
@@ -785,7 +790,7 @@ class Pretrained:
     def _logits_of(self, rows: Sequences, batch_size: int) -> np.ndarray:
         """The classifier's, float32 [rows, labels]."""
         fields = self.heads["classifier"]
-        ability = "choose" if fields.get("kind") == "choice" else "classify"
+        ability = "choose" if self._kind == "choice" else "classify"
         found = np.zeros((len(rows), fields["labels"]), np.float32)
         for chosen, batch in self._batches(rows, batch_size):
             found[chosen] = self.compute(ability, batch)

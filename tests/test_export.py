@@ -25,7 +25,7 @@ from albert.interop.folders import open_vocabulary
 from albert.interop.saturation import saturates
 from albert.interop.weights import Weights, stacked
 from albert.models.encoder import Albert
-from albert.models.heads import outside_of_paragraph
+from albert.models.heads import BEAMS, outside_of_paragraph
 from albert.train.evaluate_program import in_place_of
 from exports import HEADS, SHARINGS, SIZES, VARIANTS, by_jax, read_lines, rows, tuned
 from models import random_weights
@@ -318,23 +318,55 @@ def test_a_folder_is_all_that_a_program_needs(with_vocabulary, tmp_path):
     onnx.checker.check_model(str(folder / "onnx/model.onnx"), full_check=True)
 
 
-@pytest.mark.parametrize("format", ["onnx", "stablehlo"])
-def test_the_lines_of_the_readme_run(format, with_vocabulary, tmp_path):
-    pytest.importorskip("tokenizers", reason="pip install tokenizers")
-    folder = tmp_path / "out"
-    export(with_vocabulary, folder, format, ("mlm",))
-    code = read_lines(folder)
-    more = "print(logits.shape)" if format == "onnx" else "print(outputs['logits'].shape)"
+def ran_by_its_readme(folder, more):
+    """What the README's lines of Python print in the folder, with `more` behind them."""
     without = "import sys\nassert not {'flax', 'albert'} & {*sys.modules}, sys.modules"
     found = subprocess.run(
-        [sys.executable, "-c", f"{code}\n{more}\n{without}"],
+        [sys.executable, "-c", f"{read_lines(folder)}\n{more}\n{without}"],
         cwd=folder,
         capture_output=True,
         text=True,
         check=False,
     )
     assert found.returncode == 0, found.stderr
-    assert re.search(rf"\(1, \d+, {VOCABULARY}\)", found.stdout)
+    return found.stdout
+
+
+@pytest.mark.parametrize("format", ["onnx", "stablehlo"])
+def test_the_lines_of_the_readme_run(format, with_vocabulary, tmp_path):
+    pytest.importorskip("tokenizers", reason="pip install tokenizers")
+    folder = tmp_path / "out"
+    export(with_vocabulary, folder, format, ("mlm",))
+    more = "print(logits.shape)" if format == "onnx" else "print(outputs['logits'].shape)"
+    assert re.search(rf"\(1, \d+, {VOCABULARY}\)", ran_by_its_readme(folder, more))
+
+
+def test_the_lines_run_where_a_row_may_not_be_short(tmp_path):
+    weights = tuned({"conditional_span": {"dropout": 0.0, "threshold": 0.0}}, spread=0.02)
+    export(weights, tmp_path / "out", "stablehlo")
+    text = (tmp_path / "out/README.md").read_text()
+    assert f"L from {BEAMS} to 64" in text
+    assert "(1, 5" in ran_by_its_readme(
+        tmp_path / "out", "print({k: v.shape for k, v in outputs.items()})"
+    )
+
+
+def test_javascript_is_shown_where_a_pipeline_gives_what_the_model_means():
+    def shown(weights, *heads):
+        return onnx_format.usage(
+            interface.asked(weights, heads), {"float32": "onnx/model.onnx"}, interface.Options()
+        )
+
+    fields = {"labels": 1, "dropout": 0.0}
+    assert "javascript" not in shown(tuned({"classifier": {**fields, "kind": "choice"}}))
+    number = shown(tuned({"classifier": {**fields, "kind": "number"}}))
+    assert "pipeline" not in number
+    assert "console.log(logits.data)" in number
+    assert "text-classification" in shown(tuned({"classifier": {**fields, "labels": 3}}, "abc"))
+    for pooling in ("mean", "cls"):
+        vectors = shown(tuned({"sentence": {"pooling": pooling}}), "hidden")
+        assert f'pooling: "{pooling}", normalize: true' in vectors
+    assert "javascript" not in shown(tuned({"sentence": {"pooling": "pooled"}}), "hidden")
 
 
 def test_stablehlo_is_small_and_free_in_batch_and_length(tmp_path):

@@ -35,6 +35,7 @@ from albert.serving import server
 from albert.serving.abilities import Limits, abilities_of
 from albert.serving.backend import Card, Shapes, row_of
 from albert.serving.batching import Batcher, QueueFull
+from albert.serving.guard import is_loopback
 from albert.serving.jax_backend import JaxBackend
 from models import TINY, random_weights
 from services import (
@@ -383,7 +384,7 @@ def test_bodies_that_are_too_large_or_of_another_kind_are_refused(service):
 
 
 def test_without_a_token_only_names_of_this_machine_are_answered(service):
-    for host in ("127.0.0.1", "localhost:8000", "[::1]:80", "LOCALHOST"):
+    for host in ("127.0.0.1", "localhost:8000", "[::1]:80", "LOCALHOST", "127.0.0.2:9"):
         assert ask(service, "/health", Host=host)[0] == 200
     for host in ("evil.example", "127.0.0.1.evil.example", "", "[::2]", "localhost@evil.example"):
         status, content, _ = ask(service, "/embed", {"texts": ["a"]}, Host=host)
@@ -639,7 +640,8 @@ def call(*arguments, **environment):
     ("arguments", "token", "words"),
     [
         (("--host=0.0.0.0",), None, "reached by other machines, so requests must bear a token"),
-        (("--host=0.0.0.0",), " ", "--token: it must be of ASCII letters, and not empty"),
+        (("--host=0.0.0.0",), " ", "--token: it must be of ASCII letters, not empty"),
+        (("--host=0.0.0.0",), "secret ", "and without spaces at its ends"),
         (("--batches=1,0",), None, "--batches: '1,0' must be whole numbers of at least 1"),
     ],
 )
@@ -655,7 +657,7 @@ def test_a_port_that_is_taken_is_told():
         taken.listen()
         with pytest.raises(RunError, match="cannot be listened on: Address already in use"):
             server.claim("127.0.0.1", taken.getsockname()[1])
-    assert [server.is_loopback(h) for h in ("127.0.0.1", "::1", "localhost", "0.0.0.0", "x")] == [
+    assert [is_loopback(h) for h in ("127.0.0.1", "::1", "localhost", "0.0.0.0", "x")] == [
         *[True] * 3,
         *[False] * 2,
     ]

@@ -62,6 +62,7 @@ def main() -> None:
     from albert.interop.folders import check_new
     from albert.runtime.fields import ConfigError
     from albert.runtime.paths import is_remote, place
+    from albert.runtime.signals import StopSignals
 
     if is_remote(output := place(_OUTPUT.value)):
         raise ConfigError(
@@ -75,7 +76,8 @@ def main() -> None:
     )
     if _SHARING.value is not None:
         weights = reshared(weights)
-    written = formats.write(weights, output, _FORMAT.value)
+    with StopSignals() as stop, stop.immediately():  # and nothing half-written stays
+        written = formats.write(weights, output, _FORMAT.value)
     rows = [
         (weights.names.get(path, "-"), written.get(path, "-"), "x".join(map(str, value.shape)))
         for path, value in weights.params.items()

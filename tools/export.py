@@ -94,12 +94,12 @@ def main() -> None:
     from albert.export import check, export
     from albert.interop import formats
     from albert.interop.reshare import first_layers
-
-    def place(text: str | None) -> Path | None:
-        return Path(text).expanduser() if text else None
+    from albert.runtime.paths import place
+    from albert.runtime.signals import StopSignals
 
     output = Path(_OUTPUT.value).expanduser()
-    weights = formats.read(Path(_INPUT.value).expanduser(), vocabulary=place(_TOKENIZER.value))
+    vocabulary = place(_TOKENIZER.value) if _TOKENIZER.value else None
+    weights = formats.read(place(_INPUT.value), vocabulary=vocabulary)
     if _DEPTH.value is not None:
         weights = first_layers(weights, _DEPTH.value)
     wanted = {
@@ -113,21 +113,22 @@ def main() -> None:
         raise CheckpointError(f"--lengths: {wrong[0]!r} is no number; such as 32,128.")
     lengths = [int(text) for text in _LENGTHS.value]
     print(f"Writing and checking {_FORMAT.value}, {' and '.join(precisions)}...", flush=True)
-    manifest = export(
-        weights,
-        output,
-        _FORMAT.value,
-        [head for head in _HEADS.value if head],
-        precisions,
-        fused=_FUSED.value,
-        per_token=_PER_TOKEN.value,
-        weight_bits=_WEIGHT_BITS.value,
-        lengths=lengths,
-        batch=_BATCH.value,
-        exit=_EXIT.value,
-        check_text=place(_CHECK_TEXT.value),
-        least_cosine=_LEAST_COSINE.value,
-    )
+    with StopSignals() as stop, stop.immediately():  # and nothing half-written stays
+        manifest = export(
+            weights,
+            output,
+            _FORMAT.value,
+            [head for head in _HEADS.value if head],
+            precisions,
+            fused=_FUSED.value,
+            per_token=_PER_TOKEN.value,
+            weight_bits=_WEIGHT_BITS.value,
+            lengths=lengths,
+            batch=_BATCH.value,
+            exit=_EXIT.value,
+            check_text=Path(_CHECK_TEXT.value).expanduser() if _CHECK_TEXT.value else None,
+            least_cosine=_LEAST_COSINE.value,
+        )
     for name, facts in manifest["files"].items():
         print(f"{facts['bytes']:>12,}  {name}")
     for name, checks in manifest["checks"].items():

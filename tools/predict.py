@@ -26,6 +26,9 @@ _TEXT = flags.DEFINE_string("text", "text", "Column of the text.")
 _PAIR = flags.DEFINE_string("pair", "", "Column of the second text, for models of pairs.")
 _ID = flags.DEFINE_string("id", "", "Column of an id. Default: the number of the record.")
 _BATCH = flags.DEFINE_integer("batch_size", 64, "Texts computed at once.", lower_bound=1)
+_TOKENIZER = flags.DEFINE_string(
+    "tokenizer", None, "SentencePiece .model file. Default: the one beside the model."
+)
 _DTYPE = flags.DEFINE_enum(
     "dtype", "float32", ["float32", "bfloat16", "float16"], "Of activations."
 )
@@ -40,6 +43,7 @@ def main() -> None:
     from albert.data.labelled.tables import records, table_problem
     from albert.data.sources.base import SourceError
     from albert.runtime.fields import ConfigError
+    from albert.runtime.signals import StopSignals
     from albert.tasks.classification import example_of, prediction_table
 
     problems = []
@@ -52,16 +56,30 @@ def main() -> None:
         problems.append(f"--output: there is no folder {output.absolute().parent}")
     if problems:
         raise ConfigError(problems)
-    model = albert.load(_MODEL.value, dtype=_DTYPE.value)
-    if "classifier" not in model.heads:
-        raise ConfigError([f"--model: {_MODEL.value} has no classifier; fine-tune it first"])
+    model = albert.load(_MODEL.value, dtype=_DTYPE.value, tokenizer=_TOKENIZER.value)
+    if "classify" not in model.abilities:
+        raise ConfigError(
+            [
+                f"--model: {_MODEL.value} has no classifier of texts, it can "
+                f"{', '.join(model.abilities)}; fine-tune it first"
+            ]
+        )
+    if model.tokenizer is None:
+        raise ConfigError(
+            [f"--model: there is no vocabulary beside {_MODEL.value}; name it with --tokenizer"]
+        )
     examples = (
         example_of(record, where, number, _TEXT.value, _PAIR.value, _ID.value)
         for number, (where, record) in enumerate(records(_INPUT.value))
     )
     temporary = output.with_name(f".{output.name}.unfinished")
     try:
-        with open(temporary, "w", encoding="utf-8") as file, tqdm.tqdm(unit=" texts") as progress:
+        with (
+            StopSignals() as stop,
+            stop.immediately(),  # and nothing half-written stays
+            open(temporary, "w", encoding="utf-8") as file,
+            tqdm.tqdm(unit=" texts") as progress,
+        ):
             header = True
             while chunk := list(itertools.islice(examples, _AT_ONCE * _BATCH.value)):
                 logits = model.classifier_logits(

@@ -103,12 +103,17 @@ def main() -> None:
             [f"{', '.join(lacking)} must be installed: pip install -r requirements-serve.txt"]
         )
     from albert.serving import server
+    from albert.serving.guard import is_loopback
 
     token = _TOKEN.value if _TOKEN.value is not None else os.environ.get("ALBERT_TOKEN")
     problems = []
-    if token is not None and (not token.isascii() or not token.isprintable() or not token.strip()):
-        problems.append("--token: it must be of ASCII letters, and not empty")
-    if token is None and not server.is_loopback(_HOST.value):
+    if token is not None and (
+        not token.isascii() or not token.isprintable() or not token or token != token.strip()
+    ):
+        problems.append(
+            "--token: it must be of ASCII letters, not empty, and without spaces at its ends"
+        )
+    if token is None and not is_loopback(_HOST.value):
         problems.append(
             f"--host: {_HOST.value} is reached by other machines, so requests must bear a token: "
             "set the variable ALBERT_TOKEN, or --token"

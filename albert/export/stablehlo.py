@@ -35,8 +35,8 @@ def write(model: Model, folder: Path, precision: str, options: Options) -> Path:
     names = "b, c, l" if model.choices else "b, l"
     limit = model.config.max_position_embeddings
     constraints = [f"l <= {limit}"]
-    if "conditional_span" in model.heads:
-        constraints.append(f"l >= {BEAMS}")
+    if _shortest(model) > 1:
+        constraints.append(f"l >= {_shortest(model)}")
     rows = jax.ShapeDtypeStruct(
         jax.export.symbolic_shape(names, constraints=constraints), jnp.int32
     )
@@ -57,6 +57,11 @@ def write(model: Model, folder: Path, precision: str, options: Options) -> Path:
     return path
 
 
+def _shortest(model: Model) -> int:
+    """Tokens that a row must have."""
+    return BEAMS if "conditional_span" in model.heads else 1
+
+
 def runner(path: Path):
     """A function of the INPUTS that gives the outputs by name, by jax on what it runs on here."""
     exported = jax.export.deserialize(bytearray(path.read_bytes()))
@@ -75,12 +80,14 @@ def usage(model: Model, files: dict[str, str], options: Options) -> str:
     """Lines of a README: how a program runs it."""
     del files, options
     shape = "[B, C, L]" if model.choices else "[B, L]"
-    example = "[[[2, 10, 3], [2, 11, 3]]]" if model.choices else "[[2, 10, 3]]"
+    shortest = _shortest(model)
+    row = [2, *range(10, 8 + max(shortest, 3)), 3]
+    example = f"[[{row}, {row}]]" if model.choices else f"[{row}]"
     outputs = ", ".join(f"`{name}`" for name in model.outputs)
     return "\n".join(
         [
-            f"Inputs {', '.join(f'`{name}`' for name in INPUTS)}, int32 {shape}, L at most "
-            f"{model.config.max_position_embeddings}; outputs {outputs}.",
+            f"Inputs {', '.join(f'`{name}`' for name in INPUTS)}, int32 {shape}, L from "
+            f"{shortest} to {model.config.max_position_embeddings}; outputs {outputs}.",
             "",
             "```python",
             "# pip install jax safetensors tokenizers",

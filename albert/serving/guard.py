@@ -2,6 +2,7 @@
 
 import asyncio
 import hmac
+import ipaddress
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -16,7 +17,14 @@ from albert.serving.metrics import Metrics
 # that is still sending when its connection is closed may not.
 _DROPPED_BYTES = 64 * 2**20
 _DROPPED_SECONDS = 10.0
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches what listens under this name."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
 
 
 def refusal(status: int, sentence: str, **headers: str) -> JSONResponse:
@@ -104,7 +112,7 @@ class Guard:
             # A page elsewhere whose name leads to this machine could ask in a browser's name.
             host = headers.get(b"host", "").rpartition("@")[2]
             name = host.partition("]")[0][1:] if host.startswith("[") else host.partition(":")[0]
-            if name.lower() not in LOOPBACK:
+            if not is_loopback(name):
                 return refusal(
                     403,
                     f"This service answers on this machine alone, and not under the name "

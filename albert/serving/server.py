@@ -1,6 +1,5 @@
 """From an app to an open port, until it is asked to stop."""
 
-import ipaddress
 import signal
 import socket
 from collections.abc import Callable
@@ -11,14 +10,6 @@ from starlette.types import ASGIApp
 from albert.runtime import RunError
 
 _BACKLOG = 256  # connections that nobody has looked at yet
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches what listens there."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def claim(host: str, port: int) -> socket.socket:

@@ -106,20 +106,38 @@ def usage(model: Model, files: dict[str, str], options: Options) -> str:
         '    "token_type_ids": array([r.type_ids for r in rows])})',
         "```",
     ]
-    if task := _TASKS.get(model.heads[0]):
-        name, call = task
-        lines += [
-            "",
-            "```javascript",
-            "// npm install @huggingface/transformers",
-            'import { env, pipeline } from "@huggingface/transformers";',
-            "",
-            'env.allowRemoteModels = false; env.localModelPath = "..";  // where this folder is',
-            f'const run = await pipeline("{name}", "NAME_OF_THIS_FOLDER", {{ dtype: "{dtype}" }});',
-            f"console.log(await run({call}));",
-            "```",
-        ]
+    if calls := _javascript(model, dtype):
+        lines += ["", "```javascript", "// npm install @huggingface/transformers", *calls, "```"]
     return "\n".join(lines)
+
+
+def _javascript(model: Model, dtype: str) -> list[str]:
+    """How transformers.js asks it; nothing where it has no way to."""
+    head = model.heads[0]
+    given = f'"NAME_OF_THIS_FOLDER", {{ dtype: "{dtype}" }}'
+    here = 'env.allowRemoteModels = false; env.localModelPath = "..";  // where this folder is'
+    if head == "classifier" and model.fields[head].get("kind") == "number":
+        # The pipeline would take a softmax of the one number, which is 1.
+        names = "AutoModelForSequenceClassification", "AutoTokenizer", "env"
+        return [
+            f'import {{ {", ".join(names)} }} from "@huggingface/transformers";',
+            "",
+            here,
+            f"const model = await {names[0]}.from_pretrained({given});",
+            f'const tokenizer = await {names[1]}.from_pretrained("NAME_OF_THIS_FOLDER");',
+            'const { logits } = await model(await tokenizer("Some text."));',
+            "console.log(logits.data);",
+        ]
+    if head not in _TASKS or model.choices or (head == "hidden" and model.pooling == "pooled"):
+        return []
+    name, call = _TASKS[head]
+    return [
+        'import { env, pipeline } from "@huggingface/transformers";',
+        "",
+        here,
+        f'const run = await pipeline("{name}", {given});',
+        f"console.log(await run({call.replace('POOLING', model.pooling)}));",
+    ]
 
 
 def _needs_vnni(files: dict[str, str], options: Options) -> list[str]:
@@ -156,7 +174,7 @@ _TASKS = {
     "classifier": ("text-classification", '"Some text."'),
     "tokens": ("token-classification", '"Some text."'),
     "span": ("question-answering", '"Who wrote it?", "It was written by Ada."'),
-    "hidden": ("feature-extraction", '"Some text.", { pooling: "mean", normalize: true }'),
+    "hidden": ("feature-extraction", '"Some text.", { pooling: "POOLING", normalize: true }'),
 }
 
 
