@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow.parquet
 import pytest
 import yaml
 
@@ -220,6 +221,60 @@ from albert.runtime.paths import place
 lines = (place(sys.argv[1]) / "metrics.jsonl").read_text().splitlines()
 print([x["loss"] for x in map(json.loads, lines) if x["group"] == "train"])
 """
+
+
+COPY = """
+import sys
+from pathlib import Path
+from albert.runtime.paths import place
+here, there = Path(sys.argv[1]), place("gs://bucket/labelled")
+for path in here.rglob("*.*"):
+    (there / path.relative_to(here).as_posix()).write_bytes(path.read_bytes())
+"""
+LABELLED = """
+import sys
+from albert.data.labelled import squad
+from albert.data.labelled.tables import records, table_problem
+from albert.tasks import glue, race, tokens
+folder = sys.argv[1]
+for name in ("a.csv", "a.tsv", "a.jsonl", "a.parquet"):
+    assert table_problem(f"{folder}/{name}") is None
+    print([record for _, record in records(f"{folder}/{name}")])
+print(glue.read(f"{folder}/CoLA", "cola", "train"))
+print(squad.read(f"{folder}/squad.json"))
+print(race.read(f"{folder}/RACE", "train"))
+print(tokens.read(f"{folder}/a.conll"))
+print(table_problem(f"{folder}/b.csv"))
+for read in (lambda: squad.read(f"{folder}/b.json"), lambda: tokens.read(f"{folder}/b.conll")):
+    try:
+        read()
+    except Exception as error:
+        print(type(error).__name__)
+"""
+
+
+@pytest.mark.peers
+def test_labelled_files_are_read_from_a_store_as_from_a_disk(tmp_path, store):
+    here = tmp_path / "labelled"
+    (here / "CoLA").mkdir(parents=True)
+    (here / "RACE/train/high").mkdir(parents=True)
+    (here / "a.csv").write_text('text,label\n"a ""b""",1\nc,2\n')
+    (here / "a.tsv").write_text("text\tlabel\na\t1\n")
+    (here / "a.jsonl").write_text('{"text": "a\u2028b", "label": 1}\n')
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["a", "b"]}), here / "a.parquet")
+    (here / "CoLA/train.tsv").write_text("gj04\t1\t\tIt is so.\ngj04\t0\t*\tSo it.\n")
+    question = {"id": "q", "question": "Who?", "answers": [{"text": "Tom", "answer_start": 0}]}
+    paragraph = {"context": "Tom ran.", "qas": [question]}
+    (here / "squad.json").write_text(json.dumps({"data": [{"paragraphs": [paragraph]}]}))
+    passage = {"article": "Tom ran.", "questions": ["Who?"], "options": [["A", "B"]]}
+    line = json.dumps(passage | {"answers": ["B"], "id": "high1.txt"})
+    (here / "RACE/train/high/1.txt").write_text(line)
+    (here / "a.conll").write_text("Tom B-PER\nran O\n")
+    assert run(store, "-c", COPY, str(here)).returncode == 0
+    disk, there = (run(store, "-c", LABELLED, str(f)) for f in (here, "gs://bucket/labelled"))
+    assert disk.returncode == there.returncode == 0, disk.stderr + there.stderr
+    assert disk.stdout == there.stdout
+    assert disk.stdout.splitlines()[-3:] == ["is not a file", "SourceError", "SourceError"]
 
 
 @pytest.mark.peers

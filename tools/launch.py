@@ -195,16 +195,9 @@ def _files_here(config) -> list[str]:
                 continue
             path = re.sub("^(lines|text|jsonl|parquet):", "", text)
             if re.search("[/.]", path) and glob.glob(str(Path(path).expanduser())):
-                # Labelled examples are read from disks alone.
-                elsewhere = (
-                    "put it into the image, or on a disk that all hosts mount, and name it as it "
-                    "is there"
-                    if name.startswith("data.") and config.task != "pretraining"
-                    else "copy it to gs:// and name that"
-                )
                 found.append(
                     f"{name} names {text}, which is on this machine, and the job's hosts do not "
-                    f"see it; {elsewhere}"
+                    "see it; copy it to gs:// and name that"
                 )
     return found
 

@@ -127,7 +127,7 @@ class ContrastiveConfig(FineTuningConfig):
 
 
 def _is_stsb(source: str) -> bool:
-    return source == _STSB or Path(source).expanduser().is_dir()
+    return source == _STSB or place(source).is_dir()
 
 
 def read_scored(source: str, columns: Sequence[str]) -> list[Scored]:
@@ -136,7 +136,7 @@ def read_scored(source: str, columns: Sequence[str]) -> list[Scored]:
     Raises SourceError for what cannot be read; names file, line and column.
     """
     if _is_stsb(source):
-        path = source if source == _STSB else str(Path(source).expanduser())
+        path = source if source == _STSB else str(place(source))
         return [Scored(e.text, e.pair or "", e.label) for e in glue.read(path, "sts-b", "dev")]
     found = []
     for where, record in records(source):

@@ -18,6 +18,7 @@ from albert.data.labelled.tables import tfds_records
 from albert.data.sources.base import SourceError
 from albert.data.tokenizer import Tokenizer
 from albert.runtime.console import warn
+from albert.runtime.paths import place
 from albert.tasks.metrics import METRICS
 from albert.tasks.texts import Example, LabelledData, Split, TextConfig, TextTask
 
@@ -114,7 +115,7 @@ def read(path: str | Path, task: str, split: str) -> list[Example]:
         raise ValueError(f"{task} has no split {split!r}; there is {', '.join(known)}")
     if str(path).startswith("tfds:"):
         return _read_tfds(str(path).removeprefix("tfds:"), task, split)
-    return _read_file(Path(path) / _file_name(task, split), task, split)
+    return _read_file(place(str(path)) / _file_name(task, split), task, split)
 
 
 def _file_name(task: str, split: str) -> str:
@@ -292,7 +293,7 @@ class GlueConfig(TextConfig):
     def text_problems(self) -> list[str]:
         if not self.path:
             return ["path is empty; name the folder of the task, such as glue_data/MRPC"]
-        if not self.path.startswith("tfds:") and not Path(self.path).expanduser().is_dir():
+        if not self.path.startswith("tfds:") and not place(self.path).is_dir():
             return [f"path {self.path} is not a folder"]
         return []
 
@@ -311,7 +312,7 @@ class Glue(TextTask):
         del saved
         data = config.data
         name, layout = find(data.name), TASKS[find(data.name)]
-        path = data.path if data.path.startswith("tfds:") else str(Path(data.path).expanduser())
+        path = data.path if data.path.startswith("tfds:") else str(place(data.path))
         splits = ["dev", "dev_mismatched"] if name == "mnli" else ["dev"]
         return LabelledData(
             kind="classes" if layout.labels else "number",
@@ -324,14 +325,14 @@ class Glue(TextTask):
     def read_unlabelled(cls, config):
         data = config.data
         name, found = find(data.name), {}
-        path = data.path if data.path.startswith("tfds:") else str(Path(data.path).expanduser())
+        path = data.path if data.path.startswith("tfds:") else str(place(data.path))
         for split in ["test", "test_mismatched"] if name == "mnli" else ["test"]:
-            if path.startswith("tfds:") or (Path(path) / _file_name(name, split)).is_file():
+            if path.startswith("tfds:") or (place(path) / _file_name(name, split)).is_file():
                 found[f"{SUBMITTED[f'{name}/{split}']}.tsv"] = read(path, name, split)
             else:
                 warn(f"{path} has no {_file_name(name, split)}: nothing is predicted for it")
         if data.diagnostic:
-            found["AX.tsv"] = read(Path(data.diagnostic).expanduser(), "ax", "test")
+            found["AX.tsv"] = read(place(data.diagnostic), "ax", "test")
         return found
 
     def prediction_lines(self, examples, outputs):

@@ -54,7 +54,7 @@ def read(path: str | Path, split: str | None = None) -> list[Question]:
 
     Raises SourceError for what is not there or wrong; names file, line and field.
     """
-    path = Path(path).expanduser()
+    path = place(str(path))
     if split is not None:
         own = path / split
         path = own if own.is_dir() else path / f"{split}.jsonl"
@@ -207,9 +207,7 @@ class ChoiceConfig(FineTuningConfig):
             if not named and field in ("train", "dev"):
                 found.append(f"{field} is empty; name a folder of RACE, such as RACE/{field}")
             found += [
-                f"{field}: there is no {source}"
-                for source in named
-                if not Path(source).expanduser().exists()
+                f"{field}: there is no {source}" for source in named if not place(source).exists()
             ]
         return found
 

@@ -101,7 +101,7 @@ class SquadConfig(FineTuningConfig):
             path = getattr(self, field)
             if not path:
                 found.append(f"{field} is empty; name SQuAD's {field}-v{self.version}.json")
-            elif not Path(path).expanduser().is_file():
+            elif not place(str(path)).is_file():
                 found.append(f"{field} {path} is not a file")
         return found
 

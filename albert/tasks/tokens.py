@@ -21,6 +21,7 @@ from albert.data.labelled.words import WordRows, word_sequences
 from albert.data.sources.base import SourceError
 from albert.models.encoder import Albert
 from albert.runtime.console import warn
+from albert.runtime.paths import place
 from albert.tasks.base import Best, Evaluation, Predictions
 from albert.tasks.distillation import TAUGHT
 from albert.tasks.finetuning import (
@@ -57,7 +58,7 @@ def read(path: str | Path, words: str = "tokens", labels: str | None = "labels")
 
     Raises SourceError for what is wrong; names file, line and column.
     """
-    path = Path(path).expanduser()
+    path = place(str(path))
     try:
         found = list(
             _of_json(path, words, labels) if path.suffix == ".jsonl" else _of_conll(path, labels)
@@ -164,7 +165,7 @@ class TokensConfig(FineTuningConfig):
         found = [] if self.train else ["train is empty; name files of labelled sentences"]
         for field in ("train", "dev", "predict"):
             for file in getattr(self, field):
-                path = Path(file).expanduser()
+                path = place(file)
                 if path.suffix not in FORMATS:
                     found.append(f"{field}: {file} must end in {', '.join(FORMATS)}")
                 elif not path.is_file():

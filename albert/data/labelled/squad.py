@@ -20,6 +20,7 @@ from albert.data.labelled.sequences import Sequences
 from albert.data.sources.base import SourceError
 from albert.data.tokenizer import CLS, SEP, Tokenizer, unwritable
 from albert.runtime.console import warn
+from albert.runtime.paths import place
 
 _FIRST_ID = 1_000_000_000  # of windows, as there
 _CHUNK = 1000  # questions that a process takes at once
@@ -41,7 +42,7 @@ def read(path: str | Path) -> list[Question]:
     Raises SourceError where it is no such file, an answer lies outside of its paragraph or does not
     occur in it; names file, question and field.
     """
-    path = Path(path).expanduser()
+    path = place(str(path))
     try:
         content = json.loads(path.read_bytes().decode("utf-8-sig"))
     except OSError as error:
@@ -269,16 +270,16 @@ def _make(
         spans = _spans(len(paragraph.ids), room, options.doc_stride)
         best = _best_spans(spans, len(paragraph.ids))
         none = np.full(offset, -1)
-        for place, (start, length) in enumerate(spans):
+        for window, (start, length) in enumerate(spans):
             inside = slice(start, start + length)
             rows["ids"].append(np.concatenate([[CLS], pieces, [SEP], paragraph.ids[inside], [SEP]]))
             rows["first"].append(np.concatenate([none, paragraph.starts[inside], none[:1]]))
             rows["last"].append(np.concatenate([none, paragraph.ends[inside], none[:1]]))
-            rows["is_best"].append(np.concatenate([none > 0, best[inside] == place, none[:1] > 0]))
+            rows["is_best"].append(np.concatenate([none > 0, best[inside] == window, none[:1] > 0]))
             rows["lengths"].append(offset + length + 1)
             rows["seconds"].append(offset)
             rows["example"].append(number)
-            rows["place"].append(place)
+            rows["place"].append(window)
             holds = bool(target and start <= target[0] and target[1] < start + length)
             rows["start_position"].append(target[0] - start + offset if target and holds else 0)
             rows["end_position"].append(target[1] - start + offset if target and holds else 0)
@@ -337,7 +338,7 @@ def _spans(count: int, room: int, stride: int) -> list[tuple[int, int]]:
 def _best_spans(spans: Sequence[tuple[int, int]], count: int) -> np.ndarray:
     """int [tokens]: the window in which each has the most context, the first of equals."""
     scores = np.full((len(spans), count), -np.inf)
-    for place, (start, length) in enumerate(spans):
+    for window, (start, length) in enumerate(spans):
         left = np.arange(length)
-        scores[place, start : start + length] = np.minimum(left, left[::-1]) + 0.01 * length
+        scores[window, start : start + length] = np.minimum(left, left[::-1]) + 0.01 * length
     return np.argmax(scores, axis=0) if len(spans) else np.zeros(0, np.int64)

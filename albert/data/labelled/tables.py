@@ -8,6 +8,7 @@ from typing import Any
 
 from albert.data.sources.base import SourceError
 from albert.data.tokenizer import unwritable
+from albert.runtime.paths import place
 
 _LONGEST_CELL = 2**31 - 1  # characters; Python's own limit is 131,072
 FORMATS = (".tsv", ".csv", ".jsonl", ".parquet")
@@ -19,7 +20,7 @@ def table_problem(source: str) -> str | None:
     if source.startswith("tfds:"):
         name, colon, split = source.removeprefix("tfds:").rpartition(":")
         return None if colon and name and split else "is not tfds:NAME:SPLIT"
-    path = Path(source).expanduser()
+    path = place(source)
     if path.suffix.lower() not in FORMATS:
         return f"must end in {', '.join(FORMATS)}, or be tfds:NAME:SPLIT"
     return None if path.is_file() else "is not a file"
@@ -38,7 +39,7 @@ def records(source: str) -> Iterator[tuple[str, Record]]:
         for number, record in enumerate(tfds_records(name, split)):
             yield f"{source}, record {number}", record
         return
-    path = Path(source).expanduser()
+    path = place(source)
     readers = {".tsv": _tsv, ".csv": _csv, ".jsonl": _json_lines, ".parquet": _parquet}
     try:
         yield from readers[path.suffix.lower()](path)
@@ -47,7 +48,7 @@ def records(source: str) -> Iterator[tuple[str, Record]]:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
@@ -129,7 +130,7 @@ def _parquet(path: Path) -> Iterator[tuple[str, Record]]:
     import pyarrow.parquet
 
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with path.open("rb") as opened, pyarrow.parquet.ParquetFile(opened) as file:
             number = 0
             for batch in file.iter_batches():
                 for record in batch.to_pylist():
