@@ -4,7 +4,8 @@
   python tools/glue.py --runs='runs/glue/*' --zip=submission.zip
 
 Evaluate each run first (python eval.py --workdir=RUN): its figures and predictions are read from
-what that wrote. The score is the mean over tasks of each one's mean metric, as GLUE's server has.
+what that wrote; without predictions, which --zip needs, the figures are those of its best
+checkpoint. The score is the mean over tasks of each one's mean metric, as GLUE's server has.
 """
 
 import glob
@@ -19,6 +20,7 @@ from absl import flags
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from albert import cli
+from albert.interop.workdir import BEST_REPORT
 from albert.tasks import glue
 
 _RUNS = flags.DEFINE_list(
@@ -39,8 +41,9 @@ PAPER = {
 }
 
 
-def evaluated(workdir: Path) -> tuple[str, dict[str, float], Path]:
-    """(task, its metrics, folder of its predictions) of a run; raises ValueError."""
+def evaluated(workdir: Path) -> tuple[str, dict[str, float], Path | None]:
+    """(task, its metrics, folder of its predictions, if there is one) of a run; raises
+    ValueError."""
     try:
         config = json.loads((workdir / "config.json").read_text(encoding="utf-8"))["config"]
     except (OSError, ValueError, KeyError) as error:
@@ -49,11 +52,14 @@ def evaluated(workdir: Path) -> tuple[str, dict[str, float], Path]:
         raise ValueError(f"{workdir} is a run of the task {config['task']}, not of glue")
     task = glue.find(config["data"]["name"])
     folders = [f for f in workdir.glob("predictions_*") if re.fullmatch(r"predictions_\d+", f.name)]
-    if not folders:
-        raise ValueError(f"{workdir} has no predictions; first: python eval.py --workdir={workdir}")
-    newest = max(folders, key=lambda folder: folder.stat().st_mtime)
-    step = newest.name.removeprefix("predictions_")
-    figures = json.loads((workdir / f"eval_{step}.json").read_text(encoding="utf-8"))
+    if folders:
+        newest = max(folders, key=lambda folder: folder.stat().st_mtime)
+        report = workdir / f"eval_{newest.name.removeprefix('predictions_')}.json"
+    else:  # of a task without a test set, or not evaluated yet
+        newest, report = None, workdir / BEST_REPORT
+        if not report.is_file():
+            raise ValueError(f"{workdir} has no figures; first: python eval.py --workdir={workdir}")
+    figures = json.loads(report.read_text(encoding="utf-8"))
     found = {name: figures[name] for name in glue.TASKS[task].metrics}
     if task == "mnli":
         found["accuracy_mismatched"] = figures["dev_mismatched/accuracy"]
@@ -88,7 +94,13 @@ def main() -> None:
             if task in figures:
                 raise ValueError(f"{workdir} is a second run of {task}; name one for each task")
             figures[task] = found
-            files |= {path.name: path for path in sorted(folder.glob("*.tsv"))}
+            if folder is not None:
+                files |= {path.name: path for path in sorted(folder.glob("*.tsv"))}
+            elif _ZIP.value:
+                raise ValueError(
+                    f"{workdir} has no predictions; first: python eval.py --workdir={workdir}, "
+                    "with test.tsv in the task's folder"
+                )
     except (ValueError, KeyError) as error:
         raise ConfigError([str(error)]) from error
     print(table(figures))
