@@ -230,9 +230,10 @@ def test_runs_are_put_together_for_the_server(tmp_path):
     without = glue_run(tmp_path / "d", "rte", {}, [])
     (without / "predictions_7").rmdir()
     (without / "eval_best.json").write_text('{"step": 5, "accuracy": 0.6}')
-    done = subprocess.run(command[:-1], cwd=ROOT, capture_output=True, text=True)
+    three = [*command[:2], f"--runs={tmp_path}/[abd]"]
+    done = subprocess.run(three, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "rte        89.2  accuracy 60.0" in done.stdout
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([*three, command[-1]], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     assert "d has no predictions; first: python eval.py" in done.stderr
     (tmp_path / "c").mkdir()
