@@ -1,5 +1,5 @@
-"""What sharing costs at three widths, with the same tokens each; the embedding is as wide as the
-layers, so that it holds none of them back. From three sizes one may look at a fourth."""
+"""What sharing costs at three widths, with the same tokens each, and what buys it back at the least
+of them, where it costs most; the embedding is as wide as the layers and holds none of them back."""
 
 from configs.ablations.scale import LAPTOP, is_laptop
 from tools.sweeps.grid import Overrides, Sweep, chain, choices, product
@@ -18,15 +18,17 @@ def get_sweep(arg: str = "") -> Sweep:
             "model.num_attention_heads": hidden // per_head,
         }
 
+    widths = (32, 64, 128) if laptop else (384, 768, 1536)
     strategies = choices("model.sharing", "all", "attention", "ffn", "none")
+    narrow, everything = [width(widths[0])], choices("model.sharing", "all")
     return Sweep(
         title="Sharing at three widths",
         base=LAPTOP if laptop else "configs/base.py:v1",
         runs=chain(
-            *(
-                product([width(hidden)], strategies)
-                for hidden in ((32, 64, 128) if laptop else (384, 768, 1536))
-            )
+            *(product([width(hidden)], strategies) for hidden in widths),
+            product(narrow, choices("model.sharing", "groups:2")),
+            product(narrow, everything, choices("model.per_layer_norm", True)),
+            product(narrow, everything, choices("model.lora_rank", 4, 8)),
         ),
         note="Heads are as wide at every width, and E = H: the rows of nothing shared are BERT's "
         "shape.",
