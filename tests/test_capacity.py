@@ -261,15 +261,23 @@ def test_the_program_leaves_with_2_where_a_config_does_not_fit(tmp_path):
 
 @pytest.mark.slow
 def test_the_table_has_a_line_for_each(tmp_path):
+    configs = "configs/base.py,configs/base.py:v1,tiny,configs/base_two_lengths.py"
     done = subprocess.run(
-        [sys.executable, ROOT / "tools/capacity.py", "--devices=h100:8"],
+        [sys.executable, ROOT / "tools/capacity.py", "--devices=h100:8", f"--configs={configs}"],
         cwd=tmp_path,
         capture_output=True,
         text=True,
         check=True,
     )
     lines = [line.split(" | ") for line in done.stdout.splitlines()]
-    assert [line[0:2] for line in lines[2:]] == [["| base", "8 x h100"]]
+    two = "| base_two_lengths, steps"
+    assert [line[0].partition(": ")[0] for line in lines[2:]] == [
+        "| base",
+        "| base:v1,tiny",
+        f"{two} 1 to 112500",
+        f"{two} 112501 to 125000",
+    ]
+    assert {line[1] for line in lines[2:]} == {"8 x h100"}
     assert {len(line) for line in (lines[0], *lines[2:])} == {16}
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import gc
 import json
 import os
 import re
@@ -149,6 +150,34 @@ def test_no_clock_is_compared(tmp_path, monkeypatch):
 
 
 # Signals.
+
+
+def test_a_signal_in_a_garbage_collection_stops_what_is_stopped_at_once():
+    """Python drops what is raised in its callbacks, of which jax has one."""
+
+    armed = []
+
+    def callback(phase, info):
+        if armed:
+            armed.clear()
+            signal.raise_signal(signal.SIGTERM)
+
+    def collect_and_go_on_for(seconds):
+        armed.append(True)
+        gc.collect()
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            time.sleep(0.01)
+
+    gc.callbacks.append(callback)
+    begin = time.monotonic()
+    try:
+        for seconds in (30, 0):  # with nothing behind it, at the end
+            with StopSignals() as stop, pytest.raises(StopNow), stop.immediately():
+                collect_and_go_on_for(seconds)
+        assert time.monotonic() - begin < 30
+    finally:
+        gc.callbacks.remove(callback)
 
 
 def test_signals_are_remembered_and_handlers_put_back(capfd):

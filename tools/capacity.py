@@ -50,22 +50,47 @@ _COLUMNS = (
 
 def main() -> None:
     from albert.runtime.console import tell
+    from albert.runtime.fields import ConfigError
     from albert.train.capacity import asked, fitting, plan
     from albert.train.chips import read_devices
     from albert.train.compiler import can_be_asked
     from albert.train.config_files import read_config
+    from albert.train.phases import phases_of
 
     devices = [read_devices(text) for text in _DEVICES.value]
-    configs = {Path(path).stem: read_config(path, {}, needs_text=False) for path in _CONFIGS.value}
+    paths = _with_arguments(_CONFIGS.value)
+    configs = [(path, read_config(path, {}, needs_text=False)) for path in paths]
+    if taught := [path for path, config in configs if config.distillation.teacher]:
+        raise ConfigError(
+            [
+                f"{path} has a teacher, which is not counted here: ask train.py --config={path} "
+                "--describe --devices"
+                for path in taught
+            ]
+        )
     print(f"| {' | '.join(_COLUMNS)} |\n|{'---|' * len(_COLUMNS)}", flush=True)
-    for name, config in configs.items():
+    for path, config in configs:
+        name = path.rpartition("/")[2].replace(".py", "", 1)
         for of in devices:
-            changed = fitting(config, of)
-            planned = plan(changed, of, _MFU.value)
-            if _ASK_COMPILER.value and can_be_asked(of):
-                planned = asked(changed, planned, lambda text: tell(text, sys.stderr))
-            cells = [name, str(of), *_cells(changed.model.remat, planned)]
-            print(f"| {' | '.join(cells)} |", flush=True)
+            for phase in phases_of(config):
+                changed = fitting(phase.config, of)
+                planned = plan(changed, of, _MFU.value, steps=phase.end - phase.first)
+                if _ASK_COMPILER.value and can_be_asked(of):
+                    planned = asked(changed, planned, lambda text: tell(text, sys.stderr))
+                row = f"{name}, {phase}" if config.phases else name
+                cells = [row, str(of), *_cells(changed.model.remat, planned)]
+                print(f"| {' | '.join(cells)} |", flush=True)
+
+
+def _with_arguments(texts: list[str]) -> list[str]:
+    """Configs of a list in which the commas of their arguments have parted them."""
+    found: list[str] = []
+    for text in texts:
+        if found and ".py" not in text:
+            found[-1] += f",{text}"
+        else:
+            found.append(text)
+    return found
 
 
 def _cells(remat: str, planned) -> list[str]:

@@ -47,10 +47,11 @@ def predicted_mfu(
     return model_flops / (target.flops * seconds)
 
 
-def main() -> None:
+def main() -> int:
     from albert.models.cost import encoder_flops
     from albert.runtime.fields import ConfigError
     from albert.tasks.pretraining import Pretraining
+    from albert.train.cost import in_bfloat16
     from tools.compilers.targets import TARGETS, compile_for
 
     unknown = [name for name in _TARGET.value if name not in TARGETS]
@@ -58,7 +59,22 @@ def main() -> None:
         raise ConfigError(
             [f"--target names {name!r}; there is {', '.join(TARGETS)}" for name in unknown]
         )
-    config = cli.checked(_CONFIG, needs_text=False)
+    config = in_bfloat16(cli.checked(_CONFIG, needs_text=False))
+    problems = [
+        f"{name} is set: {what}"
+        for name, what, is_set in (
+            ("task", "only pretraining is compiled here", config.task != "pretraining"),
+            (
+                "distillation.teacher",
+                "its part of a step is not compiled here",
+                config.distillation.teacher,
+            ),
+            ("phases", "give the fields of one, and --config.phases='()'", config.phases),
+        )
+        if is_set
+    ]
+    if problems:
+        raise ConfigError(problems)
     length, depth = config.data.seq_length, config.model.depth
     found = {}
     for name in _TARGET.value:
@@ -102,6 +118,7 @@ def main() -> None:
             f"predicted MFU {100 * answer['predicted_mfu']:.0f} %"
         )
     print(json.dumps(found))
+    return 2 if any("missing" in answer for answer in found.values()) else 0
 
 
 if __name__ == "__main__":

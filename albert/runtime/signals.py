@@ -1,14 +1,17 @@
 """Signals that ask a run to stop: remembered until it can without losing a step."""
 
+import _thread
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 
 # What a scheduler takes as "start me again": EX_TEMPFAIL of sysexits.h.
 EXIT_CODE = 75
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_MOMENT = 0.05  # seconds, until a StopNow that was dropped is raised again
 
 
 class Preempted(RuntimeError):
@@ -32,12 +35,16 @@ class StopSignals:
 
     Inside `immediately()` they raise StopNow. Where Python takes no signals, outside of the main
     thread, they are left as they are.
+
+    Python drops what is raised in the middle of a garbage collection's callbacks, of which jax has
+    one, and of `__del__`: a StopNow that is dropped there is raised again a moment later.
     """
 
     def __init__(self):
         self.asked: str | None = None  # the signal's name
         self._before: dict = {}
         self._raises = False
+        self._again: threading.Timer | None = None
 
     def __enter__(self) -> "StopSignals":
         self.install()
@@ -56,7 +63,7 @@ class StopSignals:
         self._before = {}
 
     def _take(self, number: int, frame) -> None:
-        again = self.asked is not None
+        again = self.asked is not None and not self._raises
         self.asked = self.asked or signal.Signals(number).name
         told = (
             f"{signal.Signals(number).name} once more: already stopping.\n"
@@ -73,11 +80,29 @@ class StopSignals:
 
     @contextlib.contextmanager
     def immediately(self) -> Iterator[None]:
-        """Inside, a signal raises StopNow at once; so does one that came before."""
+        """Inside, a signal raises StopNow at once, at the end at the latest; so does one that came
+        before."""
         if self.asked:
             raise StopNow
+        before = sys.unraisablehook
+
+        def look(dropped) -> None:
+            if not isinstance(dropped.exc_value, StopNow):
+                before(dropped)
+                return
+            self._raises = True
+            self._again = threading.Timer(_MOMENT, _thread.interrupt_main, (signal.SIGTERM,))
+            self._again.daemon = True
+            self._again.start()
+
         self._raises = True
+        sys.unraisablehook = look
         try:
             yield
         finally:
             self._raises = False
+            sys.unraisablehook = before
+            if self._again is not None:
+                self._again.cancel()
+        if self.asked:
+            raise StopNow
