@@ -770,9 +770,9 @@ class Pretrained:
     @property
     def label_names(self) -> list[str]:
         """What the classifier tells apart, in the order of its logits; numbers where it has no
-        names. Empty for one that gives a number."""
-        fields = self.heads["classifier"]
-        if fields.get("kind") == "number":
+        names. Empty for one that gives a number, and where there is none."""
+        fields = self.heads.get("classifier")
+        if fields is None or self._kind == "number":
             return []
         return list(self.labels) or [str(number) for number in range(fields["labels"])]
 
@@ -780,6 +780,7 @@ class Pretrained:
         self, texts: Sequence[str], pairs: Sequence[str | None], batch_size: int = 32
     ) -> np.ndarray:
         """float32 [texts, labels], of texts or of pairs; see `classify`."""
+        self._check_abilities(("classify",))
         batch_size = _at_least_one(batch_size, "batch_size")
         return self._logits_of(self._pairs(texts, pairs), batch_size)
 

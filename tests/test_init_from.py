@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 from albert.checkpoints import CheckpointError
+from albert.checkpoints.store import Checkpoints
+from albert.data.sources.base import SourceError
 from albert.data.vocabulary import train_vocabulary
 from albert.interop import formats
 from albert.interop.weights import stacked
@@ -82,6 +84,17 @@ def test_moments_and_counters_are_taken_by_every_optimizer_that_keeps_such(name,
             assert (kind, int(leaf)) == ("count", 7)
     assert found == {(kind, p) for kind in expected for p in expected[kind]}
     jax.tree.map(np.testing.assert_array_equal, state.params, weights.tree)
+
+
+def test_a_run_is_not_judged_on_more_than_it_held_out(run, tiny):
+    info = Checkpoints(run / "checkpoints").info(8)
+    held_out, tokenizer = tiny.data.valid_fraction, formats.read(run).tokenizer
+    for fraction in (held_out, held_out / 2):
+        tiny.data.valid_fraction = fraction
+        assert Pretraining.to_evaluate(check(tiny), tokenizer, info).evaluations
+    tiny.data.valid_fraction = 2 * held_out
+    with pytest.raises(SourceError, match=r"the run held .* of its training text out: it has l"):
+        Pretraining.to_evaluate(check(tiny), tokenizer, info)
 
 
 def test_tools_see_the_rows_of_a_run_that_starts_from_a_model(run, tiny, tmp_path):

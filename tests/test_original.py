@@ -21,6 +21,7 @@ from albert.data.tokenizer import Tokenizer
 from albert.interop import formats, original
 from albert.interop.weights import entries, stacked, unstacked
 from albert.models.encoder import Albert
+from exports import tuned
 from models import assert_same, random_weights
 from test_fidelity import assert_golden, released_training
 
@@ -207,6 +208,19 @@ def test_groups_and_random_models_go_there_and_back(tmp_path, tf):
         again = formats.read(tmp_path / str(number), with_moments=True)
         assert_same(again, weights)
         assert again.step == 7
+
+
+@pytest.mark.parametrize(
+    "heads",
+    [
+        {"classifier": {"labels": 3, "kind": "several"}},
+        {"classifier": {"labels": 1, "kind": "choice"}},
+        {"conditional_span": {"threshold": 1.5}},
+    ],
+)
+def test_what_a_head_means_travels_too(heads, tmp_path, tf):
+    formats.write(tuned(heads), tmp_path / "m", "original")
+    assert formats.read(tmp_path / "m").heads == heads
 
 
 @pytest.mark.parametrize("flags", [(True, True), (False, False)])

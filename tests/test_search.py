@@ -285,6 +285,25 @@ def test_its_benchmark_runs(built, tmp_path):
     assert found["milliseconds"].keys() == {"vector", "approximate", "exact"}
 
 
+def test_the_name_of_a_file_need_not_be_utf8(exported, tmp_path):
+    (tmp_path / "in").mkdir()
+    name = os.fsdecode(b"caf\xe9.txt")
+    (tmp_path / "in" / name).write_text("The river runs.\n")
+    folder = tmp_path / "index"
+    arguments = (
+        f"--model={exported}",
+        f"--input={tmp_path / 'in'}",
+        f"--output={folder}",
+        "--precision=float32",
+    )
+    done = call(*arguments)
+    assert done.returncode == 0, done.stderr
+    with serving(opened(exported), index=Index(folder)) as (port, _):
+        status, content, _ = ask(port, "/search", {"query": "river", "top": 1})
+    assert status == 200, content
+    assert content["results"][0]["file"].endswith(r"caf\udce9.txt")
+
+
 def test_the_service_searches_an_index(built, exported):
     backend = opened(exported)
     index = Index(built)

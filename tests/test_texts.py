@@ -29,7 +29,7 @@ from albert.tasks.classification import OwnTexts
 from albert.tasks.glue import Glue, GlueConfig
 from albert.tasks.texts import Example
 from albert.train.config import check
-from albert.train.evaluate import Options, evaluate_run
+from albert.train.evaluate import Options, evaluate_model, evaluate_run
 from albert.train.loop import train
 from configs.finetune import glue as glue_config
 from configs.finetune import texts as texts_config
@@ -359,6 +359,18 @@ def test_a_run_is_not_judged_on_what_it_has_learned(own, finetuned, finetuned_fo
         OwnTexts.to_evaluate(check(own), task.tokenizer, info)
     own.data.dev = own.data.train  # as somebody says
     assert OwnTexts.to_evaluate(check(own), task.tokenizer, info).evaluations
+
+
+def test_a_model_is_judged_on_as_many_labels_as_it_has(own, tokenizer, tmp_path):
+    fields = {"labels": 3, "dropout": 0.0}
+    weights = tuned({"classifier": fields}, vocab_size=tokenizer.vocab_size)
+    weights.tokenizer = tokenizer
+    formats.write(weights, tmp_path / "m", "huggingface")
+    assert albert.inference.Pretrained(tuned({})).label_names == []
+    own.init_from = ""
+    own.data.dev = own.data.train
+    with pytest.raises(SourceError, match=r"3 outputs .* have 2 labels \(green, red\): it was not"):
+        evaluate_model(tmp_path / "m", check(own, needs_text=False), Options())
 
 
 def test_labels_that_are_wrong_are_named(own, tmp_path):

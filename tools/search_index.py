@@ -125,7 +125,7 @@ def _build(model: str) -> None:
         for what in source.left_out:
             tell(f"{source.spec}: left out {what}.", sys.stderr)
     backend = _backend(model, [_BATCH.value], _LENGTHS, _PRECISION.value)
-    place = model if "://" in model else os.path.abspath(model)
+    place = model if "://" in model else os.path.abspath(os.path.expanduser(model))
     vectors = vectors_of(backend, place)
     wanted = _MAX_SENTENCES.value or None
     sentences = (

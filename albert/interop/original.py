@@ -33,7 +33,8 @@ CONFIG_NAME = "albert_config.json"
 _SLOTS = ("adam_m", "adam_v")  # of both optimizers
 _STEP = "global_step"
 # Written into albert_config.json, where the released program ignores them, and read from there.
-_LOWER, _STRIP, _LABELS = "do_lower_case", "strip_accents", "labels"
+_LOWER, _STRIP, _LABELS, _HEADS = "do_lower_case", "strip_accents", "labels", "heads"
+_MEANT = ("kind", "threshold")  # fields of heads that the released program has no place for
 _HUB = "module/"  # in front of every name in exports for a hub
 
 _IN_LAYER = {
@@ -153,6 +154,8 @@ def read(prefix: Path, with_moments: bool = False, vocabulary: Path | None = Non
         heads = {"span": {}}
     elif "answer_class/dense_1/kernel" in shapes:
         heads = {"conditional_span": {}}
+    for head, fields in heads.items():  # what the released program has no place for
+        fields.update(options.get(_HEADS, {}).get(head, {}))
     wanted = entries(config, name_of, heads)
     weights = Weights(config, take(wanted, shapes, get, prefix, config_path), heads=heads)
     weights.labels = tuple(options.get(_LABELS, ()))
@@ -240,6 +243,12 @@ def write(weights: Weights, folder: Path) -> dict[str, str]:
         written |= {_LOWER: weights.tokenizer.lower_case, _STRIP: weights.tokenizer.strip_accents}
     if weights.labels:
         written[_LABELS] = weights.labels
+    meant = {
+        head: {name: fields[name] for name in _MEANT if name in fields}
+        for head, fields in heads.items()
+    }
+    if meant := {head: fields for head, fields in meant.items() if fields}:
+        written[_HEADS] = meant
     (folder / CONFIG_NAME).write_text(json.dumps(written, indent=2) + "\n")
     return {entry.path: entry.name for entry in present}
 

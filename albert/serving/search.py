@@ -27,6 +27,11 @@ class Hits(BaseModel):
     )
 
 
+def _written(name: str) -> str:
+    """A file's name as UTF-8, with escapes for bytes that are none."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 def search_ability(index: Index, backend: Backend, limits: Limits) -> Ability:
     """What is asked of an index; raises SearchError where it is of another model."""
     card = backend.card
@@ -46,7 +51,8 @@ def search_ability(index: Index, backend: Backend, limits: Limits) -> Ability:
 
         def answer(outputs: list[Any]) -> Hits:
             found = index.search(outputs[0][card.pooling], request.top, request.exact)
-            hits = [Hit(**each._asdict()) for each in found]
+            # A file's name need not be UTF-8.
+            hits = [Hit(**each._replace(file=_written(each.file))._asdict()) for each in found]
             return Hits(results=hits, cut=["query"] if cut else [])
 
         return Prepared(rows, answer)

@@ -246,6 +246,15 @@ class Pretraining(Task):
     def to_evaluate(cls, config, tokenizer, saved, model=None):
         tokenizer = vocabulary_of(tokenizer)
         valid = prepare_valid(config.data, tokenizer, wanted=_fingerprints(saved))
+        if saved is not None and not config.data.valid_sources:
+            learned = {plan.corpus.fingerprint for plan in valid.plans} & {*saved["data"]["train"]}
+            held_out = saved["data"]["valid_fraction"]  # 0: of none of them
+            if learned and config.data.valid_fraction > held_out:
+                raise SourceError(
+                    f"data.valid_fraction is {config.data.valid_fraction:g} and the run held "
+                    f"{held_out:g} of its training text out: it has learned from the rest. Lower "
+                    "it, or name other text with --config.data.valid_sources."
+                )
         if saved is not None and config.data.valid_sources:
             trained_on = found_corpora(config.data, saved["data"]["train"])
             warn_of_overlap(trained_on, [plan.corpus for plan in valid.plans])

@@ -267,6 +267,14 @@ class TextTask(FineTuning):
         data = cls.read(config, training=False, saved=saved)
         if saved is not None:  # the order in which the model has learned them
             data.labels = tuple(saved["labels"])
+        if model is not None and HEAD in model.heads:
+            count = model.heads[HEAD]["labels"]
+            if count != (len(data.labels) or 1):
+                raise SourceError(
+                    f"The model's classifier has {count} outputs without names and the examples "
+                    f"have {len(data.labels) or 'no'} labels ({', '.join(data.labels)}): it was "
+                    "not fine-tuned on these."
+                )
         task = cls(config, data, tokenizer)
         task.check_drawn(saved)
         task.predictions = [

@@ -132,6 +132,14 @@ def _checked(task: Task, found: Exported, workdir: Path) -> FineTuning:
                 f"export it with --heads={head}"
             ]
         )
+    pieces = task.model.config.vocab_size, found.model["vocab_size"]
+    if pieces[0] != pieces[1]:
+        raise ConfigError(
+            [
+                f"{found.folder} knows {pieces[1]} pieces and {workdir} {pieces[0]}: it is of "
+                "another model"
+            ]
+        )
     ours, theirs = tuple(getattr(task, "labels", ())), found.labels
     if ours != theirs:
         raise ConfigError(
