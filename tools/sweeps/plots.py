@@ -105,6 +105,7 @@ def _draw_curves(axis, curves, colour, name: str) -> None:
 def _quality(sweep: Sweep, rows: list[Row], folder: Path) -> Path | None:
     """What every row came to; None where there is no figure that all of them have."""
     from matplotlib import pyplot
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
     def shared(wanted: Iterable[str]) -> list[str]:
         return [c for c in wanted if all(c in row.center for row in rows)]
@@ -133,6 +134,9 @@ def _quality(sweep: Sweep, rows: list[Row], folder: Path) -> Path | None:
                 label=label(row.overrides),
             )
         axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.set_xlabel("parameters without heads")
         axis.set_ylabel(f"held-out {column}")
         axis.grid(alpha=0.3)
