@@ -270,6 +270,7 @@ def test_labelled_files_are_read_from_a_store_as_from_a_disk(tmp_path, store):
     line = json.dumps(passage | {"answers": ["B"], "id": "high1.txt"})
     (here / "RACE/train/high/1.txt").write_text(line)
     (here / "a.conll").write_text("Tom B-PER\nran O\n")
+    store |= {"EPATH_USE_TF": "false"}
     assert run(store, "-c", COPY, str(here)).returncode == 0
     disk, there = (run(store, "-c", LABELLED, str(f)) for f in (here, "gs://bucket/labelled"))
     assert disk.returncode == there.returncode == 0, disk.stderr + there.stderr
