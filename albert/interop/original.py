@@ -154,8 +154,9 @@ def read(prefix: Path, with_moments: bool = False, vocabulary: Path | None = Non
         heads = {"span": {}}
     elif "answer_class/dense_1/kernel" in shapes:
         heads = {"conditional_span": {}}
-    for head, fields in heads.items():  # what the released program has no place for
-        fields.update(options.get(_HEADS, {}).get(head, {}))
+    # What the released program has no place for.
+    meant = options.get(_HEADS, {})
+    heads = {head: {**fields, **meant.get(head, {})} for head, fields in heads.items()}
     wanted = entries(config, name_of, heads)
     weights = Weights(config, take(wanted, shapes, get, prefix, config_path), heads=heads)
     weights.labels = tuple(options.get(_LABELS, ()))
